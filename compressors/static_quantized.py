@@ -1,0 +1,48 @@
+"""A layer whose inputs and outputs are 8-bit integers in deployment, simulated exactly in float."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """An asymmetric unsigned 8-bit range: `value = scale * (code - zero_point)`, code in `[0, 255]`."""
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def spanning(cls, low: float, high: float) -> "ActivationRange":
+        """Returns the range that holds `[low, high]` and represents zero exactly."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        # The scale is rounded to float32 because that is what the deployed file holds.
+        scale = float(torch.tensor(max(high - low, 1e-8) / 255.0, dtype=torch.float32))
+        return cls(scale, min(255, max(0, round(-low / scale))))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Rounds `values` (any shape) to the range; same rounding as ONNX QuantizeLinear."""
+        return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, 255)
+
+
+class StaticQuantized(nn.Module):
+    """Runs `layer` between two 8-bit roundings.
+
+    The runtime has integer kernels only for a layer whose input *and* output are integers, hence both.
+    Where a ReLU follows the layer, `output_range` starts at zero and the ReLU costs nothing any more.
+
+    Attributes:
+        layer: the layer (or the chain of smaller ones) that runs inside.
+        input_range, output_range: fixed ranges from calibration.
+    """
+
+    def __init__(self, layer: nn.Module, input_range: ActivationRange, output_range: ActivationRange) -> None:
+        super().__init__()
+        self.layer = layer
+        self.input_range = input_range
+        self.output_range = output_range
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(self.input_range(inputs))
+        return self.output_range(outputs)

@@ -1,0 +1,126 @@
+"""What one way to compress a layer must declare, and the registry of all of them.
+
+Adding a technique is adding one file to this folder: a frozen dataclass below `Technique`. The
+registry, the search space, YAML, the listing and the contract tests follow from its declaration.
+"""
+
+import dataclasses
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError, unknown_name
+from plywise.compressors.statistics import LayerStatistics
+
+TECHNIQUES: dict[str, type["Technique"]] = {}
+
+
+class Stage(IntEnum):
+    """Where in a recipe a technique acts; a recipe has at most one technique of each stage."""
+
+    STRUCTURE = 0
+    SPARSITY = 1
+    WEIGHTS = 2
+    ACTIVATIONS = 3
+
+
+def choice(
+    default: Any, *, grid: tuple[Any, ...], low: float | None = None, high: float | None = None, help: str = ""
+) -> Any:
+    """Declares a hyperparameter.
+
+    Args:
+        default: value where none is given.
+        grid: values that the search tries.
+        low, high: bounds of allowed numbers, inclusive; a text must be on the grid.
+        help: one line for the listing.
+    """
+    return dataclasses.field(default=default, metadata={"grid": grid, "low": low, "high": high, "help": help})
+
+
+@dataclass(frozen=True)
+class Technique(ABC):
+    """One way to compress one layer; its fields are its hyperparameters.
+
+    Class attributes:
+        name: what users write in plans, snake_case.
+        stage: where in a recipe it acts.
+        summary: what it costs and saves, one line for the listing.
+        source: paper, year, section.
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        TECHNIQUES[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_value(self.name, field, getattr(self, field.name))
+
+    @abstractmethod
+    def unsupported(self, layer: nn.Module) -> str | None:
+        """Returns why this technique cannot be used on `layer`, or None where it can."""
+
+    @abstractmethod
+    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        """Returns a new, compressed module; `layer` is left untouched.
+
+        Args:
+            layer: an ordinary torch layer that `unsupported` accepts.
+            statistics: what calibration saw at this layer.
+        """
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a stored weight, or None where this technique does not decide it."""
+        return None
+
+    @classmethod
+    def grid(cls) -> Iterator[Self]:
+        """Yields the technique at every point of its hyperparameters' grid."""
+        fields = dataclasses.fields(cls)
+        for values in itertools.product(*(field.metadata["grid"] for field in fields)):
+            yield cls(**{field.name: value for field, value in zip(fields, values, strict=True)})
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the hyperparameters by name."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        inside = ", ".join(f"{key}={value}" for key, value in self.settings().items())
+        return f"{self.name}({inside})" if inside else self.name
+
+
+def make_technique(name: str, settings: Mapping[str, Any]) -> Technique:
+    """Builds a technique by name; raises ConfigurationError on unknown names, fields and values."""
+    if name not in TECHNIQUES:
+        raise unknown_name("technique", name, TECHNIQUES)
+    cls = TECHNIQUES[name]
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key in settings:
+        if key not in known:
+            raise unknown_name(f"field of {name}", key, known)
+    return cls(**settings)
+
+
+def _check_value(name: str, field: "dataclasses.Field[Any]", value: Any) -> None:
+    grid, low, high = field.metadata["grid"], field.metadata["low"], field.metadata["high"]
+    if isinstance(field.default, str | bool):
+        if value not in grid:
+            raise ConfigurationError(f"{name}: {field.name}={value!r} is not allowed; choose one of {grid}")
+        return
+    if isinstance(value, bool) or not isinstance(value, int if isinstance(field.default, int) else int | float):
+        kind = "a whole number" if isinstance(field.default, int) else "a number"
+        raise ConfigurationError(f"{name}: {field.name}={value!r} must be {kind}, for example {field.default}")
+    if (low is not None and value < low) or (high is not None and value > high) or value != value:
+        raise ConfigurationError(f"{name}: {field.name}={value!r} must lie between {low} and {high}")

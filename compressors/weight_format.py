@@ -1,0 +1,130 @@
+"""How the weights of a layer are stored: symbols of a few bits and what turns them into numbers.
+
+A quantised layer stays an ordinary torch layer that holds the decoded numbers, so it runs anywhere;
+its format, attached to it, recovers the symbols exactly when it is packed or exported.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.errors import FileFormatError
+
+FORMATS: dict[str, type["WeightFormat"]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class WeightFormat(ABC):
+    """A finite alphabet of weight values; `decode(encode(w)) == w` bit for bit on a decoded tensor."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        FORMATS[cls.name] = cls
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits of one stored symbol; symbols lie in `[0, 2**bits)`."""
+
+    @abstractmethod
+    def encode(self, weight: Tensor) -> Tensor:
+        """Returns the symbols of the nearest values, int64, in the shape of `weight`."""
+
+    @abstractmethod
+    def decode(self, symbols: Tensor) -> Tensor:
+        """Returns the float32 values of `symbols`, in their shape."""
+
+    @abstractmethod
+    def scaled(self, factor: Tensor) -> "WeightFormat":
+        """Returns the format whose values are multiplied by `factor` `(out,)` along dimension 0."""
+
+    @abstractmethod
+    def settings(self) -> Mapping[str, int | float | str | bool]:
+        """Plain values that, with `tensors`, rebuild the format."""
+
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Tensors stored beside the symbols (scales, zero points, codebooks)."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "WeightFormat":
+        """Rebuilds the format; raises FileFormatError on anything out of range."""
+
+
+@dataclass(frozen=True, eq=False)
+class UniformFormat(WeightFormat):
+    """`value = scale * (symbol - zero_point)`, one scale for each output channel.
+
+    Attributes:
+        width: bits of a symbol, 1 to 8.
+        scale: `(out,)` float32, positive.
+        zero_point: `(out,)` float32 whole numbers in `[0, 2**width)`; `2**(width-1)` where symmetric.
+    """
+
+    name: ClassVar[str] = "uniform"
+    width: int
+    scale: Tensor
+    zero_point: Tensor
+
+    @property
+    def bits(self) -> int:
+        return self.width
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether zero sits in the middle of the alphabet in every channel."""
+        return bool((self.zero_point == 2 ** (self.width - 1)).all())
+
+    def encode(self, weight: Tensor) -> Tensor:
+        scale, zero = self._broadcast(weight)
+        return (weight.float() / scale + zero).round().clamp(0, 2**self.width - 1).long()
+
+    def decode(self, symbols: Tensor) -> Tensor:
+        scale, zero = self._broadcast(symbols)
+        return (symbols.float() - zero) * scale
+
+    def scaled(self, factor: Tensor) -> "UniformFormat":
+        return UniformFormat(self.width, self.scale * factor, self.zero_point)
+
+    def rows(self, index: Tensor) -> "UniformFormat":
+        """Returns the format of the selected output channels."""
+        return UniformFormat(self.width, self.scale[index], self.zero_point[index])
+
+    def settings(self) -> Mapping[str, int | float | str | bool]:
+        return {"width": self.width, "symmetric": self.symmetric}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"scale": self.scale} if self.symmetric else {"scale": self.scale, "zero_point": self.zero_point}
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "UniformFormat":
+        width = settings.get("width")
+        if not isinstance(width, int) or not 1 <= width <= 8 or "scale" not in tensors:
+            raise FileFormatError(f"uniform weight format with width {width!r}: 1 to 8 bits and a scale are needed")
+        scale = tensors["scale"].float()
+        middle = torch.full_like(scale, 2 ** (width - 1))
+        return cls(width, scale, tensors.get("zero_point", middle).float())
+
+    def _broadcast(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1,) + (1,) * (like.dim() - 1)
+        return self.scale.view(shape), self.zero_point.view(shape)
+
+
+def weight_format(layer: nn.Module) -> WeightFormat | None:
+    """Returns the format of a layer's weights, or None where they are plain floats."""
+    found = getattr(layer, "weight_format", None)
+    return found if isinstance(found, WeightFormat) else None
+
+
+def set_weight_format(layer: nn.Module, form: WeightFormat, weight: Tensor) -> None:
+    """Rounds `weight` into `form`, stores the result in `layer` and remembers the format there."""
+    decoded = form.decode(form.encode(weight))
+    with torch.no_grad():
+        layer.weight = nn.Parameter(decoded.to(weight.dtype), requires_grad=False)
+    layer.weight_format = form  # type: ignore[assignment]

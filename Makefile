@@ -8,10 +8,8 @@ setup: $(STAMP)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e .[dev] || \
-	  ($(BIN)/pip install --quiet -c constraints.txt setuptools && \
-	   $(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e .[dev])
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0 setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable .[dev]
 	touch $(STAMP)
 
 demo: setup            ## learn on the digits zoo, compress three networks never seen

@@ -1,9 +1,12 @@
 """What one pass over calibration data records at a layer: the basis of every closed-form repair."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.layers import is_pointwise
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,55 @@ class LayerStatistics:
     inputs: Tensor
     outputs: Tensor
     importance: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def white(cls, layer: nn.Module) -> "LayerStatistics":
+        """Returns statistics of white noise: what to assume of a layer without calibration data."""
+        weight: Tensor = layer.weight
+        groups = getattr(layer, "groups", 1)
+        features = weight[0].numel()
+        rows = weight.detach().float().flatten(1).norm(dim=1)
+        spread = torch.linspace(-3.0, 3.0, 256)
+        return cls(
+            torch.eye(features).expand(groups, features, features).clone(),
+            torch.zeros(groups, features),
+            spread,
+            spread * float(rows.max()),
+            {"l2": rows, "taylor": rows},
+        )
+
+
+def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[LayerStatistics]:
+    """Returns the statistics at each leaf of a chain that replaces one ungrouped layer.
+
+    They follow in closed form from those of the layer: a pointwise leaf in front maps each position of the
+    patch, a leaf with the layer's kernel maps the patch to one position.
+    """
+    found: list[LayerStatistics] = []
+    covariance, mean = statistics.covariance[0], statistics.mean[0]  # over (channels * positions)
+    positions = max(leaf.weight[0, 0].numel() for leaf in chain)
+    for place, leaf in enumerate(chain):
+        channels = mean.numel() // positions
+        weight = leaf.weight.detach().float().flatten(1)
+        if is_pointwise(leaf) and positions > 1:
+            at_positions = covariance.view(channels, positions, channels, positions)
+            inner = at_positions.diagonal(dim1=1, dim2=3).mean(-1), mean.view(channels, positions).mean(1)
+            wide = torch.kron(weight.contiguous(), torch.eye(positions))
+        else:
+            inner, wide, positions = (covariance, mean), weight, 1
+        samples = statistics.inputs if place == 0 else _spread(*inner)
+        found.append(replace(statistics, covariance=inner[0][None], mean=inner[1][None], inputs=samples))
+        covariance, mean = wide @ covariance @ wide.T, wide @ mean
+        if leaf.bias is not None:
+            mean = mean + leaf.bias.detach().float().repeat_interleave(positions)
+        if place:
+            found[place - 1] = replace(found[place - 1], outputs=samples)
+    return found
+
+
+def _spread(covariance: Tensor, mean: Tensor, count: int = 64) -> Tensor:
+    """Returns sorted values spread as normal variables of these moments: a stand-in for a sample."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    quantiles = normal.icdf((torch.arange(count) + 0.5) / count * 0.9998 + 0.0001)
+    deviation = covariance.diagonal().clamp(min=0).sqrt()
+    return (mean[:, None] + deviation[:, None] * quantiles).flatten().sort().values

@@ -1,0 +1,85 @@
+"""Removing channels from a layer, with the least-squares repair of what reads them."""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.error_feedback import DAMPING, damped
+from plywise.compressors.layers import groups_of, is_depthwise, make_conv, weight_matrices
+from plywise.compressors.statistics import LayerStatistics
+
+WIDE = 32
+"""From this many channels on, pruning leaves multiples of `STEP`; narrower layers keep multiples of `STEP / 2`."""
+STEP = 8
+
+
+def kept_count(channels: int, ratio: float) -> int:
+    """Returns how many channels stay when a share `ratio` is to go: int8 kernels want multiples of 8."""
+    step = STEP if channels >= WIDE else STEP // 2 if channels >= STEP else 1
+    return min(channels, max(step, step * round(channels * (1.0 - ratio) / step)))
+
+
+def kept_channels(importance: Tensor, ratio: float) -> Tensor:
+    """Returns the sorted indices of the most important channels; smaller ratios keep supersets."""
+    order = importance.argsort(descending=True, stable=True)
+    return order[: kept_count(importance.numel(), ratio)].sort().values
+
+
+def keep_outputs(
+    layer: nn.Module, statistics: LayerStatistics, keep: Tensor
+) -> tuple[nn.Module, LayerStatistics]:
+    """Returns the layer with only the output channels `keep` (indices), and its statistics."""
+    bias = None if layer.bias is None else layer.bias.detach()[keep]
+    if is_depthwise(layer):
+        multiplier = layer.weight.shape[0] // layer.groups
+        groups = keep[::multiplier] // multiplier
+        new = _rebuilt(layer, layer.weight.detach()[keep], bias, groups=groups.numel())
+        statistics = dataclasses.replace(
+            statistics, covariance=statistics.covariance[groups], mean=statistics.mean[groups]
+        )
+    else:
+        new = _rebuilt(layer, layer.weight.detach()[keep], bias, groups=groups_of(layer))
+    importance = {name: values[keep] for name, values in statistics.importance.items()}
+    return new, dataclasses.replace(statistics, importance=importance)
+
+
+def keep_inputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> tuple[nn.Module, LayerStatistics]:
+    """Returns an ungrouped layer that reads only the input channels `keep`, refitted by least squares.
+
+    The weights that stay take over what the removed ones said, as far as the inputs are correlated:
+    `W' = W C[:, K] (C[K, K])^-1`, and the bias keeps the mean output.
+    Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks (2017), section 3.1, step (ii).
+    """
+    channels = int(layer.weight.shape[1])
+    positions = statistics.mean.shape[1] // channels
+    feature = (keep[:, None] * positions + torch.arange(positions)).flatten()
+    covariance, mean = statistics.covariance[0], statistics.mean[0]
+    matrix = weight_matrices(layer)[0].double()
+    inner = covariance[feature][:, feature]
+    cross = covariance.double()[:, feature]
+    # A small damping keeps the solution near the old weights where the data say little.
+    ridge = damped(inner[None], DAMPING)[0]
+    pull = (ridge - inner.double()).diagonal()
+    target = matrix @ cross + matrix[:, feature] * pull
+    refitted = torch.linalg.solve(ridge, target.T).T
+    shift = matrix @ mean.double() - refitted @ mean[feature].double()
+    bias = shift.float() if layer.bias is None else layer.bias.detach().float() + shift.float()
+    shape = (matrix.shape[0], keep.numel(), *layer.weight.shape[2:])
+    new = _rebuilt(layer, refitted.float().reshape(shape), bias)
+    return new, dataclasses.replace(statistics, covariance=inner[None], mean=mean[feature][None])
+
+
+def _rebuilt(layer: nn.Module, weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return make_conv(layer, weight, bias)
+    return make_conv(
+        layer,
+        weight,
+        bias,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=groups,
+        padding_mode=layer.padding_mode,
+    )

@@ -1,0 +1,40 @@
+"""Removes whole output channels."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from plywise.compressors.channels import keep_outputs, kept_channels
+from plywise.compressors.layers import WEIGHTED, groups_of, out_channels
+from plywise.compressors.statistics import LayerStatistics
+from plywise.compressors.technique import Stage, Technique, choice
+
+
+@dataclass(frozen=True)
+class FilterPruning(Technique):
+    """Keeps the most important output channels; layers that share or read them are cut alike and refitted."""
+
+    name: ClassVar[str] = "filter_pruning"
+    stage: ClassVar[Stage] = Stage.STRUCTURE
+    summary: ClassVar[str] = "fewer channels here and in all layers that read them: less of everything, most accuracy"
+    source: ClassVar[str] = (
+        "Li et al., Pruning Filters for Efficient ConvNets, 2017 (l2); Molchanov et al., Importance Estimation, "
+        "2019, section 3.1, gate form (taylor)"
+    )
+
+    ratio: float = choice(0.5, grid=(0.25, 0.5, 0.75), low=0.0, high=0.99, help="share of the channels removed")
+    importance: str = choice("taylor", grid=("l2", "taylor"), help="what ranks the channels")
+
+    def unsupported(self, layer: nn.Module) -> str | None:
+        if not isinstance(layer, WEIGHTED):
+            return f"{type(layer).__name__} has no channels to remove"
+        if groups_of(layer) > 1:
+            return "the channels of a grouped convolution follow those of its input"
+        if out_channels(layer) < 2:
+            return "a layer of one channel has none to lose"
+        return None
+
+    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        keep = kept_channels(statistics.importance[self.importance], self.ratio)
+        return keep_outputs(layer, statistics, keep)[0]

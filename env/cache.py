@@ -1,0 +1,28 @@
+"""Where files that can be made again are kept between runs."""
+
+import os
+from pathlib import Path
+
+from plywise.compressors.errors import ConfigurationError
+
+
+def cache_folder(*parts: str) -> Path:
+    """Returns a folder below the cache and creates it where it is missing.
+
+    The cache is the folder in the environment variable `PLYWISE_CACHE`, else `~/.cache/plywise`.
+
+    Args:
+        parts: names of the folders below it.
+
+    Raises:
+        ConfigurationError: the folder cannot be created.
+    """
+    root = os.environ.get("PLYWISE_CACHE")
+    folder = (Path(root) if root else Path.home() / ".cache" / "plywise").joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot create the cache folder {folder} ({error.strerror}); set PLYWISE_CACHE to a writable folder"
+        ) from error
+    return folder

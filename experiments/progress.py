@@ -1,0 +1,29 @@
+"""A progress bar with the time left, for whatever takes longer than a moment."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PATIENCE_SECONDS = 2.0
+
+Item = TypeVar("Item")
+
+
+def tracked(items: Sequence[Item], description: str) -> Iterator[Item]:
+    """Yields `items`, with a bar on the standard error stream once two seconds have passed."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task(description, total=len(items))
+    begun = time.monotonic()
+    try:
+        for item in items:
+            if not progress.live.is_started and time.monotonic() - begun > PATIENCE_SECONDS:
+                progress.start()
+            yield item
+            progress.advance(task)
+    finally:
+        if progress.live.is_started:
+            progress.stop()

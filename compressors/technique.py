@@ -97,7 +97,9 @@ class Technique(ABC):
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        inside = ", ".join(f"{key}={value}" for key, value in self.settings().items())
+        fields = dataclasses.fields(self)
+        shown = [f for place, f in enumerate(fields) if place == 0 or getattr(self, f.name) != f.default]
+        inside = ", ".join(f"{field.name}={getattr(self, field.name)}" for field in shown)
         return f"{self.name}({inside})" if inside else self.name
 
 

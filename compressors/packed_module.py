@@ -1,0 +1,194 @@
+"""One module as bytes: a description where it differs from the original, then its tensors.
+
+Biases, scales and normalisation are stored as they are; weights are packed: as the symbols of their format where
+they have one, else as floats whose zeros cost little.
+"""
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.byte_reader import ByteReader, length_size, with_length
+from plywise.compressors.errors import FileFormatError, ModelError
+from plywise.compressors.module_spec import LEAVES, build_leaf, leaf_settings, unstorable
+from plywise.compressors.packing import (
+    floats_size,
+    pack_floats,
+    pack_symbols,
+    raw_floats,
+    symbols_size,
+    unpack_floats,
+    unpack_symbols,
+)
+from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
+from plywise.compressors.weight_format import FORMATS, WeightFormat, weight_format
+
+Spec = list[Any]
+"""A module in JSON: `[type or null for the original's, settings that differ, weight format]` for a leaf,
+`["Sequential", {name: spec}]` and `["StaticQuantized", spec]` for the containers."""
+
+PRESET = (
+    b'["Embedding",["ConvTranspose1d",["Conv1d",["BatchNorm2d",{"num_features":,"eps":1e-05,"momentum":0.1,'
+    b'"affine":true,"track_running_stats":true}]],["Linear",{"in_features":64,"out_features":10,"bias":true}'
+    b'"zero_point":["uniform",{"width":8,"symmetric":false}[1,["Sequential",{"0":["Conv2d",{"in_channels":16,'
+    b'"out_channels":32,"kernel_size":[3,3],"stride":[1,1],"padding":[1,1],"dilation":[1,1],"groups":1,"bias":false,'
+    b'"padding_mode":"zeros"}]],"1":[1,["StaticQuantized",[null,{"out_channels":16,"bias":true},["uniform",{"width":4,'
+    b'"symmetric":true},{"scale":[16]}]]],[1,["Identity",{}]],[1,[null,{"bias":true},["uniform",{"width":3,'
+)
+"""What descriptions are mostly made of: the preset dictionary of their compression."""
+
+_MARK_BYTES = 1
+RANGES = struct.Struct("<dBdB")
+
+
+def compressed_json(value: Any) -> bytes:
+    """Returns a JSON value as few bytes."""
+    packer = zlib.compressobj(9, wbits=-15, zdict=PRESET)
+    return packer.compress(json.dumps(value, separators=(",", ":")).encode()) + packer.flush()
+
+
+def is_altered(module: nn.Module, original: nn.Module) -> bool:
+    """Returns whether the module needs a description to be rebuilt from the original."""
+    if isinstance(module, StaticQuantized) or weight_format(module) is not None:
+        return True
+    if type(module) is nn.Sequential:
+        return type(original) is not nn.Sequential or list(module._modules) != list(original._modules)
+    return type(module) is not type(original) or leaf_settings(module) != leaf_settings(original)
+
+
+def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
+    """Returns the description of a module that stands in the place of `original`.
+
+    Raises:
+        ModelError: where its type is not among those that a file may hold.
+    """
+    if isinstance(module, StaticQuantized):
+        return ["StaticQuantized", describe(f"{name}.layer", module.layer, original)]
+    if type(module) is nn.Sequential:
+        return ["Sequential", {key: describe(f"{name}.{key}", part, original) for key, part in module.named_children()}]
+    settings, known = leaf_settings(module), leaf_settings(original) or {}
+    same_type = type(module) is type(original)
+    if (settings is None and not same_type) or list(module.children()):
+        raise unstorable(name, module)
+    settings = settings or {}
+    if same_type:
+        settings = {key: value for key, value in settings.items() if value != known[key]}
+    spec: Spec = [None if same_type else type(module).__name__, settings]
+    form = weight_format(module)
+    if form is not None:
+        shapes = {key: list(tensor.shape) for key, tensor in form.tensors().items()}
+        spec.append([form.name, dict(form.settings()), shapes])
+    return spec
+
+
+def tensor_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
+    """Yields the tensors of a described module: its own, then those of its parts."""
+    yield from own_blocks(name, module)
+    for key, part in module.named_children():
+        yield from tensor_blocks(f"{name}.{key}", part)
+
+
+def own_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
+    """Yields the module's own tensors in the order in which they are read back.
+
+    Raises:
+        ModelError: where weights are no values of their format, or a tensor cannot be stored.
+    """
+    if isinstance(module, StaticQuantized):
+        yield _ranges_bytes(name, module)
+    form = weight_format(module)
+    for key, tensor in float_tensors(name, module).items():
+        if key == "weight" and form is not None:
+            yield with_length(pack_symbols(_symbols(name, tensor, form), form.bits))
+            for extra in form.tensors().values():
+                yield with_length(pack_floats(extra.float()))
+        elif tensor.dim() > 1:
+            yield with_length(pack_floats(tensor))
+        else:
+            yield tensor.contiguous().numpy().astype("<f4").tobytes()
+
+
+def float_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """Returns the module's own parameters and lasting buffers, without those of whole numbers.
+
+    Raises:
+        ModelError: where one is neither float32 nor of whole numbers.
+    """
+    found = {}
+    for key in tensor_names(module):
+        tensor = getattr(module, key).detach()
+        if tensor.dtype == torch.float32:
+            found[key] = tensor.cpu()
+        elif tensor.is_floating_point() or tensor.is_complex():
+            raise ModelError(f"{name}.{key} is {tensor.dtype}; a packed file holds float32: call model.float() first")
+    return found
+
+
+def tensor_names(module: nn.Module) -> list[str]:
+    """Returns the names of the module's own parameters and lasting buffers, in the order of the file."""
+    lasting = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
+    return [key for key in [*module._parameters, *lasting] if getattr(module, key) is not None]
+
+
+def is_range(scale: float, zero_point: int) -> bool:
+    """Returns whether an activation range can be stored: a positive, finite scale and a byte."""
+    return math.isfinite(scale) and scale > 0 and 0 <= zero_point <= 255
+
+
+def packed_size(module: nn.Module) -> int:
+    """Returns the bytes that a module takes in a packed file, to a few bytes, without coding it.
+
+    Args:
+        module: a leaf, or any tree of modules; its description is included as far as it is quantised, factored or
+            an `nn.Identity`.
+    """
+    if isinstance(module, StaticQuantized) or weight_format(module) is not None or type(module) is nn.Identity:
+        return _MARK_BYTES + _described_size(module) + _tensors_size(module)
+    own = _tensors_size(module, recurse=False)
+    mark = _MARK_BYTES if own or leaf_settings(module) is not None else 0
+    return mark + own + sum(packed_size(child) for child in module.children())
+
+
+def _symbols(name: str, weight: Tensor, form: WeightFormat) -> Tensor:
+    symbols = form.encode(weight)
+    if not torch.equal(form.decode(symbols), weight):
+        raise ModelError(
+            f"{name}: the weights are not values of their format ({form.name}, {form.bits} bits); "
+            "quantise the layer again after changing its weights"
+        )
+    return symbols
+
+
+def _ranges_bytes(name: str, module: StaticQuantized) -> bytes:
+    ranges = (module.input_range, module.output_range)
+    for each in ranges:
+        if not is_range(each.scale, each.zero_point):
+            raise ModelError(f"{name}: {each} needs a positive, finite scale and a zero point in 0 to 255")
+    return RANGES.pack(*(value for each in ranges for value in (each.scale, each.zero_point)))
+
+
+def _described_size(module: nn.Module) -> int:
+    # The original is unknown here; it is of the type of the first leaf, for that is what all techniques keep.
+    original = next((part for part in module.modules() if leaf_settings(part) is not None), module)
+    return len(compressed_json([1, describe("", module, original)]))
+
+
+def _tensors_size(module: nn.Module, recurse: bool = True) -> int:
+    form = weight_format(module)
+    total = RANGES.size if isinstance(module, StaticQuantized) else 0
+    for key, tensor in float_tensors("", module).items():
+        if key == "weight" and form is not None:
+            blocks = [symbols_size(form.encode(tensor), form.bits), *map(floats_size, form.tensors().values())]
+            total += sum(size + length_size(size) for size in blocks)
+        elif tensor.dim() > 1:
+            size = floats_size(tensor)
+            total += size + length_size(size)
+        else:
+            total += 4 * tensor.numel()
+    return total + (sum(map(_tensors_size, module.children())) if recurse else 0)

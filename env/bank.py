@@ -1,0 +1,153 @@
+"""Every (layer, recipe) compressed once, in the shapes that upstream choices give; plans are stitched from them."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.channels import keep_inputs, keep_outputs, kept_channels
+from plywise.compressors.filter_pruning import FilterPruning
+from plywise.compressors.plan import Plan
+from plywise.compressors.layers import is_depthwise
+from plywise.compressors.recipe import Recipe
+from plywise.compressors.technique import Stage
+from plywise.env.assembly import assemble
+from plywise.env.calibration import Calibration, Moments
+from plywise.env.channel_groups import NORMS, cut, cut_norm
+from plywise.env.moment_matching import match_moments
+from plywise.env.network import Layer, Network
+
+MEMORY = 2 << 30
+"""Bytes of compressed layers kept at a time; the least recently used go first."""
+
+State = tuple[tuple[int, FilterPruning], ...]
+"""Which channel groups (by index) are pruned and how, sorted."""
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """A plan put together.
+
+    Attributes:
+        model: the compressed network.
+        replaced: the modules in it that are not the original's, by name.
+    """
+
+    model: nn.Module
+    replaced: Mapping[str, nn.Module]
+
+
+class Bank:
+    """Compressed layers of one network, made on demand and kept.
+
+    Attributes:
+        network: what is compressed.
+        calibration: its statistics.
+    """
+
+    def __init__(self, network: Network, calibration: Calibration) -> None:
+        self.network = network
+        self.calibration = calibration
+        self._entries: OrderedDict[tuple[str, Recipe, State], nn.Module] = OrderedDict()
+        self._bytes = 0
+        self._layers = {layer.name: layer for layer in network.layers}
+
+    def state(self, plan: Plan) -> State:
+        """Returns what a plan prunes, in the form that entries are kept under."""
+        found = []
+        for layer in self.network.layers:
+            technique = plan[layer.name].at(Stage.STRUCTURE)
+            if isinstance(technique, FilterPruning) and layer.leads and layer.group is not None:
+                found.append((layer.group, technique))
+        return tuple(sorted(found, key=lambda pair: pair[0]))
+
+    def kept(self, state: State) -> dict[int, Tensor]:
+        """Returns the sorted indices of the channels that stay, for each pruned group."""
+        statistics = self.calibration.statistics
+        groups = self.network.groups
+        return {
+            index: kept_channels(statistics[groups[index].leader].importance[how.importance], how.ratio)
+            for index, how in state
+        }
+
+    def entry(self, name: str, recipe: Recipe, state: State = ()) -> nn.Module:
+        """Returns the compressed layer; shared between callers, so copy before changing it.
+
+        Args:
+            name: of the layer.
+            recipe: what to do to it; a `filter_pruning` on a follower is not allowed.
+            state: pruned groups; those that do not touch the layer do not matter.
+        """
+        layer = self._layers[name]
+        touching = tuple((g, how) for g, how in state if g in layer.reads or (g == layer.group and not layer.leads))
+        key = (name, recipe, touching)
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        activations = recipe.at(Stage.ACTIVATIONS)
+        if activations is not None:
+            # The weights are the same with and without 8-bit activations, so they are compressed once.
+            inner = self.entry(name, recipe.without(Stage.ACTIVATIONS), state)
+            module = activations.compress(inner, self._prepared(layer, touching)[1])
+        else:
+            source, statistics = self._prepared(layer, touching)
+            module = recipe.compress(source, statistics)
+        self._entries[key] = module
+        self._bytes += _size(module)
+        while self._bytes > MEMORY and len(self._entries) > 1:
+            self._bytes -= _size(self._entries.popitem(last=False)[1])
+        return module
+
+    def prepared(self, name: str, state: State) -> nn.Module:
+        """Returns the uncompressed layer with the channels that the state leaves, refitted."""
+        layer = self._layers[name]
+        return self._prepared(layer, tuple((g, how) for g, how in state if g in layer.reads or g == layer.group))[0]
+
+    def stitch(self, plan: Plan, repair: bool = True) -> Stitched:
+        """Puts a plan together.
+
+        Args:
+            plan: a recipe for each layer.
+            repair: whether to match the moments of the original (one pass over the calibration inputs).
+        """
+        state = self.state(plan)
+        keep = self.kept(state)
+        network = self.network
+        outputs = cut(network.modules, network.groups, keep)[1]
+        replaced: dict[str, nn.Module] = {}
+        for layer in network.layers:
+            touched = any(g in layer.reads or g == layer.group for g, _ in state)
+            if plan[layer.name].techniques or touched:
+                replaced[layer.name] = copy.deepcopy(self.entry(layer.name, plan[layer.name], state))
+        for name in outputs:
+            if isinstance(network.modules[name], NORMS):
+                replaced[name] = cut_norm(network.modules[name], outputs[name])
+        model = assemble(network.model, replaced)
+        if repair and replaced:
+            targets = {
+                name: _kept_moments(self.calibration.outputs[name], outputs.get(name)) for name in replaced
+            }
+            match_moments(model, self.calibration.inputs, targets, replaced)
+        return Stitched(model, replaced)
+
+    def _prepared(self, layer: Layer, touching: State):  # type: ignore[no-untyped-def]
+        module, statistics = self.network.modules[layer.name], self.calibration.statistics[layer.name]
+        if not touching:
+            return module, statistics
+        inputs, outputs = cut(self.network.modules, self.network.groups, self.kept(touching), [layer.name])
+        if layer.name in inputs and not is_depthwise(module):
+            module, statistics = keep_inputs(module, statistics, inputs[layer.name])
+        if layer.name in outputs:
+            module, statistics = keep_outputs(module, statistics, outputs[layer.name])
+        return module, statistics
+
+
+def _kept_moments(found: Moments, keep: Tensor | None) -> Moments:
+    return found if keep is None else Moments(found.mean[keep], found.deviation[keep])
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())

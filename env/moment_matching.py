@@ -1,0 +1,83 @@
+"""Repair of a compressed network: each channel gets back the mean and the deviation that it had in the original.
+
+The generalisation of BatchNorm recalibration to networks whose BatchNorms have been merged. It compares both
+networks on the *same* calibration inputs, so what sampling does to the moments cancels, and a network that is
+hardly disturbed is hardly changed. One forward pass corrects all layers in order, each on the realised inputs.
+Source: Nagel et al., Data-Free Quantization, 2019, section 4.2 (empirical bias correction); Ioffe, Batch
+Renormalization, 2017 (what changes in a network whose statistics moved).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.static_quantized import StaticQuantized
+from plywise.compressors.weight_format import weight_format
+from plywise.env.calibration import Moments, moments
+
+TRUST = 0.05
+"""Relative disturbance of a channel's output at which half of the correction of its deviation is applied."""
+
+
+def match_moments(model: nn.Module, inputs: Tensor, targets: Mapping[str, Moments], changed: Mapping[str, nn.Module]) -> None:
+    """Corrects the layers in `changed` in place; they must not be shared with another network.
+
+    Args:
+        model: the compressed network, in eval mode.
+        inputs: `(n, ...)` calibration inputs, run as one batch.
+        targets: the original's moments for each name in `changed`, already reduced to the channels that stay.
+        changed: by name, layers (or chains, or `StaticQuantized`) and BatchNorms of `model`.
+    """
+    handles = []
+
+    def correct(target: Moments) -> Any:
+        def hook(leaf: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
+            last = isinstance(leaf, nn.Linear)
+            factor, shift = _correction(moments(outputs, last), target)
+            _apply(leaf, factor, shift)
+            shape = (-1,) if last else (-1,) + (1,) * (outputs.dim() - 2)
+            return outputs * factor.view(shape) + shift.view(shape)
+
+        return hook
+
+    for name, module in changed.items():
+        handles.append(last_leaf(module).register_forward_hook(correct(targets[name])))
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def last_leaf(module: nn.Module) -> nn.Module:
+    """Returns the leaf that makes the outputs of a compressed layer."""
+    while isinstance(module, nn.Sequential | StaticQuantized):
+        module = module.layer if isinstance(module, StaticQuantized) else module[-1]
+    return module
+
+
+def _correction(found: Moments, target: Moments) -> tuple[Tensor, Tensor]:
+    """Returns per-channel factor and shift that bring `found` to `target`."""
+    ratio = target.deviation / found.deviation.clamp(min=1e-12)
+    usable = (found.deviation > 1e-6 * found.deviation.max()) & (target.deviation > 0)
+    ratio = torch.where(usable, ratio, torch.ones_like(ratio)).clamp(0.25, 4.0)
+    disturbance = (ratio.log().square()) / TRUST**2
+    factor = 1.0 + (ratio - 1.0) * disturbance / (1.0 + disturbance)
+    return factor, target.mean - factor * found.mean
+
+
+def _apply(leaf: nn.Module, factor: Tensor, shift: Tensor) -> None:
+    """Multiplies a leaf's outputs by `factor` and adds `shift`, keeping its weights in their format."""
+    form = weight_format(leaf)
+    if form is not None:
+        scaled = form.scaled(factor)
+        weight = scaled.decode(form.encode(leaf.weight.detach()))
+        leaf.weight_format = scaled  # type: ignore[assignment]
+    else:
+        weight = leaf.weight.detach() * factor.view(-1, *(1,) * (leaf.weight.dim() - 1))
+    bias = shift if leaf.bias is None else leaf.bias.detach() * factor + shift
+    leaf.weight = nn.Parameter(weight, requires_grad=False)
+    leaf.bias = nn.Parameter(bias, requires_grad=False)

@@ -1,0 +1,146 @@
+"""A trained network as the walk sees it: layers in execution order and the channels they share."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.errors import ModelError
+from plywise.compressors.layers import WEIGHTED
+from plywise.env.channel_groups import ChannelGroup, find_groups
+from plywise.env.folding import fold_batch_norms
+from plywise.env.operation import Operation, operations
+from plywise.env.trace import Call, trace
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One compressible layer.
+
+    Attributes:
+        name: dotted name.
+        input_shape, output_shape: at batch 1, without the batch dimension.
+        relu: range `(low, high)` of the ReLU that directly follows, or None.
+        group: index of the channel group of its outputs, None where they cannot be cut.
+        leads: whether it decides for that group.
+        reads: indices of the groups that its input channels come from.
+        uncut: why its output channels cannot be cut, None where they can.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    relu: tuple[float, float] | None
+    group: int | None
+    leads: bool
+    reads: tuple[int, ...]
+    uncut: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network ready to be compressed; `Network.of` builds it.
+
+    Attributes:
+        name: what to call it.
+        original: as given, in eval mode; never changed.
+        model: the same function with BatchNorms merged into the layers before them.
+        layers: the compressible ones, in execution order.
+        groups: channels that are cut together.
+        skipped: for modules with weights that stay as they are, the reason.
+        example: one batch of inputs `(n, ...)`.
+    """
+
+    name: str
+    original: nn.Module
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    groups: tuple[ChannelGroup, ...]
+    skipped: Mapping[str, str]
+    example: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor, name: str = "network") -> "Network":
+        """Finds the layers and channel groups of `model`.
+
+        Args:
+            model: any network that maps one float tensor `(n, ...)` to `(n, classes)`.
+            example: a few real inputs `(n, ...)`.
+            name: what to call it in plans and reports.
+
+        Raises:
+            ModelError: if the network does not run on `example` or has nothing to compress.
+        """
+        model.eval()
+        try:
+            calls = trace(model, example)
+        except Exception as error:  # a user's forward may raise anything
+            raise ModelError(
+                f"{name} does not run on inputs of shape {tuple(example.shape)}: {error}. "
+                "Check that the data fit the network (channels, height, width)."
+            ) from error
+        folded = fold_batch_norms(model, calls)
+        calls = trace(folded, example)
+        usable, skipped = _usable(folded, calls)
+        if not usable:
+            raise ModelError(f"{name} has no layer that can be compressed: " + "; ".join(map(": ".join, skipped.items())))
+        groups, uncut = find_groups(folded, example, [call.name for call in usable])
+        produced = {side.module: index for index, group in enumerate(groups) for side in group.producers}
+        layers = tuple(
+            Layer(
+                call.name,
+                call.input_shape,
+                call.output_shape,
+                call.relu,
+                produced.get(call.name),
+                call.name in {group.leader for group in groups},
+                tuple(i for i, group in enumerate(groups) if any(s.module == call.name for s in group.consumers)),
+                uncut.get(call.name),
+            )
+            for call in usable
+        )
+        return cls(name, model, folded, layers, tuple(groups), skipped, example)
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules of `model` by dotted name."""
+        return dict(self.model.named_modules())
+
+    @cached_property
+    def operations(self) -> dict[str, tuple[Operation, ...]]:
+        """What each layer runs in the original network, by name."""
+        return {layer.name: operations(self.modules[layer.name], layer.input_shape) for layer in self.layers}
+
+    @cached_property
+    def macs(self) -> dict[str, int]:
+        """Multiply-adds of each layer for one input, by name."""
+        return {name: sum(operation.macs for operation in chain) for name, chain in self.operations.items()}
+
+
+def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, str]]:
+    """Splits modules with weights into those that can be compressed and the others with their reasons."""
+    times = Counter(call.name for call in calls)
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    usable: list[Call] = []
+    skipped: dict[str, str] = {}
+    by_name = {call.name: call for call in calls}
+    for name, module in model.named_modules():
+        if any(True for _ in module.children()) or not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if not isinstance(module, WEIGHTED):
+            skipped[name] = f"{type(module).__name__}: no technique for this kind of layer"
+        elif times[name] == 0:
+            skipped[name] = "its forward is never called (the network uses its weights directly)"
+        elif times[name] > 1:
+            skipped[name] = f"runs {times[name]} times in one forward pass"
+        elif owners[id(module.weight)] > 1:
+            skipped[name] = "shares its weights with another layer"
+        elif not torch.is_floating_point(module.weight):
+            skipped[name] = f"weights of type {module.weight.dtype}"
+        else:
+            usable.append(by_name[name])
+    order = {call.name: place for place, call in enumerate(calls)}
+    return sorted(usable, key=lambda call: order[call.name]), skipped

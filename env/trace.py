@@ -1,0 +1,109 @@
+"""One forward pass, watched: which modules run, in which order, on what, and what reads their outputs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+RELUS = ("relu", "relu_", "hardtanh", "hardtanh_", "clamp", "clamp_min")
+"""Names of the operators that a ReLU or ReLU6 becomes."""
+
+
+@dataclass
+class Call:
+    """One run of a leaf module.
+
+    Attributes:
+        name: its dotted name.
+        input_shape, output_shape: without the batch dimension.
+        readers: names of the operators that read the output, in order.
+        reading_modules: leaf modules that take the output as it is.
+        relu: `(low, high)` of the ReLU that directly follows, or None.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    readers: list[str] = field(default_factory=list)
+    reading_modules: list[str] = field(default_factory=list)
+    relu: tuple[float, float] | None = None
+
+
+class _Watch(TorchDispatchMode):
+    """Notes each operator that reads the output of a watched call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.produced: dict[int, Call] = {}
+        self.alive: list[Tensor] = []  # ids stay unique only while the tensors live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            call = self.produced.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            if call is not None:
+                name = func.overloadpacket.__name__
+                call.readers.append(name)
+                if len(call.readers) == 1 and name in RELUS:
+                    call.relu = _bounds(name, args)
+        return func(*args, **(kwargs or {}))
+
+
+def _bounds(name: str, args: tuple[Any, ...]) -> tuple[float, float] | None:
+    if name.startswith("relu"):
+        return 0.0, float("inf")
+    low = args[1] if len(args) > 1 else -1.0
+    high = args[2] if len(args) > 2 and args[2] is not None else float("inf")
+    return (0.0, float(high)) if isinstance(low, int | float) and low == 0 else None
+
+
+def trace(model: nn.Module, example: Tensor) -> list[Call]:
+    """Runs `model` once on `example` `(n, ...)` and returns the calls of its leaf modules in order."""
+    calls: list[Call] = []
+    with torch.no_grad(), _Watch() as watch, _hooks(model, calls, watch):
+        model(example)
+    for call in calls:
+        # A ReLU decides the range only where nothing else reads the raw output; in place, all read it after.
+        if call.relu is not None and len(call.readers) > 1 and not call.readers[0].endswith("_"):
+            call.relu = None
+    return calls
+
+
+@contextmanager
+def _hooks(model: nn.Module, calls: list[Call], watch: _Watch) -> Iterator[None]:
+    handles = []
+
+    def before(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            call = watch.produced.get(id(args[0])) if args else None
+            if call is not None:
+                call.reading_modules.append(name)
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+                return
+            if output is args[0] and id(output) in watch.produced:
+                return  # nn.Identity or an in-place ReLU: what follows reads the call before it
+            call = Call(name, tuple(args[0].shape[1:]), tuple(output.shape[1:]))
+            calls.append(call)
+            watch.produced[id(output)] = call
+            watch.alive.extend((args[0], output))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if not any(True for _ in module.children()):
+            handles.append(module.register_forward_pre_hook(before(name)))
+            handles.append(module.register_forward_hook(after(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

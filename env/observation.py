@@ -1,0 +1,182 @@
+"""What the agent sees: numbers that mean the same on any network, any catalogue and any demand."""
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from plywise.env.price_stack import PriceStack
+from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, Floats
+from plywise.env.score import Array, score_plans
+from plywise.env.supply import SHADOW_PRICES
+from plywise.env.walk import DROP, NUM_PRICES, WAY_OUT, Walks
+
+LIMIT = 5.0
+"""Every feature lies within plus and minus this."""
+
+CONTEXT_FEATURES = (
+    "progress",
+    *LAYER_FEATURES,
+    "input_kept",
+    *(f"score_gap_{index}" for index in range(NUM_PRICES)),
+    *(f"excess_{index}" for index in range(NUM_PRICES)),
+    *(f"promised_drop_{index}" for index in range(NUM_PRICES)),
+    "log_shadow_price",
+    *(f"weight_{name}" for name in ("accuracy", *METRICS)),
+    *(f"log_ceiling_{name}" for name in METRICS),
+    *(f"has_ceiling_{name}" for name in METRICS),
+    "max_drop",
+    "has_max_drop",
+    *(f"slack_{name}" for name in METRICS),
+    "spent_drop",
+    "fixed_latency",
+    "integer_speed",
+)
+"""Names of the context's entries.
+
+`score_gap_i`: score promised at shadow price i minus the best; `excess_i`: how far its worst cost lies above the
+ceiling (log; below 0 holds); `promised_drop_i`: its drop; `slack`: what is left of a ceiling against what the way out
+needs (log); `integer_speed`: median log latency of integer recipes against identity.
+"""
+
+ROW_FEATURES = (
+    *RECIPE_FEATURES,
+    *(f"log_cost_{name}" for name in METRICS),
+    *(f"log_share_{name}" for name in METRICS),
+    "drop",
+    "reduced_cost_low",
+    "reduced_cost",
+    "reduced_cost_high",
+    *(f"saving_{name}" for name in METRICS),
+    "promised_score",
+    "promised_excess",
+    "legal",
+)
+"""Names of a recipe row's entries.
+
+`log_cost`: against identity in the same state; `log_share`: against the original network; `reduced_cost`: drop plus
+cost at a quarter of, at and at four times the best shadow price, minus the menu's best; `saving`: what the cut saves
+in later layers; `promised_score`, `promised_excess`: of the whole plan, were the rest done at the best shadow price,
+the score relative to the menu's best. The last entry is 1 for a row that may be chosen, 0 for all others.
+"""
+
+Observation = dict[str, Floats]
+
+
+def observation_space(num_slots: int) -> spaces.Dict:
+    """Returns the space of observations of menus with `num_slots` rows."""
+    rows = (num_slots, len(ROW_FEATURES))
+    return spaces.Dict(
+        context=spaces.Box(-LIMIT, LIMIT, (len(CONTEXT_FEATURES),), np.float32),
+        recipes=spaces.Box(-LIMIT, LIMIT, rows, np.float32),
+    )
+
+
+def blank(num_slots: int) -> Observation:
+    """Returns the observation after the last layer: nothing left to decide, all zeros."""
+    return {
+        "context": np.zeros(len(CONTEXT_FEATURES), np.float32),
+        "recipes": np.zeros((num_slots, len(ROW_FEATURES)), np.float32),
+    }
+
+
+def reduced_costs(walks: Walks, factor: float = 1.0) -> Floats:
+    """Returns drop plus cost of each slot at a multiple of the best shadow price, points `(n, K)`."""
+    price = (factor * SHADOW_PRICES[walks.star])[:, None]
+    paid = walks.cost + walks.behind[:, :, 0]  # later layers cost less where this one is cut
+    result: Floats = walks.drops + price * np.matmul(paid, walks.shares[..., None])[..., 0]
+    return result
+
+
+class Observer:
+    """Turns the state of walks into observations."""
+
+    def __init__(self, stack: PriceStack) -> None:
+        depth = stack.num_layers + 1
+        self.layers = np.zeros((len(stack.tables), depth, len(LAYER_FEATURES)), np.float32)
+        self.recipes = np.zeros((len(stack.tables), depth, stack.num_slots, len(RECIPE_FEATURES)), np.float32)
+        self.device = np.zeros((len(stack.tables), 2), np.float32)
+        latency, activation_bits = METRICS.index("latency"), RECIPE_FEATURES.index("activation_bits")
+        for index, table in enumerate(stack.tables):
+            self.layers[index, : table.num_layers] = table.layer_features
+            self.recipes[index, : table.num_layers, : table.num_slots] = table.recipe_features
+            integer = table.legal & (table.recipe_features[:, :, activation_bits] < 1)
+            speed = _log(table.cost[latency, :, :, 0, 0]) - _log(table.cost[latency, :, :1, 0, 0])
+            median = float(np.median(speed[integer])) if integer.any() else 0.0
+            self.device[index] = stack.fixed[index, latency], median
+
+    def observe(self, walks: Walks) -> Observation:
+        """Returns `context` `(n, C)` and `recipes` `(n, K, F)` of refreshed walks."""
+        return {"context": self._context(walks), "recipes": self._rows(walks)}
+
+    def _context(self, walks: Walks) -> Floats:
+        rows, table, layer, demands = np.arange(walks.count), walks.table, walks.layer, walks.demands
+        excess = _log_clipped(walks.promised / demands.ceilings[:, None]).max(-1)
+        weights = np.concatenate([demands.accuracy_weight[:, None], demands.weights], 1)
+        has_ceiling, has_max = np.isfinite(demands.ceilings), np.isfinite(demands.max_drop)
+        left = demands.ceilings - walks.spent
+        slack = np.maximum(left, 1e-6) / np.maximum(walks.rest[:, WAY_OUT, :DROP], 1e-6)
+        parts = (
+            (layer / walks.stack.layers[table])[:, None],
+            self.layers[table, layer],
+            walks.kept[rows, layer, WAY_OUT][:, None],
+            _points(walks.projected - walks.potential[:, None]),
+            excess,
+            _points(walks.promised_drop),
+            np.log10(SHADOW_PRICES[walks.star])[:, None] / 2,
+            weights / weights.sum(1, keepdims=True),
+            np.where(has_ceiling, _log_clipped(demands.ceilings), 0.0),
+            has_ceiling,
+            _points(np.where(has_max, demands.max_drop, 0.0))[:, None],
+            has_max[:, None],
+            np.where(has_ceiling, _log_clipped(slack), 0.0),
+            _points(walks.drop)[:, None],
+            self.device[table],
+        )
+        return np.clip(np.concatenate(parts, 1, dtype=np.float32, casting="unsafe"), -LIMIT, LIMIT)
+
+    def _rows(self, walks: Walks) -> Floats:
+        rows, table, layer = np.arange(walks.count), walks.table, walks.layer
+        allowed = walks.masks
+        features = np.empty((walks.count, walks.stack.num_slots, len(ROW_FEATURES)), np.float32)
+        at = len(RECIPE_FEATURES)
+        features[:, :, :at] = self.recipes[table, layer]
+        log_cost = _log(walks.cost)
+        features[:, :, at : at + 3] = log_cost - log_cost[:, :1]
+        features[:, :, at + 3 : at + 6] = log_cost / 2
+        features[:, :, at + 6] = _points(walks.drops * 4)
+        for offset, factor in enumerate((0.25, 1.0, 4.0)):
+            reduced = reduced_costs(walks, factor)
+            features[:, :, at + 7 + offset] = _points(reduced - _best(-reduced, allowed, -1))
+        unchanged = walks.behind[:, :1, 0]  # slot 0 is identity: it cuts nothing
+        features[:, :, at + 10 : at + 13] = np.arcsinh(20 * (unchanged - walks.behind[:, :, 0]))
+        promised = walks.spent[:, None] + walks.cost + walks.behind[:, :, 0]
+        later = walks.rest[rows, walks.star, DROP] - walks.price[rows, layer, walks.star, DROP]
+        drop = np.minimum((walks.drop + later)[:, None] + walks.drops, walks.room[:, None])
+        score = score_plans(walks.demands.expand(1), promised, drop)
+        features[:, :, at + 13] = _points(score - _best(score, allowed, 1))
+        features[:, :, at + 14] = _log_clipped(promised / walks.demands.ceilings[:, None]).max(-1)
+        features[:, :, at + 15] = 1.0
+        np.clip(features, -LIMIT, LIMIT, out=features)
+        features *= allowed[:, :, None]
+        return features
+
+
+def _best(value: NDArray[np.floating], allowed: NDArray[np.bool_], sign: int) -> Array:
+    """Largest allowed value of each row, times a sign, `(n, 1)`."""
+    best: Array = sign * np.where(allowed, value, -np.inf).max(1, keepdims=True)
+    return best
+
+
+def _log(value: NDArray[np.floating]) -> NDArray[np.floating]:
+    result: NDArray[np.floating] = np.log(np.maximum(value, 1e-6))
+    return result
+
+
+def _log_clipped(value: NDArray[np.floating]) -> NDArray[np.floating]:
+    clipped: NDArray[np.floating] = np.clip(_log(value), -LIMIT, LIMIT)
+    return clipped
+
+
+def _points(value: NDArray[np.floating]) -> NDArray[np.floating]:
+    result: NDArray[np.floating] = np.arcsinh(value)
+    return result

@@ -1,0 +1,35 @@
+"""Random factors that make a few price tables act like many, and estimates act like estimates."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from plywise.env.price_stack import NUM_METRICS
+from plywise.env.prices import Ints
+from plywise.env.score import Array
+from plywise.env.walk import Walks
+
+
+@dataclass(frozen=True)
+class Randomisation:
+    """Lognormal factors of one episode; all default to none.
+
+    Attributes:
+        noise: error of the estimates. The true drop, which only the final score knows, is the estimate times factors
+            of spread 0.3 * noise for the network and 0.4 * noise for each layer.
+        jitter: variety of networks. Drops and costs of each layer, shown and true, are multiplied by factors of
+            spread 0.5 * jitter and 0.3 * jitter.
+    """
+
+    noise: float = 0.0
+    jitter: float = 0.0
+
+    def place(self, walks: Walks, rows: Ints, table: Ints, generator: np.random.Generator) -> Array:
+        """Puts rows at the start of networks with factors of their own; returns what `Walks.place` does."""
+        shape = (len(rows), walks.stack.num_layers + 1)
+        network = generator.normal(0.0, 0.3, (len(rows), 1))
+        truth = self.noise * (network + generator.normal(0.0, 0.4, shape))
+        drop = self.jitter * generator.normal(0.0, 0.5, shape)
+        cost = self.jitter * generator.normal(0.0, 0.3, (*shape, NUM_METRICS))
+        factors = (np.exp(exponent, dtype=np.float32) for exponent in (drop, truth, cost))
+        return walks.place(rows, table, *factors)

@@ -1,0 +1,138 @@
+"""The reward of a finished plan: one formula, used by the walk, the evaluators and the report.
+
+    U     = accuracy_weight + sum_m weight_m
+    score = sum_m weight_m * ln(original_m / cost_m)  -  accuracy_weight * max(0, drop)
+            - U * sum over broken cost ceilings (BROKEN + COST_RATE * ln(cost_m / (ceiling_m * original_m)))
+            - U * (BROKEN + DROP_RATE * (drop - max_drop))   where the accuracy ceiling is broken
+
+with m over storage, latency and energy, and drops in percentage points. U gives the penalty the scale of the
+preferences, so no choice of weights can buy it off: 1 % more than a cost ceiling pays only if it saves more than 1.4
+points times U / accuracy_weight, one point of drop beyond the ceiling only if it makes every cost 20 times smaller.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from plywise.env.demand import Demand
+from plywise.env.prices import METRICS
+
+BROKEN = 1.0
+COST_RATE = 40.0
+DROP_RATE = 2.0
+SLACK = 1e-6
+"""A ceiling counts as held up to this relative excess (cost) or this many points (drop): rounding, not tolerance."""
+LEAST_RATIO = 1e-9
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Demands:
+    """A batch of demands as arrays: one row each, infinity where there is no ceiling.
+
+    Attributes:
+        accuracy_weight: `(n,)`.
+        weights: `(n, M)` of the costs.
+        ceilings: `(n, M)` shares of the original's cost.
+        max_drop: `(n,)` points.
+    """
+
+    accuracy_weight: Array
+    weights: Array
+    ceilings: Array
+    max_drop: Array
+
+    @classmethod
+    def of(cls, demands: Sequence[Demand]) -> "Demands":
+        """Stacks demands."""
+        none = np.inf
+        return cls(
+            np.array([demand.weights[0] for demand in demands]),
+            np.array([demand.weights[1:] for demand in demands]),
+            np.array([[none if c is None else c for c in demand.ceilings] for demand in demands]),
+            np.array([none if d.max_accuracy_drop is None else d.max_accuracy_drop for d in demands], dtype=float),
+        )
+
+    def expand(self, axes: int) -> "Demands":
+        """Returns a view with `axes` axes of length 1 after the batch axis, to broadcast over many plans a row."""
+        row, cost = (slice(None), *([None] * axes)), (slice(None), *([None] * axes), slice(None))
+        return Demands(self.accuracy_weight[row], self.weights[cost], self.ceilings[cost], self.max_drop[row])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished plan costs and loses.
+
+    Attributes:
+        drop: lost accuracy, percentage points; negative where accuracy rose.
+        cost: storage bytes, latency ms, energy mJ.
+        ratios: the same as shares of the original's.
+        score: see the module.
+        demand_met: whether every ceiling holds.
+        violations: by how much a ceiling is broken: share of the original's cost, or points for `accuracy_drop`.
+    """
+
+    drop: float
+    cost: tuple[float, ...]
+    ratios: tuple[float, ...]
+    score: float
+    demand_met: bool
+    violations: dict[str, float]
+
+
+def score_plans(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any]) -> Array:
+    """Returns the scores of plans, `(n, ...)`.
+
+    Args:
+        demands: n demands, expanded to broadcast with `drop`.
+        ratios: `(n, ..., M)` costs as shares of the original's.
+        drop: `(n, ...)` points.
+    """
+    log_ratio = np.log(np.maximum(ratios, LEAST_RATIO))
+    with np.errstate(divide="ignore"):  # a ceiling of 0 points is fine; of 0 cost is not a demand
+        log_excess = log_ratio - np.log(demands.ceilings)
+    broken = log_excess > SLACK
+    over = drop - demands.max_drop
+    penalty = (broken * BROKEN + COST_RATE * np.where(broken, log_excess, 0.0)).sum(-1)
+    penalty += np.where(over > SLACK, BROKEN + DROP_RATE * np.maximum(over, 0.0), 0.0)
+    unit = demands.accuracy_weight + demands.weights.sum(-1)
+    gain = -(demands.weights * log_ratio).sum(-1)
+    scores: Array = gain - demands.accuracy_weight * np.maximum(drop, 0.0) - unit * penalty
+    return scores
+
+
+def score_of(demand: Demand, ratios: ArrayLike, drop: float) -> float:
+    """Returns the score of one plan.
+
+    Args:
+        demand: what the user wants.
+        ratios: `(M,)` costs as shares of the original's.
+        drop: lost accuracy, percentage points.
+    """
+    return float(score_plans(Demands.of([demand]), np.asarray(ratios, float)[None], np.array([drop], float))[0])
+
+
+def judge(demand: Demand, original: ArrayLike, cost: ArrayLike, drop: float) -> Outcome:
+    """Returns the outcome of a plan of known cost and drop, whether estimated or measured.
+
+    Args:
+        demand: what the user wants.
+        original: `(M,)` cost of the original network: bytes, ms, mJ.
+        cost: `(M,)` cost of the compressed one.
+        drop: lost accuracy, percentage points.
+    """
+    costs = np.asarray(cost, float)
+    ratios = costs / np.asarray(original, float)
+    violations = {
+        name: float(ratio - ceiling)
+        for name, ratio, ceiling in zip(METRICS, ratios, demand.ceilings, strict=True)
+        if ceiling is not None and ratio > ceiling * (1.0 + SLACK)
+    }
+    if demand.max_accuracy_drop is not None and drop > demand.max_accuracy_drop + SLACK:
+        violations["accuracy_drop"] = drop - demand.max_accuracy_drop
+    score = score_of(demand, ratios, drop)
+    return Outcome(drop, tuple(costs.tolist()), tuple(ratios.tolist()), score, not violations, violations)

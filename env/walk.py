@@ -1,0 +1,260 @@
+"""The walk: many networks at once, layer by layer, with what every choice does to the layers behind it."""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plywise.env.least_plans import least_plans
+from plywise.env.price_stack import NUM_METRICS, PriceStack
+from plywise.env.prices import METRICS, Bools, Floats, Ints
+from plywise.env.score import SLACK, Array, Demands, score_plans
+from plywise.env.supply import SHADOW_PRICES, metric_shares, supply_plans
+
+NUM_PRICES = len(SHADOW_PRICES)
+WAY_OUT = NUM_PRICES
+"""Index of the reference plan among a row's plans: following it holds the ceilings if anything known does."""
+DROP = NUM_METRICS
+"""Index of the drop behind the costs in `price`."""
+
+
+class Walks:
+    """n walks. Everything is an array with one row per walk; costs are shares of the original network's.
+
+    Besides what was chosen so far, a row knows NUM_PRICES + 1 whole plans: those of the shadow prices and a way out.
+    Their prices for the layers ahead are kept exact for the channels that the choices so far have left.
+
+    State, all in `STATE`: `table`, `layer` `(n,)`; `actions` `(n, L)`, -1 ahead; `spent` `(n, M)`, fixed part
+    included; `drop`, `true_drop` `(n,)` estimated and, with noise, true; `weights`... of the demands; `drop_factor`,
+    `truth_factor` `(n, L + 1)` and `scale` `(n, L + 1, M)`, the row's own factors; `plans`, `kept`, `out`
+    `(n, L + 1, P)` slots, input kept shares and output levels; `price` `(n, L + 1, P, M + 1)` costs and drop.
+
+    After `refresh`, of the current layer: `cost` `(n, K, M)`, `drops` `(n, K)`, `masks` `(n, K)`, `rest`
+    `(n, P, M + 1)` what the plans make of the current and later layers, `behind` `(n, K, 2, M)` what the best price's
+    plan and the way out make of the later layers after each slot, `projected` `(n, prices)` scores, `star` `(n,)` the
+    best price, `potential` `(n,)` its score.
+    """
+
+    STATE = (
+        *("table", "layer", "actions", "spent", "drop", "true_drop", "drop_factor", "truth_factor", "scale", "fixed"),
+        *("plans", "kept", "out", "price"),
+    )
+
+    def __init__(self, stack: PriceStack, count: int) -> None:
+        self.stack = stack
+        self.count = count
+        depth, plans = stack.num_layers + 1, NUM_PRICES + 1
+        least = np.stack([least_plans(stack, index) for index in range(len(stack.tables))])  # (T, J, L + 1)
+        self._least = least.transpose(0, 2, 1)
+        self._least_cost = stack.plan_costs(np.arange(len(least)), self._least)  # (T, L + 1, J, M)
+        self.table: Ints = np.zeros(count, np.int64)
+        self.layer: Ints = np.zeros(count, np.int64)
+        self.actions: Ints = np.full((count, stack.num_layers), -1)
+        self.spent: Array = np.ones((count, NUM_METRICS))
+        self.fixed: Array = np.zeros((count, NUM_METRICS))
+        self.drop: Array = np.zeros(count)
+        self.true_drop: Array = np.zeros(count)
+        self.drop_factor: Floats = np.ones((count, depth), np.float32)
+        self.truth_factor: Floats = np.ones((count, depth), np.float32)
+        self.scale: Floats = np.ones((count, depth, NUM_METRICS), np.float32)
+        self.plans: Ints = np.zeros((count, depth, plans), np.int64)
+        self.kept: Floats = np.ones((count, depth, plans), np.float32)
+        self.out: Ints = np.zeros((count, depth, plans), np.int64)
+        self.price: Floats = np.zeros((count, depth, plans, NUM_METRICS + 1), np.float32)
+        ones = np.ones(count)
+        self.demands = Demands(ones, np.ones((count, NUM_METRICS)), np.ones((count, NUM_METRICS)), ones.copy())
+        self._all = np.arange(count)
+
+    def place(
+        self,
+        rows: Ints,
+        table: Ints,
+        drop_factor: Floats | None = None,
+        truth_factor: Floats | None = None,
+        cost_factor: Floats | None = None,
+    ) -> Array:
+        """Puts rows at the start of networks and returns what can be reached there.
+
+        Args:
+            rows: `(r,)` rows to reset.
+            table: `(r,)` index of each row's network.
+            drop_factor: `(r, L + 1)` on the drops, shown and true.
+            truth_factor: `(r, L + 1)` on the true drops only.
+            cost_factor: `(r, L + 1, M)` on the layers' costs; the original's changes with them.
+
+        Returns:
+            `(r, J, M)` shares of the original's cost, one row for each of `least_plans.COMBINATIONS`.
+        """
+        one = np.float32(1.0)
+        self.table[rows], self.layer[rows], self.actions[rows] = table, 0, -1
+        self.drop[rows] = self.true_drop[rows] = 0.0
+        self.drop_factor[rows] = one if drop_factor is None else drop_factor
+        self.truth_factor[rows] = one if truth_factor is None else truth_factor
+        self.scale[rows], self.fixed[rows] = one, self.stack.fixed[table]
+        if cost_factor is not None:
+            grown = 1.0 + ((cost_factor - 1.0) * self.stack.base[table, :, 0]).sum(1)  # (r, M)
+            self.scale[rows] = cost_factor / grown[:, None]
+            self.fixed[rows] /= grown
+        self.spent[rows] = self.fixed[rows]
+        reachable: Array = self.spent[rows][:, None] + np.einsum(
+            "rljm,rlm->rjm", self._least_cost[table], self.scale[rows]
+        )
+        self._reachable = reachable
+        return reachable
+
+    def start(self, rows: Ints, demands: Demands) -> None:
+        """Gives the rows that were just placed their demands and plans; `refresh` must follow."""
+        for field in fields(Demands):
+            getattr(self.demands, field.name)[rows] = getattr(demands, field.name)
+        table, shares = self.table[rows], metric_shares(demands)
+        self.shares = metric_shares(self.demands)
+        priced = supply_plans(self.stack, table, shares, self.drop_factor[rows], self.scale[rows])
+        excess = (self._reachable / demands.ceilings[:, None]).max(-1)  # (r, J)
+        way_out = self._least[table, :, excess.argmin(1)]
+        plans = np.concatenate([priced, way_out[..., None]], 2)
+        self.plans[rows] = plans
+        self.kept[rows], self.out[rows] = self.stack.states(table, plans)
+        depth = np.arange(self.stack.num_layers + 1)[:, None]
+        cost = self.stack.cost(table[:, None, None], depth, plans, self.kept[rows], self.out[rows])
+        self.price[rows, :, :, :DROP] = cost * self.scale[rows][:, :, None]
+        drop = self.stack.drop[table[:, None, None], depth, plans]
+        self.price[rows, :, :, DROP] = drop * self.drop_factor[rows][..., None]
+
+    def refresh(self) -> None:
+        """Works out what the current layers offer; call it after the last `start` or `step` of a turn."""
+        rows, table, layer, stack = self._all, self.table, self.layer, self.stack
+        scale = self.scale[rows, layer]  # (n, M)
+        kept, out = self.kept[rows, layer, WAY_OUT], self.out[rows, layer, WAY_OUT]
+        self.cost = stack.menu(table, layer, kept, out) * scale[:, None]
+        self.drops = stack.drop[table, layer] * self.drop_factor[rows, layer][:, None]
+        ahead = (np.arange(stack.num_layers + 1) >= layer[:, None]).astype(np.float32)
+        flat = self.price.reshape(self.count, stack.num_layers + 1, -1)
+        self.rest = np.matmul(ahead[:, None], flat).reshape(self.count, NUM_PRICES + 1, NUM_METRICS + 1)
+        self.promised_drop = np.minimum(self.drop[:, None] + self.rest[:, :NUM_PRICES, DROP], self.room[:, None])
+        self.promised = self.spent[:, None] + self.rest[:, :NUM_PRICES, :DROP]
+        self.projected = score_plans(self.demands.expand(1), self.promised, self.promised_drop)
+        self.star = self.projected.argmax(1)
+        self.potential = self.projected[rows, self.star]
+        self.behind = self._behind()
+        self.masks = self._masks()
+
+    @property
+    def room(self) -> Array:
+        """The largest possible drop of each row, `(n,)`."""
+        return self.stack.room[self.table]
+
+    @property
+    def done(self) -> Bools:
+        """Whether each walk has passed its last layer, `(n,)`."""
+        finished: Bools = self.layer >= self.stack.layers[self.table]
+        return finished
+
+    def step(self, actions: Ints) -> None:
+        """Takes one slot in each row; all must be legal."""
+        rows, table, layer = self._all, self.table, self.layer
+        self.actions[rows, layer] = actions
+        self.spent += self.cost[rows, actions]
+        drop = self.drops[rows, actions].astype(np.float64)
+        self.drop += drop
+        self.true_drop += drop * self.truth_factor[rows, layer]
+        level = self.stack.slot_level[table, layer, actions]
+        deciding = np.flatnonzero(self.stack.prunes[table, layer])
+        if len(deciding):
+            everyone = np.broadcast_to(np.arange(NUM_PRICES + 1), (len(deciding), NUM_PRICES + 1))
+            kept, out, cost = self._moved(deciding, everyone, level[deciding][:, None])
+            where = deciding[:, None], self.stack.affected[table[deciding], layer[deciding]]
+            self.kept[where], self.out[where] = kept[:, 0], out[:, 0]
+            self.price[(*where, slice(None), slice(DROP))] = cost[:, 0]
+        self.layer = layer + 1
+
+    def outcomes(self, rows: Ints) -> tuple[Array, Array, Array]:
+        """Returns costs as shares `(r, M)`, true drops `(r,)` and scores `(r,)` of finished walks."""
+        drop = np.minimum(self.true_drop[rows], self.room[rows])
+        demands = Demands(*(getattr(self.demands, field.name)[rows] for field in fields(Demands)))
+        return self.spent[rows], drop, score_plans(demands, self.spent[rows], drop)
+
+    def finished_plans(self, rows: Ints) -> list[dict[str, Any]]:
+        """Returns the finished walks of some rows as values that JSON can hold, except that `layers` is a tuple."""
+        ratios, drops, scores = self.outcomes(rows)
+        held = (ratios <= self.demands.ceilings[rows] * (1.0 + SLACK)).all(1)
+        held &= drops <= self.demands.max_drop[rows] + SLACK
+        plans = []
+        for index, row in enumerate(rows):
+            table = self.stack.tables[self.table[row]]
+            actions = self.actions[row, : table.num_layers].tolist()
+            recipes = [menu[action] for menu, action in zip(table.recipes, actions, strict=True)]
+            plan = {"network": table.network, "actions": actions, "layers": table.layers, "recipes": recipes}
+            plan |= dict(zip(METRICS, ratios[index].tolist(), strict=True))
+            plan |= {"drop": float(drops[index]), "score": float(scores[index]), "demand_met": bool(held[index])}
+            plans.append(plan)
+        return plans
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Returns copies of the arrays that the walks depend on."""
+        state = {name: getattr(self, name).copy() for name in self.STATE}
+        return state | {field.name: getattr(self.demands, field.name).copy() for field in fields(Demands)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores walks of the same tables and count, and refreshes them."""
+        for name in self.STATE:
+            getattr(self, name)[...] = state[name]
+        for field in fields(Demands):
+            getattr(self.demands, field.name)[...] = state[field.name]
+        self.shares = metric_shares(self.demands)
+        self.refresh()
+
+    def _moved(self, rows: Ints, plan: Ints, level: Ints) -> tuple[Floats, Ints, Floats]:
+        """States and costs of the layers that the rows' current groups touch, were the groups set to given levels.
+
+        Args:
+            rows: `(r,)` rows at a layer that prunes.
+            plan: `(r, p)` the plans to follow in those layers.
+            level: `(r, q)` levels to try.
+
+        Returns:
+            Kept shares and output levels `(r, q, A, p)`, costs `(r, q, A, p, M)`.
+        """
+        stack, table, layer = self.stack, self.table[rows], self.layer[rows]
+        touched, share = stack.affected[table, layer], stack.affected_share[table, layer]  # (r, A)
+        own = self.plans[rows[:, None], layer[:, None], plan]  # (r, p)
+        assumed = self._decided(table, layer, own)
+        change = stack.levels[table[:, None], level][:, :, None] - assumed[:, None]  # (r, q, p)
+        at = rows[:, None, None], touched[:, :, None], plan[:, None]
+        kept = self.kept[at][:, None] + share[:, None, :, None] * change[:, :, None]
+        follows = stack.affected_follows[table, layer][:, None, :, None]
+        out = np.where(follows, level[:, :, None, None], self.out[at][:, None])
+        cost = stack.cost(table[:, None, None, None], touched[:, None, :, None], self.plans[at][:, None], kept, out)
+        return kept, out, cost * self.scale[rows[:, None], touched][:, None, :, None]
+
+    def _decided(self, table: Ints, layer: Ints, slot: Ints) -> Floats:
+        """Kept share that the slots `(r, p)` of the rows' current layers leave of their groups."""
+        level = self.stack.slot_level[table[:, None], layer[:, None], slot]
+        return self.stack.levels[table[:, None], level]
+
+    def _behind(self) -> Floats:
+        """What the best price's plan and the way out make of the later layers after each slot, `(n, K, 2, M)`."""
+        rows, table, layer = self._all, self.table, self.layer
+        plan = np.stack([self.star, np.full(self.count, WAY_OUT)], 1)
+        at = rows[:, None], plan
+        later = self.rest[at] - self.price[rows[:, None], layer[:, None], plan]
+        behind = np.repeat(later[:, None, :, :DROP], self.stack.num_slots, 1)
+        deciding = np.flatnonzero(self.stack.prunes[table, layer])
+        if len(deciding):
+            touched = self.stack.affected[table[deciding], layer[deciding]]
+            now = self.price[deciding[:, None, None], touched[:, :, None], plan[deciding][:, None], :DROP]
+            levels = np.broadcast_to(np.arange(self.stack.num_levels), (len(deciding), self.stack.num_levels))
+            then = self._moved(deciding, plan[deciding], levels)[2]
+            change = (then - now[:, None]).sum(2)  # (r, Q, 2, M)
+            level = self.stack.slot_level[table[deciding], layer[deciding]]
+            behind[deciding] += change[np.arange(len(deciding))[:, None], level]
+        return behind
+
+    def _masks(self) -> Bools:
+        """Legal slots after which the way out still holds every ceiling; where there is none, those nearest to it."""
+        legal = self.stack.legal[self.table, self.layer]
+        total = self.spent[:, None] + self.cost + self.behind[:, :, 1]
+        used = np.where(legal, (total / self.demands.ceilings[:, None]).max(-1), np.inf)
+        allowed: Bools = legal & (used <= np.maximum(used.min(1, keepdims=True), 1.0))
+        assert allowed.any(1).all()
+        return allowed

@@ -1,0 +1,120 @@
+"""Finishes an exported graph: stored weights decoded by plain ONNX, no idle ReLUs, no debugging notes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from plywise.env.deployed_layer import DOMAIN
+
+SLACK = 1e-6
+"""Rounding of a float32 scale: how far a range may pass a bound that it was meant to end at."""
+
+
+def write_decoding(model: onnx.ModelProto) -> None:
+    """Replaces the place-holders by nodes that the runtime folds into a plain weight when it loads the file.
+
+    DequantizeLinear would not do: the runtime keeps it and decodes at every inference.
+    Symbols of up to 4 bits are packed two to a byte.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.extend(_decoding(node, constants) if node.domain == DOMAIN else [node])
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    model.graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
+    others = [opset for opset in model.opset_import if opset.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(others)
+
+
+def strip_notes(model: onnx.ModelProto) -> None:
+    """Removes what the exporter notes for debugging: stack traces and shapes, which can outweigh small weights."""
+    del model.graph.value_info[:], model.graph.metadata_props[:], model.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+
+
+def drop_idle_relus(model: onnx.ModelProto) -> None:
+    """Removes each ReLU (or ReLU6) whose input is a dequantised number that it cannot change.
+
+    Behind an unsigned code with zero point 0 a ReLU is exactly idle, but the runtime would keep it between two
+    integer kernels.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if not tensor.dims}
+    source = {name: node for node in model.graph.node for name in node.output}
+    outputs = {value.name for value in model.graph.output}
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+        if node.output[0] not in outputs and _is_idle(node, source, constants):
+            renamed[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _is_idle(node: onnx.NodeProto, source: dict[str, onnx.NodeProto], constants: dict[str, NDArray[Any]]) -> bool:
+    if node.op_type not in ("Relu", "Clip"):
+        return False
+    before = source.get(node.input[0])
+    if before is None or before.op_type != "DequantizeLinear" or constants.get(before.input[2]) != 0:
+        return False
+    if node.op_type == "Relu":
+        return True
+    bounds = [constants.get(name) for name in node.input[1:]]
+    largest = 255.0 * float(constants[before.input[1]])
+    return len(bounds) == 2 and bounds[0] == 0 and bounds[1] is not None and largest <= float(bounds[1]) * (1 + SLACK)
+
+
+def _decoding(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> Iterator[onnx.NodeProto]:
+    symbols, *tables = node.input
+    bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
+    shape = tuple(constants[symbols].dims)
+    result = node.output[0]
+    stored = _stored(constants, symbols, bits)
+    if node.op_type == "Look":
+        flat = _added(constants, f"{result}_rows", np.array([shape[0], -1]))
+        full = _added(constants, f"{result}_shape", np.array(shape))
+        yield helper.make_node("Cast", [stored], [f"{result}_cast"], to=TensorProto.INT64)
+        yield helper.make_node("Reshape", [f"{result}_cast", flat], [f"{result}_flat"])
+        yield helper.make_node("GatherElements", [tables[0], f"{result}_flat"], [f"{result}_values"], axis=1)
+        yield helper.make_node("Reshape", [f"{result}_values", full], [result])
+        return
+    zero, scale = (_column(constants, name, len(shape)) for name in tables)
+    yield helper.make_node("Cast", [stored], [f"{result}_cast"], to=TensorProto.FLOAT)
+    yield helper.make_node("Sub", [f"{result}_cast", zero], [f"{result}_centred"])
+    yield helper.make_node("Mul", [f"{result}_centred", scale], [result])
+
+
+def _stored(constants: dict[str, TensorProto], name: str, bits: int) -> str:
+    """Returns the name of the symbols, packed where they fit into 4 bits."""
+    if bits > 4:
+        return name
+    packed = f"{name}_packed"
+    values = numpy_helper.to_array(constants[name])
+    pairs = np.pad(values.flatten(), (0, values.size % 2)).reshape(-1, 2)
+    content = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).tobytes()
+    constants[packed] = helper.make_tensor(packed, TensorProto.UINT4, values.shape, content, raw=True)
+    return packed
+
+
+def _column(constants: dict[str, TensorProto], name: str, axes: int) -> str:
+    """Returns the name of a per-channel vector, shaped to broadcast along dimension 0; one number where it can."""
+    values = numpy_helper.to_array(constants[name])
+    shaped = values[:1] if (values == values[0]).all() else values.reshape(-1, *(1,) * (axes - 1))
+    return _added(constants, f"{name}_{axes}", shaped)
+
+
+def _added(constants: dict[str, TensorProto], name: str, values: NDArray[Any]) -> str:
+    constants[name] = numpy_helper.from_array(values, name)
+    return name

@@ -1,0 +1,171 @@
+"""Latencies of layers, measured once in the deployment runtime and kept."""
+
+import dataclasses
+import json
+import sqlite3
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from plywise.compressors.errors import FileFormatError, ModelError
+from plywise.env.cache import cache_folder
+from plywise.env.device import Device
+from plywise.env.operation import Operation
+from plywise.env.operation_graph import operation_graph
+from plywise.env.runtime import open_session
+
+Chain = tuple[Operation, ...]
+
+TABLE = "latency_1"
+"""Name and version in one: other versions of Plywise keep tables of their own in the same file."""
+
+WARM_UP_RUNS = 3
+BLOCK_RUNS = 3
+LEAST_BLOCKS = 5
+BUDGET_SECONDS = 0.04
+SPREAD = 0.03
+QUIET_SECONDS = 2.0
+SMALLEST_MS = 1e-4
+
+
+class LatencyTable:
+    """Milliseconds of chains of operations on one device, at batch 1.
+
+    Each chain is timed alone, as an ONNX graph of its own; the cost of an empty graph is taken off, so that the
+    prices of a network's layers add up. Several processes may share one file.
+
+    Attributes:
+        reasons: why the runtime refuses a chain, for every chain that came back as nan.
+    """
+
+    def __init__(self, path: Path | None = None, device: Device | None = None) -> None:
+        """Opens or creates the table.
+
+        Args:
+            path: SQLite file; the cache folder's `latency.sqlite` where None.
+            device: this machine where None.
+
+        Raises:
+            FileFormatError: where the file is no SQLite database.
+        """
+        self.path = path if path is not None else cache_folder() / "latency.sqlite"
+        self.device = device if device is not None else Device.here()
+        self.reasons: dict[Chain, str] = {}
+        with self._open() as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and TABLE not in tables:
+                warnings.warn(f"{self.path} is of another version; latencies will be measured again", stacklevel=2)
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {TABLE} (device TEXT, chain TEXT, milliseconds REAL, reason TEXT, "
+                "PRIMARY KEY (device, chain))"
+            )
+
+    def milliseconds(self, chains: Sequence[Chain], progress: bool = True) -> NDArray[np.float64]:
+        """Returns the latency of each chain, `(n,)` milliseconds; nan where the runtime refuses it.
+
+        What the file does not hold yet is measured and kept at once, so a kill loses nothing.
+
+        Args:
+            chains: any number, repeats allowed.
+            progress: whether to show a bar with the time left where measuring takes over 2 seconds.
+        """
+        wanted = {(): _key(())} | {chain: _key(chain) for chain in chains}
+        with self._open() as connection:
+            known = self._known(connection, wanted)
+            missing = [chain for chain in wanted if chain not in known]
+            for chain in _tracked(missing, progress):
+                known[chain] = self._measured(chain)
+                connection.execute(
+                    f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?)",
+                    (self.device.fingerprint, wanted[chain], known[chain], self.reasons.get(chain)),
+                )
+        empty = known[()] or 0.0
+        return np.array([_net(chain, known[chain], empty) for chain in chains])
+
+    def _known(self, connection: sqlite3.Connection, wanted: dict[Chain, str]) -> dict[Chain, float | None]:
+        query = f"SELECT milliseconds, reason FROM {TABLE} WHERE device = ? AND chain = ?"
+        known: dict[Chain, float | None] = {}
+        for chain, key in wanted.items():
+            row = connection.execute(query, (self.device.fingerprint, key)).fetchone()
+            if row is not None:
+                known[chain] = row[0]
+                if row[1] is not None:
+                    self.reasons[chain] = row[1]
+        return known
+
+    def _measured(self, chain: Chain) -> float | None:
+        try:
+            return _time_chain(chain, self.device.threads)
+        except ModelError as error:
+            self.reasons[chain] = str(error)
+            return None
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                # A lost last row costs a measurement, not correctness.
+                connection.execute("PRAGMA synchronous = NORMAL")
+                yield connection
+        except sqlite3.DatabaseError as error:
+            raise FileFormatError(
+                f"{self.path} is no usable latency table ({error}); delete it or name another"
+            ) from error
+
+
+def _net(chain: Chain, cost: float | None, empty: float) -> float:
+    if cost is None:
+        return float("nan")
+    return max(cost - empty, SMALLEST_MS) if chain else 0.0
+
+
+def _key(chain: Chain) -> str:
+    return json.dumps([dataclasses.asdict(operation) for operation in chain], separators=(",", ":"))
+
+
+def _time_chain(chain: Chain, threads: int) -> float:
+    """Returns the milliseconds of one run: the median of blocks, until it is steady or the budget is spent."""
+    session = open_session(operation_graph(chain), threads)
+    shape = (1, *(chain[0].input_shape if chain else (1,)))
+    feed = {"input": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    for _ in range(WARM_UP_RUNS):
+        session.run(None, feed)
+    blocks: list[float] = []
+    started = time.perf_counter()
+    while len(blocks) < LEAST_BLOCKS or (time.perf_counter() - started < BUDGET_SECONDS and not _steady(blocks)):
+        start = time.perf_counter()
+        for _ in range(BLOCK_RUNS):
+            session.run(None, feed)
+        blocks.append((time.perf_counter() - start) / BLOCK_RUNS)
+    return 1e3 * statistics.median(blocks)
+
+
+def _steady(blocks: list[float]) -> bool:
+    """Whether the standard error of the median, from the quartiles, is below the wanted share of it."""
+    low, median, high = statistics.quantiles(blocks, n=4)
+    # 0.93 = 1.253 / 1.349: median's standard error for a normal spread, whose quartiles lie 1.349 sigma apart.
+    return bool(0.93 * (high - low) < SPREAD * median * len(blocks) ** 0.5)
+
+
+def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:
+    """Yields the chains; shows a bar from the moment that it pays."""
+    columns = (TextColumn("measuring latencies"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, transient=True)
+    started, task = time.perf_counter(), bar.add_task("", total=len(missing))
+    try:
+        for done, chain in enumerate(missing):
+            yield chain
+            bar.update(task, completed=done + 1)
+            if progress and not bar.live.is_started and time.perf_counter() - started > QUIET_SECONDS:
+                bar.start()
+    finally:
+        if bar.live.is_started:
+            bar.stop()

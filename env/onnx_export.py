@@ -1,0 +1,91 @@
+"""Writes a network as a file that ONNX Runtime runs."""
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.errors import ModelError
+from plywise.env.decoding import drop_idle_relus, strip_notes, write_decoding
+from plywise.env.deployed_layer import deployed
+from plywise.env.operation_graph import OPSET
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Writes `model`, compressed or not, as one self-contained ONNX file with a dynamic batch.
+
+    Input `input`, output `output`. Layers with a weight format are stored in its few bits; a layer inside
+    `StaticQuantized` runs on 8-bit integers.
+
+    Args:
+        model: the network; left untouched.
+        example: an input `(n, ...)`.
+        path: where to write; replaced atomically.
+
+    Raises:
+        ModelError: where the network cannot be traced.
+    """
+    # A batch of one would be taken for a fixed size.
+    example = example[:1].expand(2, *example.shape[1:]).contiguous()
+    dynamic = {0: torch.export.Dim("batch")}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                deployed(model),
+                (example,),
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes=(dynamic,),
+                input_names=["input"],
+                output_names=["output"],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(f"the network cannot be exported to ONNX: {_first_line(error)}") from error
+    assert program is not None
+    proto = program.model_proto
+    write_decoding(proto)
+    drop_idle_relus(proto)
+    strip_notes(proto)
+    _write(proto.SerializeToString(), Path(path))
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what the exporter says about itself: torchvision's absence and a deprecation inside torch."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def not_torchvision(record: logging.LogRecord) -> bool:
+        return "torchvision is not installed" not in record.msg
+
+    logger.addFilter(not_torchvision)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            yield
+    finally:
+        logger.removeFilter(not_torchvision)

@@ -1,0 +1,155 @@
+"""What the runtime executes for one layer, reduced to the numbers that decide its cost."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
+from plywise.compressors.static_quantized import StaticQuantized
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One runnable leaf at batch 1. Hashable; `dataclasses.asdict` of it is plain JSON.
+
+    Attributes:
+        kind: `conv1d`, `conv2d` or `linear`.
+        in_channels, out_channels: channels, or features of a linear layer.
+        input_shape: what it sees without the batch: `(c, ...)`; for a linear layer `(..., features)`.
+        kernel, stride, dilation: one entry for each spatial axis; empty for a linear layer.
+        padding: ONNX order: the begins of all axes, then the ends.
+        groups: groups of a convolution, 1 for a linear layer.
+        bias: whether it adds a bias.
+        integer: whether it runs on 8-bit integers.
+    """
+
+    kind: str
+    in_channels: int
+    out_channels: int
+    input_shape: Shape
+    kernel: Shape = ()
+    stride: Shape = ()
+    padding: Shape = ()
+    dilation: Shape = ()
+    groups: int = 1
+    bias: bool = True
+    integer: bool = False
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the result without the batch."""
+        if self.kind == "linear":
+            return (*self.input_shape[:-1], self.out_channels)
+        axes = len(self.kernel)
+        return (
+            self.out_channels,
+            *(
+                (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+                for size, before, after, dilation, kernel, stride in zip(
+                    self.input_shape[1:],
+                    self.padding[:axes],
+                    self.padding[axes:],
+                    self.dilation,
+                    self.kernel,
+                    self.stride,
+                    strict=True,
+                )
+            ),
+        )
+
+    @property
+    def weight_shape(self) -> Shape:
+        """Shape of the weight as torch holds it: `(out, in / groups, ...)`."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds at batch 1."""
+        # Every output element takes one multiply-add for each weight of its channel.
+        return math.prod(self.output_shape) * math.prod(self.weight_shape[1:])
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every input channel is a group of its own."""
+        return self.groups == self.in_channels > 1
+
+    def resized(self, in_channels: int | None = None, out_channels: int | None = None) -> "Operation":
+        """Returns the same layer with other channel counts; the groups of a depthwise one follow its input.
+
+        Raises:
+            ConfigurationError: where the counts do not divide by the groups.
+        """
+        inputs = self.in_channels if in_channels is None else in_channels
+        groups, outputs = self.groups, self.out_channels if out_channels is None else out_channels
+        if self.depthwise:
+            groups = inputs
+            outputs = inputs * (self.out_channels // self.in_channels) if out_channels is None else outputs
+        if min(inputs, outputs) < 1 or inputs % groups or outputs % groups:
+            raise ConfigurationError(
+                f"{self.kind} with {groups} groups cannot have {inputs} inputs and {outputs} outputs; "
+                "both must be positive multiples of the groups"
+            )
+        linear = self.kind == "linear"
+        shape = (*self.input_shape[:-1], inputs) if linear else (inputs, *self.input_shape[1:])
+        return dataclasses.replace(self, in_channels=inputs, out_channels=outputs, groups=groups, input_shape=shape)
+
+
+def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = False) -> tuple[Operation, ...]:
+    """Returns what the runtime executes for a layer, in order.
+
+    Args:
+        module: a convolution (1-D, 2-D), a linear layer, an `nn.Sequential` of them, or a `StaticQuantized`.
+        input_shape: what the module sees, without the batch.
+        integer: whether the layer runs on 8-bit integers; a `StaticQuantized` always does.
+
+    Raises:
+        UnsupportedLayerError: where the module holds anything else.
+    """
+    if isinstance(module, StaticQuantized):
+        return operations(module.layer, input_shape, integer=True)
+    if isinstance(module, nn.Identity):
+        return ()
+    if isinstance(module, nn.Sequential):
+        chain: tuple[Operation, ...] = ()
+        for part in module:
+            chain += operations(part, chain[-1].output_shape if chain else input_shape, integer)
+        return chain
+    return (_leaf(module, tuple(input_shape), integer),)
+
+
+def _leaf(module: nn.Module, shape: Shape, integer: bool) -> Operation:
+    if isinstance(module, nn.Linear):
+        return Operation(
+            "linear", module.in_features, module.out_features, shape, bias=module.bias is not None, integer=integer
+        )
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return Operation(
+            kind=f"conv{len(module.kernel_size)}d",
+            in_channels=module.in_channels,
+            out_channels=module.out_channels,
+            input_shape=shape,
+            kernel=tuple(module.kernel_size),
+            stride=tuple(module.stride),
+            padding=_pads(module),
+            dilation=tuple(module.dilation),
+            groups=module.groups,
+            bias=module.bias is not None,
+            integer=integer,
+        )
+    raise UnsupportedLayerError(
+        f"{type(module).__name__} has no price: Conv1d, Conv2d, Linear, Sequential and StaticQuantized of them have"
+    )
+
+
+def _pads(module: nn.Conv1d | nn.Conv2d) -> Shape:
+    if module.padding == "valid":
+        return (0,) * (2 * len(module.kernel_size))
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return (*(total // 2 for total in totals), *(total - total // 2 for total in totals))
+    return tuple(int(size) for size in module.padding) * 2

@@ -1,0 +1,98 @@
+"""A chain of operations as one ONNX graph with random weights, written as the export writes a layer."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from plywise.env.operation import Operation
+
+OPSET = 21
+"""The first operator set that can hold 4-bit tensors."""
+
+IR_VERSION = 10
+
+
+class _Builder:
+    """Collects nodes and initialisers; every method returns the name of its result."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.random = np.random.default_rng(0)
+
+    def constant(self, values: NDArray[np.generic]) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(values, name))
+        return name
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def rounded(self, value: str) -> str:
+        """Adds the pair of nodes that stands on both sides of an integer layer."""
+        scale, zero = self.constant(np.array(0.02, np.float32)), self.constant(np.array(128, np.uint8))
+        return self.node("DequantizeLinear", self.node("QuantizeLinear", value, scale, zero), scale, zero)
+
+    def floats(self, *shape: int) -> str:
+        return self.constant((0.05 * self.random.standard_normal(shape)).astype(np.float32))
+
+    def codes(self, *shape: int) -> str:
+        """Adds weights of 7 bits with a scale for each output channel."""
+        codes = self.constant(self.random.integers(-63, 64, shape).astype(np.int8))
+        scale = self.constant(np.full(shape[0], 0.01, np.float32))
+        return self.node("DequantizeLinear", codes, scale, self.constant(np.zeros(shape[0], np.int8)), axis=0)
+
+    def layer(self, value: str, operation: Operation) -> str:
+        """Adds one operation, between roundings where it is an integer one."""
+        value = self.rounded(value) if operation.integer else value
+        weight = (self.codes if operation.integer else self.floats)(*operation.weight_shape)
+        bias = (self.floats(operation.out_channels),) if operation.bias else ()
+        add = self.linear if operation.kind == "linear" else self.convolution
+        result = add(operation, value, weight, *bias)
+        return self.rounded(result) if operation.integer else result
+
+    def convolution(self, operation: Operation, *inputs: str) -> str:
+        return self.node(
+            "Conv",
+            *inputs,
+            kernel_shape=operation.kernel,
+            strides=operation.stride,
+            pads=operation.padding,
+            dilations=operation.dilation,
+            group=operation.groups,
+        )
+
+    def linear(self, operation: Operation, value: str, weight: str, *bias: str) -> str:
+        rows = operation.input_shape[:-1]
+        if not rows:
+            return self.node("Gemm", value, weight, *bias, transB=1)
+        if operation.integer:
+            flat = self.node("Reshape", value, self.constant(np.array([-1, operation.in_channels])))
+            product = self.node("Gemm", flat, weight, *bias, transB=1)
+            return self.node("Reshape", product, self.constant(np.array([-1, *rows, operation.out_channels])))
+        product = self.node("MatMul", value, self.node("Transpose", weight, perm=[1, 0]))
+        return self.node("Add", product, *bias) if bias else product
+
+
+def operation_graph(chain: tuple[Operation, ...]) -> bytes:
+    """Returns a serialised model that runs `chain` from `input` to `output`; an empty chain only copies one number."""
+    builder = _Builder()
+    value = "input"
+    for operation in chain:
+        value = builder.layer(value, operation)
+    builder.nodes.append(helper.make_node("Identity", [value], ["output"]))
+    first, last = (chain[0].input_shape, chain[-1].output_shape) if chain else ((1,), (1,))
+    graph = helper.make_graph(
+        builder.nodes,
+        "chain",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *first])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *last])],
+        builder.constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return bytes(model.SerializeToString())

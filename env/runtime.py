@@ -1,0 +1,94 @@
+"""ONNX Runtime, always set up the same way: on the CPU, with a fixed number of threads."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plywise.compressors.errors import ModelError
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one inference: median and quartiles."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Loads a file or a serialised model.
+
+    Raises:
+        ModelError: with the runtime's reason, where it refuses the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's exceptions share no base class
+        name = str(model) if isinstance(model, Path) else "the model"
+        raise ModelError(f"ONNX Runtime cannot load {name}: {error}") from error
+
+
+def time_models(
+    paths: Sequence[Path], input_shape: Sequence[int], threads: int = 1, repeats: int = 100
+) -> list[Timing]:
+    """Times whole files, interleaved, so that a change of the machine's speed hits all of them alike.
+
+    Args:
+        paths: exported files with one input named `input`.
+        input_shape: shape of the input with its batch.
+        threads: threads inside an operation.
+        repeats: timed rounds; each round runs every file once.
+
+    Raises:
+        ModelError: where the runtime refuses a file.
+    """
+    sessions = [open_session(Path(path), threads) for path in paths]
+    feed = {"input": np.random.default_rng(0).standard_normal(tuple(input_shape)).astype(np.float32)}
+    for session in sessions * WARM_UP:
+        session.run(None, feed)
+    taken = np.empty((repeats, len(sessions)))
+    for row in taken:
+        for column, session in enumerate(sessions):
+            start = time.perf_counter()
+            session.run(None, feed)
+            row[column] = time.perf_counter() - start
+    low, median, high = 1e3 * np.percentile(taken, (25, 50, 75), axis=0)
+    return [Timing(float(m), float(a), float(b)) for m, a, b in zip(median, low, high, strict=True)]
+
+
+def run_model(path: Path, images: Tensor, batch: int = 256, threads: int = 1) -> Tensor:
+    """Returns the outputs of an exported file for all images `(n, ...)`, in batches."""
+    session = open_session(Path(path), threads)
+    parts: list[NDArray[np.float32]] = [
+        session.run(None, {"input": part.numpy()})[0] for part in torch.split(images.float(), batch)
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def accuracy_onnx(path: Path, images: Tensor, labels: Tensor, batch: int = 256, threads: int = 1) -> float:
+    """Returns the top-1 accuracy of an exported file in percent.
+
+    Args:
+        path: the file, with a dynamic batch.
+        images: `(n, ...)` normalised inputs.
+        labels: `(n,)` classes.
+        batch: images in one inference.
+        threads: threads inside an operation.
+    """
+    guesses = run_model(path, images, batch, threads).argmax(1)
+    return 100.0 * float((guesses == labels).float().mean())

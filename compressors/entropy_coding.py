@@ -70,7 +70,8 @@ class FrequencyTable:
         code = (entries[left] * (self.stride - part) + entries[right] * part + self.stride // 2) // self.stride
         code[self.peak - self.low] = self.peak_entry
         halvings, rest = np.divmod(-code, STEPS)
-        return (_MANTISSA[rest] >> -halvings).astype(np.float64)
+        frequencies: NDArray[np.float64] = (_MANTISSA[rest] >> -halvings).astype(np.float64)
+        return frequencies
 
     def coded_bytes(self, counts: Counts) -> int:
         """Estimates the bytes of table and stream together for a histogram `(symbols,)`."""
@@ -111,7 +112,7 @@ def encode_stream(symbols: Symbols, table: FrequencyTable) -> bytes:
     """Codes the symbols `(n,)` with the table's frequencies."""
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(symbols - np.int32(table.low), _model(table))
-    words = coder.get_compressed().astype("<u4").tobytes()
+    words: bytes = coder.get_compressed().astype("<u4").tobytes()
     return words.rstrip(b"\0")
 
 

@@ -3,7 +3,6 @@
 import copy
 import math
 import struct
-from collections.abc import Mapping
 from typing import Any
 
 import torch

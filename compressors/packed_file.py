@@ -6,37 +6,32 @@ that differ from it, then all tensors. The network's code is not in the file: th
 """
 
 import copy
-import hashlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 
 from plywise.compressors.byte_reader import with_length
-from plywise.compressors.errors import ConfigurationError, FileFormatError, ModelError
+from plywise.compressors.errors import FileFormatError, ModelError
 from plywise.compressors.module_reader import PayloadReader, build, fill
 from plywise.compressors.module_spec import leaf_settings, module_mark, unstorable
+from plywise.compressors.packed_container import container_header, read_container, write_container
 from plywise.compressors.packed_module import (
     PRESET,
     compressed_json,
     describe,
-    float_tensors,
     is_altered,
     own_blocks,
+    parts_of,
     tensor_blocks,
     tensor_names,
 )
 
-FORMAT_VERSION = "1"
-_VERSION_KEY, _CHECKSUM_KEY = "plywise_format", "sha256"
-_TENSOR = "payload"
-_MAX_HEADER = 2**20
 _GROWTH = 4
 """By what factor described modules may hold more numbers than the whole original."""
 _SPARE = 2**16
@@ -62,10 +57,7 @@ def save_packed(model: nn.Module, skeleton: nn.Module, path: str | Path, metadat
     writer.visit("", skeleton, model)
     marks = bytes(mark for _, mark in _marks(skeleton))
     parts = [_fingerprint(skeleton), with_length(marks), with_length(compressed_json(writer.entries)), *writer.blocks]
-    payload = b"".join(parts)
-    content = _header(metadata, payload) + payload
-    _write_atomically(Path(path), content)
-    return len(content)
+    return write_container(Path(path), metadata, b"".join(parts))
 
 
 def load_packed(path: str | Path, skeleton: nn.Module) -> nn.Module:
@@ -79,7 +71,7 @@ def load_packed(path: str | Path, skeleton: nn.Module) -> nn.Module:
         FileFormatError: where the file is missing, damaged, hostile, of another version or of another network.
     """
     numbers = sum(tensor.numel() for tensor in skeleton.state_dict().values())
-    _, payload = _read(Path(path), limit=16 * numbers + 2**20)
+    _, payload = read_container(Path(path), limit=16 * numbers + 2**20)
     reader = PayloadReader(payload, _GROWTH * numbers + _SPARE)
     _check_skeleton(reader.take(4), reader.block(), skeleton)
     loader = _Loader(reader, _entries(reader.block(), limit=2**16 + 2**12 * len(list(skeleton.modules()))))
@@ -91,12 +83,12 @@ def load_packed(path: str | Path, skeleton: nn.Module) -> nn.Module:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Returns the metadata that `save_packed` was given; raises FileFormatError on a damaged file."""
-    return _read(Path(path), limit=0)[0]
+    return read_container(Path(path), limit=0)[0]
 
 
 def file_overhead(skeleton: nn.Module, metadata: Mapping[str, str]) -> int:
     """Returns the bytes of a packed file that belong to no module."""
-    return len(_header(metadata, b"")) + len(_fingerprint(skeleton)) + 16
+    return len(container_header(metadata, b"")) + len(_fingerprint(skeleton)) + 16
 
 
 class _Writer:
@@ -121,7 +113,7 @@ class _Writer:
             return
         _check_same(name, original, module)
         self.blocks.extend(own_blocks(name, module))
-        for key, child in original.named_children():
+        for key, child in parts_of(original):
             self.visit(_join(name, key), child, getattr(module, key))
 
     def _check_shared(self, name: str, original: nn.Module, module: nn.Module) -> None:
@@ -150,7 +142,7 @@ class _Loader:
             self._seen[id(original)] = original, module
             return module
         fill(name, original, self._reader)
-        for key, child in list(original.named_children()):
+        for key, child in parts_of(original):
             setattr(original, key, self.visit(_join(name, key), child))
         return original
 
@@ -216,75 +208,3 @@ def _entries(data: bytes, limit: int) -> dict[int, Any]:
     except (ValueError, TypeError, zlib.error, RecursionError) as error:
         raise FileFormatError(f"the description of the modules cannot be read: {error!s:.100}") from error
     return found
-
-
-def _header(metadata: Mapping[str, str], payload: bytes) -> bytes:
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str) or key in (_VERSION_KEY, _CHECKSUM_KEY):
-            raise ConfigurationError(
-                f"metadata {key!r}: {value!r} cannot be stored: keys and values are texts, "
-                f"and {_VERSION_KEY!r} and {_CHECKSUM_KEY!r} are the file's own"
-            )
-    stored = {**metadata, _VERSION_KEY: FORMAT_VERSION}
-    digest = _digest(stored)
-    digest.update(payload)
-    stored[_CHECKSUM_KEY] = digest.hexdigest()
-    size = len(payload)
-    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-    text = json.dumps({"__metadata__": stored, _TENSOR: tensor}, separators=(",", ":"), sort_keys=True).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _digest(metadata: Mapping[str, str]) -> "hashlib._Hash":
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _read(path: Path, limit: int) -> tuple[dict[str, str], bytes]:
-    """Returns the metadata and at most `limit` bytes of payload, both checked against the checksum."""
-    try:
-        with path.open("rb") as file:
-            metadata, size = _read_header(path, file)
-            start = file.tell()
-            checksum = metadata.pop(_CHECKSUM_KEY)
-            if hashlib.file_digest(file, lambda: _digest(metadata)).hexdigest() != checksum:
-                raise FileFormatError(f"{path} is damaged: its checksum does not fit; fetch or make it again")
-            file.seek(start)
-            if 0 < limit < size:
-                raise FileFormatError(f"{path} holds {size} bytes, more than this network could need: wrong network?")
-            metadata.pop(_VERSION_KEY)
-            return metadata, file.read(limit)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], int]:
-    total = os.fstat(file.fileno()).st_size
-    head = file.read(8)
-    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-    if not 0 < length <= min(_MAX_HEADER, total - 8):
-        raise FileFormatError(f"{path} is no packed file: {total} bytes without a valid header; is it truncated?")
-    try:
-        header = json.loads(file.read(length))
-        metadata = header["__metadata__"]
-        version, checksum = metadata[_VERSION_KEY], metadata[_CHECKSUM_KEY]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FileFormatError(f"{path} is no packed file: its header cannot be read") from error
-    if version != FORMAT_VERSION:
-        raise FileFormatError(f"{path} has the format version {version!r:.20}; this version reads {FORMAT_VERSION!r}")
-    size = total - 8 - length
-    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-    if header != {"__metadata__": metadata, _TENSOR: tensor} or not isinstance(checksum, str):
-        raise FileFormatError(f"{path} does not hold the one block of {size} bytes it should: is it truncated?")
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise FileFormatError(f"{path} has metadata that are not texts: the file is damaged")
-    return metadata, size

@@ -14,20 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.byte_reader import ByteReader, length_size, with_length
-from plywise.compressors.errors import FileFormatError, ModelError
-from plywise.compressors.module_spec import LEAVES, build_leaf, leaf_settings, unstorable
+from plywise.compressors.byte_reader import length_size, with_length
+from plywise.compressors.errors import ModelError
+from plywise.compressors.module_spec import leaf_settings, unstorable
 from plywise.compressors.packing import (
     floats_size,
     pack_floats,
     pack_symbols,
-    raw_floats,
     symbols_size,
-    unpack_floats,
-    unpack_symbols,
 )
-from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
-from plywise.compressors.weight_format import FORMATS, WeightFormat, weight_format
+from plywise.compressors.static_quantized import StaticQuantized
+from plywise.compressors.weight_format import WeightFormat, weight_format
 
 Spec = list[Any]
 """A module in JSON: `[type or null for the original's, settings that differ, weight format]` for a leaf,
@@ -44,6 +41,7 @@ PRESET = (
 """What descriptions are mostly made of: the preset dictionary of their compression."""
 
 _MARK_BYTES = 1
+_DESCRIPTION_BYTES = 3
 RANGES = struct.Struct("<dBdB")
 
 
@@ -71,7 +69,7 @@ def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
     if isinstance(module, StaticQuantized):
         return ["StaticQuantized", describe(f"{name}.layer", module.layer, original)]
     if type(module) is nn.Sequential:
-        return ["Sequential", {key: describe(f"{name}.{key}", part, original) for key, part in module.named_children()}]
+        return ["Sequential", {key: describe(f"{name}.{key}", part, original) for key, part in parts_of(module)}]
     settings, known = leaf_settings(module), leaf_settings(original) or {}
     same_type = type(module) is type(original)
     if (settings is None and not same_type) or list(module.children()):
@@ -90,7 +88,7 @@ def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
 def tensor_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
     """Yields the tensors of a described module: its own, then those of its parts."""
     yield from own_blocks(name, module)
-    for key, part in module.named_children():
+    for key, part in parts_of(module):
         yield from tensor_blocks(f"{name}.{key}", part)
 
 
@@ -112,6 +110,11 @@ def own_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
             yield with_length(pack_floats(tensor))
         else:
             yield tensor.contiguous().numpy().astype("<f4").tobytes()
+
+
+def parts_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Returns the module's children by name; unlike `named_children`, also one that occurs twice."""
+    return [(key, part) for key, part in module._modules.items() if part is not None]
 
 
 def float_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
@@ -145,14 +148,24 @@ def packed_size(module: nn.Module) -> int:
     """Returns the bytes that a module takes in a packed file, to a few bytes, without coding it.
 
     Args:
-        module: a leaf, or any tree of modules; its description is included as far as it is quantised, factored or
-            an `nn.Identity`.
+        module: a leaf or any tree of modules.
     """
-    if isinstance(module, StaticQuantized) or weight_format(module) is not None or type(module) is nn.Identity:
-        return _MARK_BYTES + _described_size(module) + _tensors_size(module)
-    own = _tensors_size(module, recurse=False)
-    mark = _MARK_BYTES if own or leaf_settings(module) is not None else 0
-    return mark + own + sum(packed_size(child) for child in module.children())
+    form = weight_format(module)
+    total = RANGES.size if isinstance(module, StaticQuantized) else 0
+    for key, tensor in float_tensors("", module).items():
+        if key == "weight" and form is not None:
+            blocks = [symbols_size(form.encode(tensor), form.bits), *map(floats_size, form.tensors().values())]
+            total += sum(size + length_size(size) for size in blocks)
+        elif tensor.dim() > 1:
+            size = floats_size(tensor)
+            total += size + length_size(size)
+        else:
+            total += 4 * tensor.numel()
+    if total or leaf_settings(module) is not None:
+        total += _MARK_BYTES
+    if form is not None or isinstance(module, StaticQuantized | nn.Identity):
+        total += _DESCRIPTION_BYTES
+    return total + sum(packed_size(child) for _, child in parts_of(module))
 
 
 def _symbols(name: str, weight: Tensor, form: WeightFormat) -> Tensor:
@@ -171,24 +184,3 @@ def _ranges_bytes(name: str, module: StaticQuantized) -> bytes:
         if not is_range(each.scale, each.zero_point):
             raise ModelError(f"{name}: {each} needs a positive, finite scale and a zero point in 0 to 255")
     return RANGES.pack(*(value for each in ranges for value in (each.scale, each.zero_point)))
-
-
-def _described_size(module: nn.Module) -> int:
-    # The original is unknown here; it is of the type of the first leaf, for that is what all techniques keep.
-    original = next((part for part in module.modules() if leaf_settings(part) is not None), module)
-    return len(compressed_json([1, describe("", module, original)]))
-
-
-def _tensors_size(module: nn.Module, recurse: bool = True) -> int:
-    form = weight_format(module)
-    total = RANGES.size if isinstance(module, StaticQuantized) else 0
-    for key, tensor in float_tensors("", module).items():
-        if key == "weight" and form is not None:
-            blocks = [symbols_size(form.encode(tensor), form.bits), *map(floats_size, form.tensors().values())]
-            total += sum(size + length_size(size) for size in blocks)
-        elif tensor.dim() > 1:
-            size = floats_size(tensor)
-            total += size + length_size(size)
-        else:
-            total += 4 * tensor.numel()
-    return total + (sum(map(_tensors_size, module.children())) if recurse else 0)

@@ -1,5 +1,6 @@
 """Replaces a layer by a chain of two or three smaller ones."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,11 +18,14 @@ STEP = 4
 
 @dataclass(frozen=True)
 class LowRank(Technique):
-    """Activation-aware SVD for linear layers and 1x1 convolutions, Tucker-2 for larger kernels.
+    """Activation-aware SVD for linear layers and 1x1 convolutions, Tucker decompositions for larger kernels.
 
     The output side projects on the leading directions of the *output's* covariance `W C W^T`, which is the SVD
-    weighted by the input's second moment in closed form (no inverse is needed). The input side of Tucker-2 is
-    whitened by the covariance of the channels, and the core between them is fitted again by least squares.
+    weighted by the input's second moment in closed form (no inverse is needed). The input side is whitened by the
+    covariance of the channels, and the core behind it is fitted again by least squares.
+
+    At half of the macs of ResNet-20's layers, `sides="input"` (1x1, then the kernel) loses two to four times less
+    of the output's variance than Tucker-2 on both sides, so it is the default.
     """
 
     name: ClassVar[str] = "low_rank"
@@ -33,6 +37,7 @@ class LowRank(Technique):
     )
 
     ratio: float = choice(0.5, grid=(0.6, 0.4, 0.25), low=0.01, high=0.95, help="share of the layer's macs that remains")
+    sides: str = choice("input", grid=("input", "both"), help="1x1 before the kernel, or before and after it (Tucker-2)")
 
     def unsupported(self, layer: nn.Module) -> str | None:
         if not isinstance(layer, WEIGHTED):
@@ -44,14 +49,19 @@ class LowRank(Technique):
         return None
 
     def ranks(self, layer: nn.Module) -> tuple[int, ...]:
-        """Returns the rank (pointwise) or the ranks on the input and the output side (Tucker-2)."""
+        """Returns the rank of a pointwise layer or of the input side, or the ranks of both sides (Tucker-2)."""
         outputs, inputs = layer.weight.shape[:2]
-        if is_pointwise(layer):
-            return (_snapped(self.ratio * inputs * outputs / (inputs + outputs)),)
-        # in*b*in + b*in*b*out*k + b*out*out = ratio * in*out*k, solved for b, the share of both sides.
         positions = layer.weight[0, 0].numel()
-        square, linear = inputs * outputs * positions, inputs * inputs + outputs * outputs
-        share = (-linear + (linear**2 + 4 * square * self.ratio * square) ** 0.5) / (2 * square)
+        # The 1x1 in front runs at every position, the kernel behind it only where its stride goes.
+        density = 1 if isinstance(layer, nn.Linear) else math.prod(layer.stride)
+        budget = self.ratio * inputs * outputs * positions
+        if is_pointwise(layer):
+            return (_snapped(budget / (inputs + outputs)),)
+        if self.sides == "input":
+            return (_snapped(budget / (inputs * density + outputs * positions)),)
+        # in*(b*in)*density + (b*in)*(b*out)*positions + (b*out)*out = budget, solved for b, the share of both sides.
+        square, linear = inputs * outputs * positions, inputs * inputs * density + outputs * outputs
+        share = (-linear + (linear**2 + 4 * square * budget) ** 0.5) / (2 * square)
         return _snapped(share * inputs), _snapped(share * outputs)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
@@ -89,39 +99,44 @@ def _factored(layer: nn.Module, statistics: LayerStatistics, rank: int) -> nn.Mo
     )
 
 
-def _tucker(layer: nn.Module, statistics: LayerStatistics, rank_in: int, rank_out: int) -> nn.Module:
+def _tucker(layer: nn.Module, statistics: LayerStatistics, rank_in: int, rank_out: int | None = None) -> nn.Module:
     outputs, inputs = layer.weight.shape[:2]
     kernel = tuple(layer.weight.shape[2:])
     matrix = weight_matrices(layer)[0].double()
-    positions = matrix.shape[1] // inputs
     covariance = damped(statistics.covariance)[0]
-    # Input side: directions of the channels that matter to this layer, whitened by their own covariance.
+    project = _input_directions(matrix, covariance, inputs, rank_in)
+    # Core: least squares of the layer's output on the projected patch.
+    wide = torch.kron(project.contiguous(), torch.eye(matrix.shape[1] // inputs, dtype=torch.float64))
+    cross, moment = matrix @ covariance @ wide.T, wide @ covariance @ wide.T
+    core = torch.linalg.solve(moment, cross.T).T  # (out, rank_in * positions)
+    settings = {
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "padding_mode": layer.padding_mode,
+    }
+    ones = (1,) * len(kernel)
+    first = make_conv(layer, project.reshape(rank_in, inputs, *ones), None)
+    if rank_out is None:
+        bias = _bias(layer, matrix, core @ wide, statistics.mean[0])
+        return nn.Sequential(first, make_conv(layer, core.reshape(outputs, rank_in, *kernel), bias, **settings))
+    # Output side: the leading directions of what the core can still say.
+    basis = _leading(core @ moment @ core.T, rank_out)
+    bias = _bias(layer, matrix, basis @ basis.T @ core @ wide, statistics.mean[0])
+    inner = (basis.T @ core).reshape(rank_out, rank_in, *kernel)
+    return nn.Sequential(
+        first,
+        make_conv(layer, inner, None, **settings),
+        make_conv(layer, basis.reshape(outputs, rank_out, *ones), bias),
+    )
+
+
+def _input_directions(matrix: Tensor, covariance: Tensor, inputs: int, rank: int) -> Tensor:
+    """Returns `(rank, in)`: the directions of the input channels that matter to the layer, whitened by the data."""
+    positions = matrix.shape[1] // inputs
     channel = covariance.view(inputs, positions, inputs, positions).diagonal(dim1=1, dim2=3).mean(-1)
     values, vectors = torch.linalg.eigh(channel)
     root = vectors * values.clamp(min=1e-12).sqrt() @ vectors.T
-    by_channel = matrix.view(outputs, inputs, positions).permute(1, 0, 2).flatten(1)  # (in, out * positions)
-    directions = _leading(root @ (by_channel @ by_channel.T) @ root, rank_in)
-    project = directions.T @ torch.linalg.inv(root)  # (rank_in, in)
-    # Core: least squares of the layer's output on the projected patch.
-    wide = torch.kron(project.contiguous(), torch.eye(positions, dtype=torch.float64))
-    cross = matrix @ covariance @ wide.T
-    moment = wide @ covariance @ wide.T
-    full_core = torch.linalg.solve(moment, cross.T).T  # (out, rank_in * positions)
-    # Output side: the leading directions of what the core can still say.
-    basis = _leading(full_core @ moment @ full_core.T, rank_out)
-    core = basis.T @ full_core
-    bias = _bias(layer, matrix, basis @ core @ wide, statistics.mean[0])
-    ones = (1,) * len(kernel)
-    return nn.Sequential(
-        make_conv(layer, project.reshape(rank_in, inputs, *ones), None),
-        make_conv(
-            layer,
-            core.reshape(rank_out, rank_in, *kernel),
-            None,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            padding_mode=layer.padding_mode,
-        ),
-        make_conv(layer, basis.reshape(outputs, rank_out, *ones), bias),
-    )
+    by_channel = matrix.view(-1, inputs, positions).permute(1, 0, 2).flatten(1)  # (in, out * positions)
+    directions = _leading(root @ (by_channel @ by_channel.T) @ root, rank)
+    return directions.T @ torch.linalg.inv(root)

@@ -114,7 +114,8 @@ class RecipePolicy(MaskableActorCriticPolicy):
         assert context is not None
         assert recipes is not None
         self.scorer = RecipeScorer(context[0], recipes[1], self.hidden)
-        self.optimizer = torch.optim.Adam(self.scorer.parameters(), lr=lr_schedule(1.0), eps=1e-5)
+        # Not SB3's eps of 1e-5: next to a large value gradient the clipped gradient of the scorer is smaller than that.
+        self.optimizer = torch.optim.Adam(self.scorer.parameters(), lr=lr_schedule(1.0))
 
     def forward(  # type: ignore[override]
         self, obs: Observation, deterministic: bool = False, action_masks: Masks = None

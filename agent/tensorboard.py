@@ -159,7 +159,7 @@ class TensorBoardCallback(BaseCallback):
         super().__init__()
         self.settings, self.resumed_at = settings, resumed_at
         purge = None if resumed_at is None else resumed_at + 1
-        self._writer = SummaryWriter(folder, purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(folder, purge_step=purge)
         self.score = float("nan")
         self._choices: dict[str, Choices] = {}
         self._episodes: list[dict[str, Any]] = []

@@ -15,9 +15,6 @@ from plywise.compressors.weight_format import UniformFormat, WeightFormat, weigh
 DOMAIN = "plywise"
 """Domain of the place-holders `Scale` and `Look`, which `decoding` replaces by plain ONNX."""
 
-INTEGER_BITS = 7
-"""Most bits of a weight for integer kernels: without VNNI, 8-bit products overflow their 16-bit sums."""
-
 LARGEST_BIAS = 2.0**30
 """Bias codes stay below this, so that sums of 32 bits do not overflow."""
 
@@ -28,9 +25,14 @@ def deployed(model: nn.Module) -> nn.Module:
 
 
 def runs_on_integers(module: StaticQuantized) -> bool:
-    """Whether the runtime has an integer kernel for it: a single leaf with symmetric weights of few bits."""
+    """Whether the runtime has an integer kernel for it: a single leaf whose weights are signed 8-bit codes.
+
+    Anything else keeps its roundings and runs on floats; the runtime may then round the weights of a leaf again.
+    """
     form = weight_format(module.layer)
-    return isinstance(form, UniformFormat) and form.symmetric and form.bits <= INTEGER_BITS
+    if not isinstance(form, UniformFormat):
+        return False
+    return float(form.zero_point.max()) <= 128 and float(form.zero_point.min()) >= 2**form.width - 128
 
 
 def _deployed(module: nn.Module) -> nn.Module:
@@ -92,14 +94,15 @@ class _IntegerLayer(nn.Module):
         super().__init__()
         form, weight = weight_format(module.layer), module.layer.get_parameter("weight").detach()
         assert isinstance(form, UniformFormat)
-        codes = (form.encode(weight) - 2 ** (form.width - 1)).float()
+        column = (-1,) + (1,) * (weight.dim() - 1)
+        codes = form.encode(weight) - form.zero_point.view(column)
         scale = form.scale.float()
         bias = module.layer._parameters["bias"]
         if bias is not None:
             # A channel of tiny weights under a large bias gets a coarser scale, so that the bias fits 32 bits.
             least = bias.detach().abs() / (module.input_range.scale * LARGEST_BIAS)
             coarse = torch.maximum(scale, least)
-            codes = codes * (scale / coarse).view(-1, *(1,) * (weight.dim() - 1))
+            codes = codes * (scale / coarse).view(column)
             scale = coarse
         self.layer = _without(module.layer, "weight")
         self.register_buffer("codes", codes.round().to(torch.int8))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from plywise.compressors.errors import FileFormatError, ModelError
@@ -19,7 +20,7 @@ from plywise.env.cache import cache_folder
 from plywise.env.device import Device
 from plywise.env.operation import Operation
 from plywise.env.operation_graph import operation_graph
-from plywise.env.runtime import open_session
+from plywise.env.runtime import open_session, run_session
 
 Chain = tuple[Operation, ...]
 
@@ -137,7 +138,7 @@ def _time_chain(chain: Chain, threads: int) -> float:
     shape = (1, *(chain[0].input_shape if chain else (1,)))
     feed = {"input": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     for _ in range(WARM_UP_RUNS):
-        session.run(None, feed)
+        run_session(session, feed["input"])
     blocks: list[float] = []
     started = time.perf_counter()
     while len(blocks) < LEAST_BLOCKS or (time.perf_counter() - started < BUDGET_SECONDS and not _steady(blocks)):
@@ -158,7 +159,7 @@ def _steady(blocks: list[float]) -> bool:
 def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:
     """Yields the chains; shows a bar from the moment that it pays."""
     columns = (TextColumn("measuring latencies"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, transient=True)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
     started, task = time.perf_counter(), bar.add_task("", total=len(missing))
     try:
         for done, chain in enumerate(missing):

@@ -105,13 +105,14 @@ def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = Fa
     Args:
         module: a convolution (1-D, 2-D), a linear layer, an `nn.Sequential` of them, or a `StaticQuantized`.
         input_shape: what the module sees, without the batch.
-        integer: whether the layer runs on 8-bit integers; a `StaticQuantized` always does.
+        integer: whether the layer (each leaf of a chain) runs on 8-bit integers; a leaf in `StaticQuantized` does.
 
     Raises:
         UnsupportedLayerError: where the module holds anything else.
     """
     if isinstance(module, StaticQuantized):
-        return operations(module.layer, input_shape, integer=True)
+        # A chain inside has no ranges between its leaves, without which the runtime computes on floats.
+        return operations(module.layer, input_shape, integer=not isinstance(module.layer, nn.Sequential))
     if isinstance(module, nn.Identity):
         return ()
     if isinstance(module, nn.Sequential):

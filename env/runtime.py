@@ -36,11 +36,24 @@ def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.Inference
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     source = str(model) if isinstance(model, Path) else model
+    name = source if isinstance(source, str) else "the model"
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no base class
-        name = str(model) if isinstance(model, Path) else "the model"
         raise ModelError(f"ONNX Runtime cannot load {name}: {error}") from error
+
+
+def run_session(session: onnxruntime.InferenceSession, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the output of one inference.
+
+    Raises:
+        ModelError: with the runtime's reason, where it fails.
+    """
+    try:
+        outputs: NDArray[np.float32] = session.run(None, {"input": inputs})[0]
+    except Exception as error:  # the runtime's exceptions share no base class
+        raise ModelError(f"ONNX Runtime cannot run the model on inputs of shape {inputs.shape}: {error}") from error
+    return outputs
 
 
 def time_models(
@@ -55,17 +68,17 @@ def time_models(
         repeats: timed rounds; each round runs every file once.
 
     Raises:
-        ModelError: where the runtime refuses a file.
+        ModelError: where the runtime refuses a file or the inputs.
     """
     sessions = [open_session(Path(path), threads) for path in paths]
-    feed = {"input": np.random.default_rng(0).standard_normal(tuple(input_shape)).astype(np.float32)}
+    inputs = np.random.default_rng(0).standard_normal(tuple(input_shape)).astype(np.float32)
     for session in sessions * WARM_UP:
-        session.run(None, feed)
+        run_session(session, inputs)
     taken = np.empty((repeats, len(sessions)))
     for row in taken:
         for column, session in enumerate(sessions):
             start = time.perf_counter()
-            session.run(None, feed)
+            session.run(None, {"input": inputs})
             row[column] = time.perf_counter() - start
     low, median, high = 1e3 * np.percentile(taken, (25, 50, 75), axis=0)
     return [Timing(float(m), float(a), float(b)) for m, a, b in zip(median, low, high, strict=True)]
@@ -74,9 +87,7 @@ def time_models(
 def run_model(path: Path, images: Tensor, batch: int = 256, threads: int = 1) -> Tensor:
     """Returns the outputs of an exported file for all images `(n, ...)`, in batches."""
     session = open_session(Path(path), threads)
-    parts: list[NDArray[np.float32]] = [
-        session.run(None, {"input": part.numpy()})[0] for part in torch.split(images.float(), batch)
-    ]
+    parts = [run_session(session, part.numpy()) for part in torch.split(images.float(), batch)]
     return torch.from_numpy(np.concatenate(parts))
 
 

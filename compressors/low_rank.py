@@ -49,13 +49,17 @@ class LowRank(Technique):
         return None
 
     def ranks(self, layer: nn.Module) -> tuple[int, ...]:
-        """Returns the rank of a pointwise layer or of the input side, or the ranks of both sides (Tucker-2)."""
+        """Returns the ranks that the technique uses on `layer`; see `ranks_of`."""
         outputs, inputs = layer.weight.shape[:2]
-        positions = layer.weight[0, 0].numel()
+        return self.ranks_of(outputs, inputs, tuple(layer.weight.shape[2:]), tuple(getattr(layer, "stride", ())))
+
+    def ranks_of(self, outputs: int, inputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the rank of a pointwise layer or of the input side, or the ranks of both sides (Tucker-2)."""
+        positions = math.prod(kernel)
         # The 1x1 in front runs at every position, the kernel behind it only where its stride goes.
-        density = 1 if isinstance(layer, nn.Linear) else math.prod(layer.stride)
+        density = math.prod(stride)
         budget = self.ratio * inputs * outputs * positions
-        if is_pointwise(layer):
+        if positions == 1:
             return (_snapped(budget / (inputs + outputs)),)
         if self.sides == "input":
             return (_snapped(budget / (inputs * density + outputs * positions)),)
@@ -71,7 +75,7 @@ class LowRank(Technique):
 
 
 def _snapped(rank: float) -> int:
-    return int(rank) // STEP * STEP if rank >= 2 * STEP else int(rank)
+    return int(rank) // STEP * STEP if rank >= 2 * STEP else max(1, int(rank))
 
 
 def _leading(matrix: Tensor, count: int) -> Tensor:

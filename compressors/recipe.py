@@ -72,6 +72,10 @@ class Recipe:
         reason = self.unsupported(layer)
         if reason is not None:
             raise UnsupportedLayerError(f"{self} cannot compress {layer}: {reason}")
+        return self.apply(layer, statistics)
+
+    def apply(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        """Does what `compress` does on a layer already known to be supported, perhaps with fewer channels since."""
         module = layer
         for technique in self.techniques:
             module = technique.compress(module, statistics)

@@ -5,7 +5,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from plywise.compressors.channels import keep_inputs, keep_outputs, kept_channels
@@ -13,6 +12,7 @@ from plywise.compressors.filter_pruning import FilterPruning
 from plywise.compressors.plan import Plan
 from plywise.compressors.layers import is_depthwise
 from plywise.compressors.recipe import Recipe
+from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
 from plywise.env.assembly import assemble
 from plywise.env.calibration import Calibration, Moments
@@ -94,7 +94,7 @@ class Bank:
             module = activations.compress(inner, self._prepared(layer, touching)[1])
         else:
             source, statistics = self._prepared(layer, touching)
-            module = recipe.compress(source, statistics)
+            module = recipe.apply(source, statistics)
         self._entries[key] = module
         self._bytes += _size(module)
         while self._bytes > MEMORY and len(self._entries) > 1:
@@ -106,12 +106,12 @@ class Bank:
         layer = self._layers[name]
         return self._prepared(layer, tuple((g, how) for g, how in state if g in layer.reads or g == layer.group))[0]
 
-    def stitch(self, plan: Plan, repair: bool = True) -> Stitched:
-        """Puts a plan together.
+    def stitch(self, plan: Plan, repair_inputs: int | None = None) -> Stitched:
+        """Puts a plan together and matches the moments of the original.
 
         Args:
             plan: a recipe for each layer.
-            repair: whether to match the moments of the original (one pass over the calibration inputs).
+            repair_inputs: how many calibration inputs the moments are matched on; None for all, 0 for no repair.
         """
         state = self.state(plan)
         keep = self.kept(state)
@@ -126,14 +126,13 @@ class Bank:
             if isinstance(network.modules[name], NORMS):
                 replaced[name] = cut_norm(network.modules[name], outputs[name])
         model = assemble(network.model, replaced)
-        if repair and replaced:
-            targets = {
-                name: _kept_moments(self.calibration.outputs[name], outputs.get(name)) for name in replaced
-            }
-            match_moments(model, self.calibration.inputs, targets, replaced)
+        if replaced and repair_inputs != 0:
+            reference = self.calibration.moments(network, repair_inputs)
+            targets = {name: _kept_moments(reference[name], outputs.get(name)) for name in replaced}
+            match_moments(model, self.calibration.inputs[:repair_inputs], targets, replaced)
         return Stitched(model, replaced)
 
-    def _prepared(self, layer: Layer, touching: State):  # type: ignore[no-untyped-def]
+    def _prepared(self, layer: Layer, touching: State) -> tuple[nn.Module, LayerStatistics]:
         module, statistics = self.network.modules[layer.name], self.calibration.statistics[layer.name]
         if not touching:
             return module, statistics

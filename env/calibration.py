@@ -36,12 +36,26 @@ class Calibration:
     Attributes:
         inputs: `(n, ...)` the calibration inputs, normalised.
         statistics: by layer name.
-        outputs: moments of each layer's and remaining BatchNorm's output over `inputs`.
+        outputs: moments of each layer's and remaining BatchNorm's output, by how many of the inputs they are over.
     """
 
     inputs: Tensor
     statistics: dict[str, LayerStatistics]
-    outputs: dict[str, Moments]
+    outputs: dict[int, dict[str, Moments]]
+
+    def moments(self, network: Network, count: int | None = None) -> dict[str, Moments]:
+        """Returns the original's moments over the first `count` inputs (None: all), by module name."""
+        count = len(self.inputs) if count is None else min(count, len(self.inputs))
+        if count not in self.outputs:
+            found: dict[str, Moments] = {}
+
+            def record(name: str, module: nn.Module, _: Tensor, outputs: Tensor) -> None:
+                found[name] = moments(outputs, isinstance(module, nn.Linear))
+
+            with torch.no_grad(), _outputs(network, record):
+                network.model(self.inputs[:count])
+            self.outputs[count] = found
+        return self.outputs[count]
 
 
 def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
@@ -58,13 +72,13 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
     """
     generator = torch.Generator().manual_seed(seed)
     recorder = _Recorder(network, generator)
-    with torch.inference_mode(), _outputs(network, recorder.record):
+    with torch.no_grad(), _outputs(network, recorder.record):
         network.model(inputs)
     importance = _importance(network, inputs, labels)
     statistics = {
         name: LayerStatistics(*parts, importance[name]) for name, parts in recorder.statistics.items()
     }
-    return Calibration(inputs, statistics, recorder.moments)
+    return Calibration(inputs, statistics, {len(inputs): recorder.moments})
 
 
 def moments(outputs: Tensor, channels_last: bool) -> Moments:

@@ -1,0 +1,82 @@
+"""The recipes that a layer is offered: the stages combined, cut by legality and then by dominance."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from plywise.compressors.recipe import Recipe
+from plywise.env.network import Layer
+
+WEIGHT_BITS = (7, 4, 3)
+"""Bits that restructured layers are combined with; 7 serve 8-bit kernels as well."""
+
+
+def catalogue() -> tuple[Recipe, ...]:
+    """Returns every recipe that the search considers, `identity` first."""
+    weights = [f"uniform_quantization(bits={bits})" for bits in (8, 7, 6, 4, 3)]
+    weights += [f"uniform_quantization(bits={bits}, scheme=affine)" for bits in (3, 2)]
+    sparse = [
+        f"magnitude_pruning(sparsity={sparsity}) + uniform_quantization(bits={bits})"
+        for sparsity, bits in ((0.5, 7), (0.5, 4), (0.5, 3), (0.7, 4), (0.7, 3))
+    ]
+    structures = [f"filter_pruning(ratio={ratio})" for ratio in (0.25, 0.5, 0.75)]
+    structures += [f"low_rank(ratio={ratio})" for ratio in (0.6, 0.4, 0.25)]
+    plain = ["identity", *weights, *sparse]
+    for structure in structures:
+        plain += [structure, *(f"{structure} + uniform_quantization(bits={bits})" for bits in WEIGHT_BITS)]
+    recipes = [Recipe.parse(text) for text in plain]
+    return (*recipes, *(with_integers(recipe) for recipe in recipes if recipe.bits <= 7 and not _affine(recipe)))
+
+
+def with_integers(recipe: Recipe) -> Recipe:
+    """Returns the recipe with 8-bit activations added."""
+    return Recipe.parse(f"{recipe} + activation_quantization")
+
+
+def legal_recipes(layer: Layer, module: nn.Module) -> tuple[Recipe, ...]:
+    """Returns the recipes of the catalogue that a layer can take, `identity` first."""
+    found = []
+    for recipe in catalogue():
+        prunes = any(technique.name == "filter_pruning" for technique in recipe.techniques)
+        if recipe.unsupported(module) is None and not (prunes and not layer.leads):
+            found.append(recipe)
+    return tuple(found)
+
+
+def undominated(prices: NDArray[np.float64], classes: Sequence[int], most: int, seed: int = 0) -> list[int]:
+    """Returns the recipes worth offering, in their order; the first always stays.
+
+    A recipe is dominated if another of the same class is nowhere worse and somewhere better. If more than `most`
+    remain, those stay that are the best at the most of many random weightings of the prices.
+
+    Args:
+        prices: `(recipes, prices)`, lower is better, positive.
+        classes: for each recipe what it does to other layers (how far it prunes); only equals are compared.
+        most: how many to keep.
+    """
+    kind = np.asarray(classes)
+    no_worse = (prices[:, None] <= prices[None]).all(-1) & (kind[:, None] == kind[None])
+    better = no_worse & (prices[:, None] < prices[None]).any(-1)
+    twin = no_worse & no_worse.T & (np.arange(len(prices))[:, None] < np.arange(len(prices))[None])
+    alive = ~(better | twin).any(0)
+    alive[0] = True
+    kept = np.flatnonzero(alive)
+    if len(kept) <= most:
+        return kept.tolist()
+    scaled = np.log(np.maximum(prices[kept], 1e-12))
+    scaled = (scaled - scaled.min(0)) / np.maximum(np.ptp(scaled, axis=0), 1e-9)
+    weights = np.random.default_rng(seed).dirichlet(np.full(prices.shape[1], 0.7), 2048)
+    wins = np.zeros(len(kept))
+    cost = weights @ scaled.T  # (weightings, kept)
+    for rank, value in ((1, 1.0), (2, 0.5), (3, 0.25)):
+        wins += value * np.bincount(np.argsort(cost, 1)[:, rank - 1], minlength=len(kept))
+    wins[0] = np.inf
+    best = np.sort(np.argsort(-wins, kind="stable")[:most])
+    return kept[best].tolist()
+
+
+def _affine(recipe: Recipe) -> bool:
+    # The integer kernels want the zero of the weights in the middle.
+    return any(technique.settings().get("scheme") == "affine" for technique in recipe.techniques)

@@ -1,0 +1,323 @@
+"""Builds the price table of a network: the recipes of each layer, what they cost on the device and what they lose."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from plywise.compressors.channels import kept_count
+from plywise.compressors.filter_pruning import FilterPruning
+from plywise.compressors.layers import groups_of, is_depthwise, is_pointwise, weight_matrices
+from plywise.compressors.low_rank import LowRank
+from plywise.compressors.packed_file import save_packed
+from plywise.compressors.packed_module import packed_size
+from plywise.compressors.recipe import Recipe
+from plywise.compressors.technique import Stage
+from plywise.env.bank import Bank
+from plywise.env.energy import energy_mj
+from plywise.env.latency import Chain, LatencyTable
+from plywise.env.menu import legal_recipes, undominated
+from plywise.env.network import Layer, Network
+from plywise.env.operation import Operation
+from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, PriceTable
+from plywise.env.sensitivity import Sensitivity
+
+KEEP_LEVELS = (1.0, 0.75, 0.5, 0.25)
+"""Shares of a group's channels that the catalogue's pruning leaves."""
+
+SLOTS = 32
+"""Recipes offered at a layer, at most."""
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of one compressed layer as a line over its shape, so that other channel counts can be priced.
+
+    Attributes:
+        per_weight: of a stored weight.
+        per_output: of an output channel (bias, scale).
+        fixed: the rest.
+    """
+
+    per_weight: float
+    per_output: float
+    fixed: float
+
+    @classmethod
+    def of(cls, module: nn.Module, bits: int) -> "Sizes":
+        """Splits the real packed bytes of a module."""
+        leaves = [leaf for leaf in module.modules() if isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Linear)]
+        outputs = sum(leaf.weight.shape[0] for leaf in leaves)
+        biases = sum(leaf.weight.shape[0] for leaf in leaves if leaf.bias is not None)
+        weights = sum(leaf.weight.numel() for leaf in leaves)
+        per_output = FLOAT_BYTES * (biases / outputs + (1.0 if bits < 32 else 0.0))
+        size = packed_size(module)
+        fixed = min(32.0, max(0.0, size - per_output * outputs))
+        return cls((size - fixed - per_output * outputs) / weights, per_output, fixed)
+
+    def bytes_of(self, chain: Chain) -> float:
+        """Returns the bytes of the same recipe on a chain of other channel counts."""
+        weights = sum(int(np.prod(operation.weight_shape)) for operation in chain)
+        return self.fixed + sum(self.per_output * operation.out_channels for operation in chain) + self.per_weight * weights
+
+
+def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: nn.Module) -> Chain:
+    """Returns what the runtime executes for a layer of other channel counts under a recipe.
+
+    Args:
+        original: the operation of the layer.
+        recipe: its pruning is taken as done: `outputs` are those that stay.
+        inputs, outputs: channels that are left.
+        layer: the original layer.
+    """
+    (operation,) = original
+    integer = recipe.at(Stage.ACTIVATIONS) is not None
+    operation = replace(operation, integer=integer, bias=True if recipe.techniques else operation.bias)
+    operation = operation.resized(in_channels=inputs, out_channels=None if operation.depthwise else outputs)
+    structure = recipe.at(Stage.STRUCTURE)
+    return _factored(operation, structure, layer) if isinstance(structure, LowRank) else (operation,)
+
+
+def _factored(operation: Operation, technique: LowRank, layer: nn.Module) -> Chain:
+    ranks = technique.ranks_of(
+        operation.out_channels, operation.in_channels, tuple(operation.kernel), tuple(operation.stride)
+    )
+    ones = (1,) * len(operation.kernel)
+    thin = replace(operation, bias=False)
+    if is_pointwise(layer):
+        first = thin.resized(out_channels=ranks[0])
+        last = replace(operation.resized(in_channels=ranks[0]), stride=ones, padding=ones and (0,) * 2 * len(ones))
+        return first, replace(last, input_shape=first.output_shape)
+    pointwise = {"kernel": ones, "stride": ones, "dilation": ones, "padding": (0,) * 2 * len(ones)}
+    first = replace(thin.resized(out_channels=ranks[0]), **pointwise)
+    if len(ranks) == 1:
+        return first, operation.resized(in_channels=ranks[0])
+    core = thin.resized(in_channels=ranks[0], out_channels=ranks[1])
+    last = replace(operation.resized(in_channels=ranks[1]), input_shape=core.output_shape, **pointwise)
+    return first, core, last
+
+
+class Pricer:
+    """Prices of one network on one device, put together step by step.
+
+    Attributes:
+        bank: of the network.
+        recipes: for each layer, in order, what it is offered; `price` narrows it down.
+    """
+
+    def __init__(self, bank: Bank, latency: LatencyTable) -> None:
+        self.bank = bank
+        self.network = bank.network
+        self.latency = latency
+        self.recipes: dict[str, tuple[Recipe, ...]] = {
+            layer.name: legal_recipes(layer, self.network.modules[layer.name]) for layer in self.network.layers
+        }
+
+    def price(
+        self, sensitivities: Mapping[str, Sensitivity], points_per_nat: float, accuracy: float, chance: float
+    ) -> PriceTable:
+        """Returns the price table.
+
+        Args:
+            sensitivities: of each layer over `recipes[layer]`.
+            points_per_nat: accuracy points lost for each nat of divergence.
+            accuracy, chance: of the original and of guessing, percent.
+        """
+        chosen: dict[str, tuple[Recipe, ...]] = {}
+        rows: dict[str, NDArray[np.int64]] = {}
+        for layer, prices in zip(self.network.layers, self._first_prices(sensitivities), strict=True):
+            recipes = self.recipes[layer.name]
+            picked = undominated(prices, [_level(recipe) for recipe in recipes], SLOTS)
+            chosen[layer.name] = tuple(recipes[index] for index in picked)
+            rows[layer.name] = np.array(picked)
+        return self._table(chosen, rows, sensitivities, points_per_nat, accuracy, chance)
+
+    def _first_prices(self, sensitivities: Mapping[str, Sensitivity]) -> list[NDArray[np.float64]]:
+        """Costs in the original's shapes and divergence of all recipes, `(recipes, 4)` for each layer."""
+        chains = {
+            layer.name: [self._chain(layer, recipe, 0, _level(recipe)) for recipe in self.recipes[layer.name]]
+            for layer in self.network.layers
+        }
+        latencies = self._latencies([chain for layer in chains.values() for chain in layer])
+        found = []
+        for layer in self.network.layers:
+            sizes = [self._sizes(layer, recipe) for recipe in self.recipes[layer.name]]
+            each = zip(sizes, chains[layer.name], strict=True)
+            storage = np.array([size.bytes_of(chain) for size, chain in each])
+            each = zip(chains[layer.name], storage, strict=True)
+            energy = np.array([energy_mj(chain, size) for chain, size in each])
+            latency = np.array([latencies[chain] for chain in chains[layer.name]])
+            found.append(np.stack([storage, latency, energy, sensitivities[layer.name].divergence], 1))
+        return found
+
+    def _table(
+        self,
+        chosen: Mapping[str, Sequence[Recipe]],
+        rows: Mapping[str, NDArray[np.int64]],
+        sensitivities: Mapping[str, Sensitivity],
+        points_per_nat: float,
+        accuracy: float,
+        chance: float,
+    ) -> PriceTable:
+        network, levels = self.network, len(KEEP_LEVELS)
+        count, slots = len(network.layers), max(map(len, chosen.values()))
+        chains = {
+            (layer.name, slot, a, b): self._chain(layer, recipe, a, b if _level(recipe) == 0 else _level(recipe))
+            for layer in network.layers
+            for slot, recipe in enumerate(chosen[layer.name])
+            for a in range(levels)
+            for b in range(levels)
+        }
+        latencies = self._latencies(list(chains.values()))
+        cost = np.zeros((len(METRICS), count, slots, levels, levels), np.float32)
+        legal = np.zeros((count, slots), bool)
+        drop, error = np.zeros((count, slots), np.float32), np.zeros((count, slots), np.float32)
+        level, features = np.zeros((count, slots), np.int64), np.zeros((count, slots, len(RECIPE_FEATURES)), np.float32)
+        for row, layer in enumerate(network.layers):
+            found = sensitivities[layer.name]
+            for slot, recipe in enumerate(chosen[layer.name]):
+                legal[row, slot] = True
+                drop[row, slot] = points_per_nat * found.divergence[rows[layer.name][slot]]
+                error[row, slot] = found.output_error[rows[layer.name][slot]]
+                level[row, slot] = _level(recipe)
+                features[row, slot] = _recipe_features(recipe, error[row, slot])
+                size = self._sizes(layer, recipe)
+                for a in range(levels):
+                    for b in range(levels):
+                        chain = chains[layer.name, slot, a, b]
+                        storage = size.bytes_of(chain)
+                        cost[:, row, slot, a, b] = storage, latencies[chain], energy_mj(chain, storage)
+        fixed = np.array([fixed_storage(network), 0.0, 0.0], np.float32)
+        original = fixed + cost[:, :, 0, 0, 0].sum(1)
+        original[0] = original_storage(network)
+        return PriceTable(
+            network=network.name,
+            layers=tuple(layer.name for layer in network.layers),
+            recipes=tuple(tuple(map(str, chosen[layer.name])) for layer in network.layers),
+            legal=legal,
+            cost=cost,
+            drop=drop,
+            output_error=error,
+            keep_levels=np.array(KEEP_LEVELS, np.float32),
+            in_share=self._in_share(),
+            out_group=np.array([-1 if layer.group is None else layer.group for layer in network.layers], np.int64),
+            leads=np.array([layer.leads for layer in network.layers]),
+            recipe_level=level,
+            recipe_features=features,
+            layer_features=self._layer_features(cost[0, :, 0, 0, 0]),
+            fixed=fixed,
+            original=original,
+            accuracy=accuracy,
+            chance=chance,
+        )
+
+    def _latencies(self, chains: Sequence[Chain]) -> dict[Chain, float]:
+        unique = list(dict.fromkeys(chains))
+        return dict(zip(unique, self.latency.milliseconds(unique).tolist(), strict=True))
+
+    def _sizes(self, layer: Layer, recipe: Recipe) -> Sizes:
+        cut = recipe.at(Stage.STRUCTURE)
+        pruned = isinstance(cut, FilterPruning) and layer.group is not None
+        state = ((layer.group, cut),) if pruned else ()
+        return Sizes.of(self.bank.entry(layer.name, recipe, state), recipe.bits)  # type: ignore[arg-type]
+
+    def _chain(self, layer: Layer, recipe: Recipe, in_level: int, out_level: int) -> Chain:
+        module = self.network.modules[layer.name]
+        inputs, outputs = module.weight.shape[1], module.weight.shape[0]
+        if is_depthwise(module):
+            inputs = outputs = self._left(outputs, self._groups_of_outputs(layer), max(in_level, out_level))
+        elif groups_of(module) == 1:
+            inputs = self._left(inputs, self._inputs_by_group(layer), in_level)
+            outputs = self._left(outputs, self._groups_of_outputs(layer), out_level)
+        else:
+            inputs *= groups_of(module)
+        return chain_of(self.network.operations[layer.name], recipe, inputs, outputs, module)
+
+    def _left(self, channels: int, by_group: Mapping[int, int], level: int) -> int:
+        """Returns how many of `channels` stay when all groups that they belong to are at a keep level."""
+        for group, share in by_group.items():
+            width = self.network.groups[group].channels
+            channels -= (width - kept_count(width, 1.0 - KEEP_LEVELS[level])) * share // width
+        return channels
+
+    def _inputs_by_group(self, layer: Layer) -> dict[int, int]:
+        groups = self.network.groups
+        return {g: sum(s.local.numel() for s in groups[g].consumers if s.module == layer.name) for g in layer.reads}
+
+    def _groups_of_outputs(self, layer: Layer) -> dict[int, int]:
+        return {} if layer.group is None else {layer.group: self.network.modules[layer.name].weight.shape[0]}
+
+    def _in_share(self) -> NDArray[np.float32]:
+        share = np.zeros((len(self.network.layers), max(1, len(self.network.groups))), np.float32)
+        for row, layer in enumerate(self.network.layers):
+            module = self.network.modules[layer.name]
+            if is_depthwise(module) and layer.group is not None:
+                share[row, layer.group] = 1.0
+            for group, channels in self._inputs_by_group(layer).items():
+                share[row, group] = channels / module.weight.shape[1]
+        return share
+
+    def _layer_features(self, storage: NDArray[np.float32]) -> NDArray[np.float32]:
+        network = self.network
+        macs = np.array([network.macs[layer.name] for layer in network.layers], float)
+        rows = []
+        for place, layer in enumerate(network.layers):
+            module = network.modules[layer.name]
+            values = {
+                "is_linear": float(isinstance(module, nn.Linear)),
+                "is_depthwise": float(is_depthwise(module)),
+                "is_pointwise": float(is_pointwise(module)),
+                "share_of_macs": macs[place] / macs.sum(),
+                "share_of_storage": float(storage[place] / storage.sum()),
+                "log_out_channels": np.log2(module.weight.shape[0]) / 12,
+                "log_in_features": np.log2(weight_matrices(module).shape[2]) / 12,
+                "depth": place / len(network.layers),
+            }
+            rows.append([values[name] for name in LAYER_FEATURES])
+        return np.array(rows, np.float32)
+
+
+def original_storage(network: Network) -> float:
+    """Returns the bytes of the original's file: float32 weights, headers included."""
+    state = {name: value.contiguous() for name, value in network.original.state_dict().items()}
+    return float(len(save_tensors({name: value.clone() for name, value in state.items()})))
+
+
+def fixed_storage(network: Network) -> float:
+    """Returns the bytes of the packed file that no layer accounts for."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = save_packed(network.model, network.original, Path(folder) / "weights", {})
+    return float(whole - sum(packed_size(network.modules[layer.name]) for layer in network.layers))
+
+
+def _level(recipe: Recipe) -> int:
+    technique = recipe.at(Stage.STRUCTURE)
+    if not isinstance(technique, FilterPruning):
+        return 0
+    return int(np.abs(np.array(KEEP_LEVELS) - (1.0 - technique.ratio)).argmin())
+
+
+def _recipe_features(recipe: Recipe, error: float) -> list[float]:
+    def setting(name: str, default: float) -> float:
+        return next((float(t.settings()[name]) for t in recipe.techniques if name in t.settings()), default)
+
+    structure = recipe.at(Stage.STRUCTURE)
+    values = {
+        "is_identity": float(not recipe.techniques),
+        "pruning_ratio": setting("ratio", 0.0) if isinstance(structure, FilterPruning) else 0.0,
+        "rank_ratio": 1.0 - setting("ratio", 1.0) if isinstance(structure, LowRank) else 0.0,
+        "sparsity": setting("sparsity", 0.0),
+        "weight_bits": recipe.bits / 32,
+        "activation_bits": 8 / 32 if recipe.at(Stage.ACTIVATIONS) is not None else 1.0,
+        "log_output_error": float(np.log10(max(error, 1e-10))) / 5,
+    }
+    return [values[name] for name in RECIPE_FEATURES]
+
+

@@ -1,0 +1,211 @@
+"""A network under study: everything that is found out about it once, before anyone decides how to compress it."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import nn
+
+from plywise.compressors.errors import DataError, FileFormatError
+from plywise.compressors.packed_module import packed_size
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.env.bank import Bank, Stitched
+from plywise.env.cache import cache_folder
+from plywise.env.calibration import calibrate
+from plywise.env.energy import energy_mj
+from plywise.env.latency import Chain, LatencyTable
+from plywise.env.menu import catalogue
+from plywise.env.network import Layer, Network
+from plywise.env.operation import operations
+from plywise.env.price_file import load_prices, save_prices
+from plywise.env.prices import PriceTable
+from plywise.env.pricing import Pricer
+from plywise.env.result_store import ResultStore
+from plywise.env.samples import Samples, model_digest
+from plywise.env.sensitivity import Sensitivity, divergence, sensitivities
+
+VERSION = "1"
+"""Goes into every key of the store: raise it when figures found by older code no longer hold."""
+
+PROBE_SAMPLES = 512
+"""Validation inputs that sensitivities are measured on."""
+
+TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
+"""Nats per share of storage at which trial plans are made, to learn what a nat costs in accuracy."""
+
+USUAL_POINTS_PER_NAT = 40.0
+"""What a nat costs where trial plans tell nothing; counts as one trial of one point."""
+
+Tracker = Callable[[Iterable[object], str, int], Iterable[object]]
+"""Wraps a loop in a progress bar: `(items, what, count)`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A plan looked at for real.
+
+    Attributes:
+        accuracy: on the validation samples, percent.
+        divergence: of its outputs from the original's, nats.
+        cost: storage bytes, latency ms (layers measured one by one), energy mJ.
+    """
+
+    accuracy: float
+    divergence: float
+    cost: tuple[float, float, float]
+
+
+class Subject:
+    """A network with its calibration, its bank and its prices.
+
+    Attributes:
+        network, bank, table: see their classes.
+        validation: held-out samples that plans are scored on.
+        accuracy: of the original on them, percent.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Samples,
+        validation: Samples,
+        name: str = "network",
+        latency: LatencyTable | None = None,
+        track: Tracker = lambda items, what, count: items,
+        seed: int = 0,
+    ) -> None:
+        """Studies a network; what an earlier run has found is read from the cache.
+
+        Args:
+            model: maps `(n, ...)` to `(n, classes)`.
+            calibration: training samples, a few hundred; they run as one batch.
+            validation: samples that the network was not trained on.
+            name: what to call it.
+            latency: of the device; this machine's where None.
+            track: shows progress.
+            seed: of every random choice.
+
+        Raises:
+            ModelError: if the network does not run or has nothing to compress.
+            DataError: if there are no samples.
+        """
+        for samples, what in ((calibration, "calibration"), (validation, "validation")):
+            if len(samples) == 0:
+                raise DataError(f"there are no {what} samples; at least a few hundred are needed")
+        self.network = Network.of(model, calibration.inputs[:4], name)
+        self.validation = validation
+        self.latency = latency or LatencyTable()
+        self.bank = Bank(self.network, calibrate(self.network, calibration.inputs, calibration.labels, seed))
+        self.store = ResultStore(cache_folder() / "results.sqlite")
+        self.key = self._key(model, calibration, validation, seed)
+        self._original = validation.logits(self.network.model)
+        self.accuracy = validation.accuracy(self._original)
+        self.table = self._prices(track)
+
+    def plan(self, actions: Sequence[int]) -> Plan:
+        """Returns the plan of one slot per layer of the price table."""
+        each = zip(self.network.layers, self.table.recipes, actions, strict=True)
+        return Plan(self.network.name, {layer.name: Recipe.parse(slots[action]) for layer, slots, action in each})
+
+    def measure(self, plan: Plan) -> Measured:
+        """Looks at a plan for real: stitches it and runs it over the validation samples; no plan twice."""
+        name = f"{self.key}/plan/{_digest(*(f'{layer}={recipe}' for layer, recipe in plan.items()))}"
+        found = self.store.get(name)
+        if found is None:
+            stitched = self.bank.stitch(plan)
+            logits = self.validation.logits(stitched.model)
+            found = [self.validation.accuracy(logits), divergence(self._original, logits), self.cost(stitched)]
+            self.store.put(name, found)
+        storage, latency, energy = found[2]
+        return Measured(found[0], found[1], (storage, latency, energy))
+
+    def cost(self, stitched: Stitched) -> tuple[float, float, float]:
+        """Returns storage, latency and energy of a stitched plan, layer by layer in its real shapes."""
+        modules = {layer.name: stitched.replaced.get(layer.name, self.network.modules[layer.name]) for layer in self.layers}
+        chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in self.layers}
+        sizes = {name: packed_size(module) for name, module in modules.items()}
+        storage = float(self.table.fixed[0]) + sum(sizes.values())
+        latency = float(self.latency.milliseconds(list(chains.values()), progress=False).sum())
+        energy = sum(energy_mj(chains[name], sizes[name]) for name in chains)
+        return storage, latency + float(self.table.fixed[1]), energy + float(self.table.fixed[2])
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers of the network, in the order of the walk."""
+        return self.network.layers
+
+    def _prices(self, track: Tracker) -> PriceTable:
+        path = cache_folder("prices") / f"{_digest(self.key, self.latency.device.fingerprint)}.safetensors"
+        if path.exists():
+            try:
+                return replace(load_prices(path), network=self.network.name)
+            except FileFormatError:
+                path.unlink()
+        pricer = Pricer(self.bank, self.latency)
+        steps = sensitivities(self.bank, pricer.recipes, self.validation.first(PROBE_SAMPLES), self.store, self.key)
+        found: dict[str, Sensitivity] = {}
+        for name, sensitivity in track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers)):  # type: ignore[misc]
+            found[name] = sensitivity
+        points = self._points_per_nat(pricer, found, track)
+        chance = 100.0 / self._original.shape[1]
+        table = pricer.price(found, points, self.accuracy, min(chance, self.accuracy))
+        save_prices(table, path)
+        return table
+
+    def _points_per_nat(self, pricer: Pricer, found: dict[str, Sensitivity], track: Tracker) -> float:
+        """Learns from trial plans how many points of accuracy a nat of summed single-layer divergence costs.
+
+        The ratio of sums, so that plans of a point or more count for most; it includes how layers interact.
+        """
+        nats, points = 1.0 / USUAL_POINTS_PER_NAT, 1.0
+        trials = _trial_plans(self.network, pricer, found)
+        for plan, expected in track(trials, f"{self.network.name}: trial plans", len(trials)):  # type: ignore[misc]
+            logits = self.validation.logits(self.bank.stitch(plan).model)
+            drop = self.accuracy - self.validation.accuracy(logits)
+            if 0.0 <= drop <= 15.0:
+                nats += expected
+                points += drop
+        return points / nats
+
+    def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int) -> str:
+        recipes = _digest(*map(str, catalogue()))
+        parts = (VERSION, model_digest(model), calibration.digest(), validation.digest(), recipes, str(seed))
+        return _digest(*parts)
+
+
+def realised_chain(module: nn.Module, layer: Layer) -> Chain:
+    """Returns what the runtime executes for a compressed layer in the shapes that it really sees."""
+    first = next(leaf for leaf in module.modules() if isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Linear))
+    if isinstance(first, nn.Linear):
+        return operations(module, (*layer.input_shape[:-1], first.in_features))
+    return operations(module, (first.in_channels, *layer.input_shape[1:]))
+
+
+def _trial_plans(network: Network, pricer: Pricer, found: dict[str, Sensitivity]) -> list[tuple[Plan, float]]:
+    """Plans of the cheapest sum of divergence and storage at several prices, with their summed divergences."""
+    sizes = {
+        layer.name: np.array([packed_size(pricer.bank.entry(layer.name, _unpruned(r))) for r in pricer.recipes[layer.name]])
+        for layer in network.layers
+    }
+    whole = sum(size[0] for size in sizes.values())
+    trials: list[tuple[Plan, float]] = []
+    for price in TRIAL_PRICES:
+        recipes, expected = {}, 0.0
+        for layer in network.layers:
+            losses = found[layer.name].divergence
+            best = int(np.argmin(losses + price * sizes[layer.name] / whole))
+            recipes[layer.name] = pricer.recipes[layer.name][best]
+            expected += float(losses[best])
+        trials.append((Plan(network.name, recipes), expected))
+    return trials
+
+
+def _unpruned(recipe: Recipe) -> Recipe:
+    return recipe if all(t.name != "filter_pruning" for t in recipe.techniques) else Recipe()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+

@@ -55,7 +55,7 @@ def fit(network: nn.Module, split: Split, settings: TrainingSettings, descriptio
     """
     shifts, labels = shifted(split), split.labels
     optimizer = torch.optim.AdamW(
-        network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
+        network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     steps = len(labels) // settings.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -54,7 +54,7 @@ class VisionTransformer(nn.Module):
         heads: of attention.
         hidden: width inside the perceptrons.
         class_token: whether the logits come from a token of their own; else from the mean of all tokens.
-        patch: side of a patch, pixels.
+        patch: pixels from one patch to the next; patches are twice as wide, so that they overlap.
         size: side of an image, pixels.
         in_channels: of the images.
         classes: number of logits.
@@ -75,9 +75,9 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         tokens = (size // patch) ** 2 + class_token
-        self.patches = nn.Conv2d(in_channels, width, patch, patch)
+        self.patches = nn.Conv2d(in_channels, width, 2 * patch, patch, padding=patch // 2)
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02) if class_token else None
-        self.position = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, tokens, width))
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)

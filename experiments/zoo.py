@@ -58,7 +58,9 @@ SEPARABLE_BLOCKS = ((48, 1), (96, 2), (96, 1), (192, 2), (192, 1))
 VGG_WIDTHS = (16, 16, POOL, 32, 32, POOL, 64, 64)
 
 ZOO: dict[str, ZooEntry] = {
-    "digits-mlp": _digits("mlp", "linear layers 64-256-128-10", partial(mlp, (64, 256, 128, 10))),
+    "digits-mlp": _digits(
+        "mlp", "linear layers 64-256-128-10", partial(mlp, (64, 256, 128, 10)), TrainingSettings(60, weight_decay=0.1)
+    ),
     "digits-lenet": _digits("lenet", "5x5 convolutions, pooling, three linear layers", DigitsLeNet),
     "digits-vgg": _digits("vgg", "3x3 convolutions, BatchNorm, pooling", partial(VGG, VGG_WIDTHS, 1, 256)),
     "digits-plain": _digits("plain", "only convolutions; strides for pooling", AllConvolutional),
@@ -77,15 +79,15 @@ ZOO: dict[str, ZooEntry] = {
     "digits-densenet": _digits("densenet", "concatenated layers, BatchNorm-ReLU-convolution", DenseNet),
     "digits-vit": _digits(
         "transformer",
-        "3 blocks of width 48, class token",
-        partial(VisionTransformer, 48, 3, 4, 96, class_token=True),
-        TrainingSettings(learning_rate=3e-3),
+        "2 blocks of width 64, class token",
+        partial(VisionTransformer, 64, 2, 4, 128, class_token=True),
+        TrainingSettings(60, learning_rate=5e-3),
     ),
     "digits-vit-mean": _digits(
         "transformer",
-        "2 blocks of width 64, mean of the tokens",
-        partial(VisionTransformer, 64, 2, 4, 256, class_token=False),
-        TrainingSettings(learning_rate=3e-3),
+        "2 blocks of width 48, mean of the tokens",
+        partial(VisionTransformer, 48, 2, 4, 192, class_token=False),
+        TrainingSettings(50, learning_rate=8e-3, weight_decay=0.2),
     ),
     "lenet-300-100": ZooEntry("mlp", "mnist", "linear layers 784-300-100-10", partial(mlp, (784, 300, 100, 10))),
     "lenet-5": ZooEntry("lenet", "mnist", "LeNet-5 with 20 and 50 channels", LeNet5),

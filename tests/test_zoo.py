@@ -1,0 +1,206 @@
+import hashlib
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError, ModelError
+from plywise.experiments import zoo
+from plywise.experiments.dataset import Split
+from plywise.experiments.datasets import load_dataset
+from plywise.experiments.evaluation import accuracy
+from plywise.experiments.training import TrainingSettings, fit, reproducible, shifted
+from plywise.experiments.zoo import ZOO, trained, untrained
+
+DIGITS = [name for name in ZOO if name.startswith("digits-")]
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def digest(network):
+    state = network.state_dict()
+    return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_zoo_is_large_enough():
+    assert len(DIGITS) >= 10
+    assert len({ZOO[name].family for name in DIGITS}) >= 8
+    assert all(ZOO[name].training for name in DIGITS)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_network_maps_images_to_finite_logits(name):
+    network = untrained(name).eval()
+    images = torch.rand(3, *SHAPES[ZOO[name].dataset], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = network(images)
+        alone = network(images[:1])
+    assert logits.shape == (3, 10)
+    assert logits.isfinite().all()
+    torch.testing.assert_close(logits[:1], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_digits_networks_are_neither_tiny_nor_large(name):
+    assert 30_000 <= parameters(untrained(name)) <= 150_000
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("lenet-300-100", 266_610), ("lenet-5", 431_080), ("resnet20", 269_722), ("resnet56", 853_018)],
+)
+def test_known_networks_have_their_published_size(name, count):
+    assert parameters(untrained(name)) == count
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].family in ("vgg", "plain", "resnet", "mobilenet")])
+def test_batch_norm_follows_its_convolution_directly(name):
+    modules = [module for module in untrained(name).modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    for before, norm in pairwise(modules):
+        if isinstance(norm, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+            assert before.out_channels == norm.num_features
+            assert before.bias is None or ZOO[name].family == "vgg"
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in modules)
+    assert norms >= len(modules) // 2 - 1
+
+
+def test_option_a_shortcut_has_no_parameters():
+    network = untrained("digits-resnet-a")
+    assert not [name for name, _ in network.named_parameters() if "shortcut" in name]
+    block = network.layer2[0]
+    nn.init.zeros_(block.bn2.weight)
+    inputs = torch.rand(1, 12, 8, 8)
+    outputs = block.eval()(inputs)
+    assert torch.equal(outputs[:, 6:18], inputs[:, :, ::2, ::2])
+    assert not outputs[:, :6].any()
+    assert not outputs[:, 18:].any()
+
+
+def test_same_seed_same_network_and_the_global_generator_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = untrained("digits-vit")
+    assert torch.equal(torch.rand(1), expected)
+    assert digest(first) == digest(untrained("digits-vit"))
+    assert digest(first) != digest(untrained("digits-vit", seed=1))
+
+
+@pytest.mark.parametrize("name", ["digits-lenet", "digits-densenet"])
+def test_training_is_reproducible_on_any_number_of_threads(digits, name):
+    digests = set()
+    threads = torch.get_num_threads()
+    few = digits.train.select(torch.arange(200))
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            network = untrained(name)
+            with reproducible(0):
+                fit(network, few, TrainingSettings(epochs=2), name)
+            assert torch.get_num_threads() == count
+            digests.add(digest(network))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ["digits-lenet"])
+def test_trained_network_is_good_and_cached(digits, name, monkeypatch):
+    network = trained(name, digits)
+    assert not network.training
+    assert accuracy(network, digits.validation) >= 97
+    assert accuracy(network, digits.test) >= 97
+    monkeypatch.setattr(zoo, "write_tensors", None)
+    again = trained(name, digits)
+    assert digest(again) == digest(network)
+    assert not again.training
+
+
+def test_another_cut_is_trained_anew(digits, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        zoo,
+        "_training_key",
+        lambda network, settings, dataset: hashlib.sha256(dataset.train.images.numpy()).hexdigest(),
+    )
+    monkeypatch.setattr(zoo, "fit", lambda *arguments: calls.append(arguments))
+    for data in (digits, digits, load_dataset("digits", seed=1)):
+        trained("digits-mlp", data)
+    assert len(calls) == 2
+
+
+def test_training_key_tells_apart_what_matters(digits):
+    mlp, settings = untrained("digits-mlp"), TrainingSettings()
+    key = zoo._training_key(mlp, settings, digits)
+    assert key == zoo._training_key(untrained("digits-mlp", seed=3), settings, digits)
+    others = [
+        zoo._training_key(mlp, TrainingSettings(epochs=99), digits),
+        zoo._training_key(mlp, settings, load_dataset("digits", seed=1)),
+        zoo._training_key(untrained("digits-lenet"), settings, digits),
+    ]
+    assert len({key, *others}) == 4
+
+
+def test_shifts_move_the_image_by_one_pixel():
+    images = torch.zeros(1, 1, 3, 3, dtype=torch.uint8)
+    images[0, 0, 1, 1] = 255
+    moved = shifted(Split(images, torch.tensor([0]), (0.0,), (1.0,)))
+    assert moved.shape == (9, 1, 1, 3, 3)
+    assert sorted(moved.flatten(1).argmax(1).tolist()) == list(range(9))
+    assert torch.equal(moved.flatten(1).sum(1), torch.ones(9))
+
+
+def test_accuracy_counts_right_answers_and_keeps_the_mode(digits):
+    class Oracle(nn.Module):
+        def forward(self, images):
+            assert not self.training
+            wrong = torch.arange(len(images)) < 3
+            return nn.functional.one_hot((digits.test.labels + wrong) % 10, 10)
+
+    oracle = Oracle().train()
+    assert accuracy(oracle, digits.test) == pytest.approx(100 * 357 / 360)
+    assert oracle.training
+
+
+def test_accuracy_does_not_depend_on_the_batches(digits):
+    network = untrained("digits-mlp")
+    assert accuracy(network, digits.test, 7) == accuracy(network, digits.test, 360)
+
+
+def test_unknown_network_names_the_nearest():
+    with pytest.raises(ConfigurationError, match="Did you mean 'digits-resnet'"):
+        untrained("digits-resnets")
+
+
+def test_network_without_training_needs_weights(digits):
+    with pytest.raises(ModelError, match="--weights"):
+        trained("resnet20", digits)
+
+
+def test_digits_network_refuses_other_images(digits):
+    other = Split(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([0, 1]), (0.0,), (1.0,))
+    dataset = type(digits)("mnist", digits.classes, other, other, other)
+    with pytest.raises(ModelError, match=r"'mnist' has \(1, 28, 28\)"):
+        trained("digits-mlp", dataset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIGITS)
+def test_every_digits_network_is_good(digits, name):
+    network = trained(name, digits)
+    assert accuracy(network, digits.validation) >= 97
+    assert accuracy(network, digits.test) >= 97

@@ -52,13 +52,14 @@ class FrequencyTable:
         present = np.flatnonzero(counts)
         low, high, peak = int(present[0]), int(present[-1]), int(counts.argmax())
         share = counts[low : high + 1] / counts.sum()
+        peak_entry = int(_entries(share[peak - low]))
+        if stride == 1:
+            return cls(low, high, stride, peak, peak_entry, _entries(share))
         others = np.ones_like(share)
-        others[peak - low] = stride == 1
+        others[peak - low] = 0
         hat = stride - np.abs(np.arange(1 - stride, stride))
-        pad = stride * _entry_count(low, high, stride) - len(share)
-        near = [np.convolve(np.pad(values, (stride - 1, pad)), hat, "valid") for values in (share * others, others)]
-        entries = _entries(near[0][::stride] / np.maximum(near[1][::stride], 1))
-        return cls(low, high, stride, peak, int(_entries(share[peak - low])), entries)
+        near, weight = (np.convolve(values, hat)[stride - 1 :: stride] for values in (share * others, others))
+        return cls(low, high, stride, peak, peak_entry, _entries(near / np.maximum(weight, 1)))
 
     @cached_property
     def frequencies(self) -> NDArray[np.float64]:
@@ -137,5 +138,6 @@ def _entry_count(low: int, high: int, stride: int) -> int:
 
 
 def _entries(share: NDArray[np.float64]) -> NDArray[np.uint8]:
-    entries: NDArray[np.uint8] = np.clip(np.rint(-STEPS * np.log2(np.maximum(share, 1e-9))), 0, 255).astype(np.uint8)
+    bits = -np.log2(np.maximum(share, 1e-9))
+    entries: NDArray[np.uint8] = np.minimum(np.rint(STEPS * bits), 255).astype(np.uint8)
     return entries

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from plywise.compressors.byte_reader import ByteReader
 from plywise.compressors.errors import FileFormatError
-from plywise.compressors.module_spec import LEAVES, build_leaf, leaf_settings
+from plywise.compressors.module_spec import LEAVES, build_leaf, is_count, leaf_settings
 from plywise.compressors.packed_module import is_range, tensor_names
 from plywise.compressors.packing import raw_floats, unpack_floats, unpack_symbols
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.weight_format import FORMATS, WeightFormat
 
 _MAX_DEPTH = 6
-_MAX_FORMAT_TENSORS = 8
 _FORMAT_FAILURES = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 
 
@@ -32,6 +31,12 @@ class PayloadReader(ByteReader):
     def __init__(self, data: bytes, budget: int) -> None:
         super().__init__(data)
         self.budget = budget
+
+    def spend(self, numbers: int) -> None:
+        """Counts numbers that are about to be allocated; raises FileFormatError where the budget does not reach."""
+        if numbers > self.budget:
+            raise FileFormatError(f"the file describes {numbers} more numbers than the network could need")
+        self.budget -= numbers
 
 
 def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, depth: int = 0) -> nn.Module:
@@ -62,8 +67,8 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
                 raise FileFormatError(f"{name} has a part named {key!r:.60}: the file is damaged")
             parts.add_module(key, build(f"{name}.{key}", part, original, reader, depth + 1))
         return parts
-    leaf = _bare_leaf(name, kind, inside, original, reader.budget)
-    reader.budget -= sum(tensor.numel() for tensor in leaf.state_dict().values())
+    leaf = _bare_leaf(name, kind, inside, original)
+    reader.spend(sum(tensor.numel() for tensor in leaf.state_dict().values()))
     fill(name, leaf, reader, form[0] if form else None)
     return leaf
 
@@ -104,15 +109,15 @@ def _read_range(name: str, reader: PayloadReader) -> ActivationRange:
     return ActivationRange(scale, zero_point)
 
 
-def _bare_leaf(name: str, kind: Any, changed: dict[str, Any], original: nn.Module, budget: int) -> nn.Module:
+def _bare_leaf(name: str, kind: Any, changed: dict[str, Any], original: nn.Module) -> nn.Module:
     settings = leaf_settings(original)
     if kind is None and settings is not None:
-        return build_leaf(type(original).__name__, {**settings, **changed}, budget)
+        return build_leaf(type(original).__name__, {**settings, **changed})
     if kind is None and not changed and not list(original.children()):
         return copy.deepcopy(original)
     if not isinstance(kind, str) or kind not in LEAVES:
         raise FileFormatError(f"{name} is of type {kind!r:.60}; allowed are {', '.join(LEAVES)}")
-    return build_leaf(kind, changed, budget)
+    return build_leaf(kind, changed)
 
 
 def _read_formatted(
@@ -120,17 +125,15 @@ def _read_formatted(
 ) -> Tensor:
     try:
         kind, settings, shapes = described
-        if not all(type(size) is int and size >= 0 for shape_of in shapes.values() for size in shape_of):
-            raise ValueError("shapes hold whole numbers")
+        if not all(len(sizes) <= 8 and all(is_count(size, 0) for size in sizes) for sizes in shapes.values()):
+            raise ValueError("a shape is a short list of whole numbers")
     except _FORMAT_FAILURES as error:
         raise FileFormatError(f"the weight format of {name} is not valid: the file is damaged") from error
     if not isinstance(kind, str) or kind not in FORMATS:
         raise FileFormatError(f"{name} has the unknown weight format {kind!r:.60}; known: {', '.join(sorted(FORMATS))}")
-    limit = max(2**16, math.prod(shape))
-    if len(shapes) > _MAX_FORMAT_TENSORS or any(math.prod(shape_of) > limit for shape_of in shapes.values()):
-        raise FileFormatError(f"the weight format of {name} is larger than its weights: the file is damaged")
+    reader.spend(sum(math.prod(sizes) for sizes in shapes.values()))
     packed = reader.block()
-    tensors = {key: unpack_floats(reader.block(), size) for key, size in shapes.items()}
+    tensors = {key: unpack_floats(reader.block(), sizes) for key, sizes in shapes.items()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise FileFormatError(f"the weight format of {name} holds values that are not finite: the file is damaged")
     try:

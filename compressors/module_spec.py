@@ -56,16 +56,15 @@ def leaf_settings(module: nn.Module) -> dict[str, Any] | None:
     return {field: _plain(module, field) for field in LEAVES[name][1]}
 
 
-def build_leaf(name: str, settings: Settings, budget: int) -> nn.Module:
+def build_leaf(name: str, settings: Settings) -> nn.Module:
     """Builds a leaf on the meta device, so nothing is allocated yet.
 
     Args:
         name: a key of LEAVES.
         settings: from a file, hence not to be trusted.
-        budget: most numbers that it may hold.
 
     Raises:
-        FileFormatError: on a type or a setting that is not allowed, and where it holds more than `budget` numbers.
+        FileFormatError: on a type or a setting that is not allowed.
     """
     if name not in LEAVES:
         raise FileFormatError(f"the file holds a module of type {name!r:.60}; allowed are {', '.join(LEAVES)}")
@@ -77,16 +76,30 @@ def build_leaf(name: str, settings: Settings, budget: int) -> nn.Module:
     for field, value in settings.items():
         if not _is_allowed(name, field, value):
             raise FileFormatError(f"{name}: {field}={value!r:.60} is not allowed; the file is damaged")
-    values = {field: tuple(value) if isinstance(value, list) else value for field, value in settings.items()}
+    values: dict[str, Any] = {
+        field: tuple(value) if isinstance(value, list) else value for field, value in settings.items()
+    }
     try:
         with torch.device("meta"):
-            module = leaf(**values)
-        count = sum(tensor.numel() for tensor in module.state_dict().values())
+            if leaf is nn.Embedding:
+                # Its own initialisation would import a compiler on this device, which takes seconds.
+                values["_weight"] = torch.empty(values["num_embeddings"], values["embedding_dim"])
+            return leaf(**values)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
         raise FileFormatError(f"the file describes a {name} that cannot be built: {error!s:.200}") from error
-    if count > budget:
-        raise FileFormatError(f"the file describes a {name} of {count} numbers, more than the network could need")
-    return module
+
+
+def is_count(value: Any, least: int) -> bool:
+    """Returns whether a value from a file is a whole number from `least` to `2**31 - 1`."""
+    return type(value) is int and least <= value <= _LARGEST
+
+
+def unstorable(name: str, module: nn.Module) -> ModelError:
+    """Builds the error for a module that is neither the original's nor of a type that a file may hold."""
+    known = ", ".join([*LEAVES, *(container.__name__ for container in CONTAINERS)])
+    return ModelError(
+        f"{name}: a {type(module).__name__} cannot replace another module in a packed file; allowed: {known}"
+    )
 
 
 def module_mark(name: str, module: nn.Module) -> str:
@@ -116,17 +129,5 @@ def _is_allowed(leaf: str, field: str, value: Any) -> bool:
     if field in _SIZES or field in _PADDINGS:
         least = int(field in _SIZES)
         lengths = (int(leaf[-2]),) if leaf.startswith("Conv") else range(1, 9)
-        return isinstance(value, list) and len(value) in lengths and all(_is_count(entry, least) for entry in value)
-    return _is_count(value, 0 if field == "padding_idx" else 1)
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return type(value) is int and least <= value <= _LARGEST
-
-
-def unstorable(name: str, module: nn.Module) -> ModelError:
-    """Builds the error for a module that is neither the original's nor of a type that a file may hold."""
-    known = ", ".join([*LEAVES, *(container.__name__ for container in CONTAINERS)])
-    return ModelError(
-        f"{name}: a {type(module).__name__} cannot replace another module in a packed file; allowed: {known}"
-    )
+        return isinstance(value, list) and len(value) in lengths and all(is_count(entry, least) for entry in value)
+    return is_count(value, 0 if field == "padding_idx" else 1)

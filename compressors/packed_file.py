@@ -63,6 +63,9 @@ def save_packed(model: nn.Module, skeleton: nn.Module, path: str | Path, metadat
 def load_packed(path: str | Path, skeleton: nn.Module) -> nn.Module:
     """Returns the network of a packed file as a new module in eval mode.
 
+    Parameters equal those that were saved bit for bit, but for the sign of a zero, and so do the outputs. Tied
+    parameters come back equal, but apart.
+
     Args:
         path: of a file that `save_packed` wrote; it may come from anyone.
         skeleton: the original network; it stays as it is, its weights do not matter.

@@ -1,4 +1,4 @@
-"""Tensors as bytes: the cheapest of a few codes, told apart by a leading tag. Exact for every input."""
+"""Tensors as bytes: the cheapest of a few codes, told apart by a leading tag."""
 
 import math
 from collections.abc import Sequence
@@ -67,12 +67,15 @@ def unpack_symbols(data: bytes, shape: Sequence[int], bits: int) -> Tensor:
 
 
 def pack_floats(values: Tensor) -> bytes:
-    """Packs float32 values of any shape bit for bit; zeros cost little, whole numbers of `[0, 255]` a byte at most."""
+    """Packs float32 values of any shape; zeros cost little, whole numbers of `[0, 255]` a byte at most.
+
+    Exact bit for bit but for the sign of a zero, which may be lost: masks leave half of the zeros negative, and to
+    keep those would cost a pruned layer most of what it saves.
+    """
     flat = values.detach().contiguous().view(-1)
     if _are_bytes(flat):
         return bytes((WHOLE,)) + pack_symbols(flat.long(), 8)
-    # A negative zero is a value like any other: only then is the round trip exact.
-    used = flat.view(torch.int32) != 0
+    used = flat != 0
     candidates = [bytes((RAW,)) + flat.numpy().tobytes()]
     if not bool(used.all()):
         kept = flat[used].numpy().tobytes()
@@ -87,7 +90,7 @@ def floats_size(values: Tensor) -> int:
     flat = values.detach().contiguous().view(-1)
     if _are_bytes(flat):
         return 1 + symbols_size(flat.long(), 8)
-    used = flat.view(torch.int32) != 0
+    used = flat != 0
     kept = int(used.sum())
     if kept == len(flat):
         return 1 + 4 * kept
@@ -157,10 +160,10 @@ def _unpacked(tag: bytes, data: bytes, count: int, bits: int) -> NDArray[np.int3
 
 
 def _are_bytes(flat: Tensor) -> bool:
-    # Bit patterns, not values: a negative zero is no byte. The first value decides for nearly every tensor.
+    # The first value decides for nearly every tensor.
     if not len(flat) or flat[0] != flat[0].round():
         return False
-    return torch.equal(flat.clamp(0, 255).to(torch.uint8).float().view(torch.int32), flat.view(torch.int32))
+    return torch.equal(flat.clamp(0, 255).to(torch.uint8).float(), flat)
 
 
 def _gaps(used: Tensor) -> Tensor:

@@ -476,6 +476,8 @@ def conv(**settings):
         [None, {}, ["uniform", {"width": 4}, {"scale": [10**12]}]],
         [None, {}, ["uniform", {"width": 4}, {"scale": [-1, -32]}]],
         [None, {}, ["uniform", {"width": 4}, {"scale": "32"}]],
+        [None, {}, ["uniform", {"width": 4}, {"scale": [2**31 - 1] * 1000}]],
+        [None, {}, ["uniform", {"width": 4}, {"scale": [10**4000]}]],
         ["Identity", {}, ["uniform", {"width": 4}, {"scale": [32]}]],
     ],
     ids=lambda spec: json.dumps(spec)[:50],

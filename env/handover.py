@@ -1,0 +1,211 @@
+"""What a user gets: plan, ONNX file, packed weights and report, each checked against what was scored."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError, ModelError
+from plywise.compressors.packed_file import load_packed, save_packed
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.env.demand import Demand
+from plywise.env.energy import SOURCE, energy_mj
+from plywise.env.onnx_export import export_onnx
+from plywise.env.pricing import original_storage
+from plywise.env.runtime import Timing, accuracy_onnx, time_models
+from plywise.env.samples import Samples
+from plywise.env.score import judge
+from plywise.env.subject import Subject, realised_chain
+
+FILES = ("plan.yaml", "model.onnx", "weights.safetensors", "report.json")
+"""What a finished folder holds; the report is written last."""
+
+UNIFORM = "uniform_quantization(bits=7) + activation_quantization"
+"""Uniform int8 as the runtime's fast kernels want it: 8-bit activations, weights in [-64, 63]."""
+
+LOAD_TOLERANCE = 1e-5
+RUNTIME_TOLERANCE = 0.1
+"""Points of accuracy by which the runtime may differ from the network in torch."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where things come from, for the report: names as the user gave them."""
+
+    model: str
+    data: str
+    seed: int
+    method: str
+    evaluations: int
+    seconds: float
+
+
+def prepare_folder(folder: Path) -> None:
+    """Creates an output folder.
+
+    Raises:
+        ConfigurationError: if it holds anything that is not an unfinished run of ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is a file; name a folder")
+    if (folder / "report.json").exists():
+        raise ConfigurationError(f"{folder} holds a finished run; name another folder or delete it")
+    strangers = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.exists() else []
+    if strangers:
+        raise ConfigurationError(f"{folder} holds other files ({', '.join(sorted(strangers)[:5])}); name an empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot create {folder}: {error.strerror}; name a writable folder") from error
+
+
+def hand_over(
+    subject: Subject, plan: Plan, demand: Demand, test: Samples, folder: Path, origin: Origin
+) -> dict[str, Any]:
+    """Writes the compressed network into `folder`, checks the files and returns the report.
+
+    Args:
+        subject: the network under study.
+        plan: how to compress it.
+        demand: what was wanted.
+        test: samples that nothing has looked at yet.
+        folder: made by `prepare_folder`.
+        origin: for the report.
+
+    Raises:
+        ModelError: if a file does not give what was scored.
+    """
+    model = subject.bank.stitch(plan).model.eval()
+    uniform = subject.bank.stitch(uniform_plan(subject)).model.eval()
+    plan.save(folder / "plan.yaml")
+    save_packed(model, subject.network.original, folder / "weights.safetensors", {"model": origin.model})
+    export_onnx(model, subject.network.example, folder / "model.onnx")
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(scratch) / "original.onnx", Path(scratch) / "uniform.onnx", folder / "model.onnx"]
+        export_onnx(subject.network.model, subject.network.example, paths[0])
+        export_onnx(uniform, subject.network.example, paths[1])
+        uniform_bytes = save_packed(uniform, subject.network.original, Path(scratch) / "uniform", {"model": origin.model})
+        timings = time_models(paths, (1, *subject.network.example.shape[1:]))
+        sizes = [path.stat().st_size for path in paths]
+    _check_files(subject, model, test, folder)
+    storage = (original_storage(subject.network), float(uniform_bytes), float((folder / "weights.safetensors").stat().st_size))
+    models = (subject.network.model, uniform, model)
+    blocks = [
+        _block(subject, each, test, size, onnx, timing)
+        for each, size, onnx, timing in zip(models, storage, sizes, timings, strict=True)
+    ]
+    report = _report(subject, plan, demand, origin, blocks)
+    write_json(report, folder / "report.json")
+    return report
+
+
+def uniform_plan(subject: Subject) -> Plan:
+    """Returns 8-bit weights and activations on every layer that can take them."""
+    recipe = Recipe.parse(UNIFORM)
+    return Plan(
+        subject.network.name,
+        {
+            layer.name: recipe if recipe.unsupported(subject.network.modules[layer.name]) is None else Recipe()
+            for layer in subject.layers
+        },
+    )
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Writes JSON, atomically."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def _check_files(subject: Subject, model: nn.Module, test: Samples, folder: Path) -> None:
+    """Raises ModelError unless both files give what the compressed network gives."""
+    some = test.first(256)
+    expected = some.logits(model)
+    loaded = some.logits(load_packed(folder / "weights.safetensors", subject.network.original))
+    difference = float((loaded - expected).abs().max())
+    if difference > LOAD_TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise ModelError(f"{folder / 'weights.safetensors'} gives other outputs than what was scored (by {difference:.2g})")
+    here = test.accuracy(test.logits(model))
+    there = accuracy_onnx(folder / "model.onnx", test.inputs, test.labels)
+    # On a small test split, one image more or less is already above the tolerance.
+    if abs(here - there) > max(RUNTIME_TOLERANCE, 100.0 / len(test)) + 1e-9:
+        raise ModelError(f"{folder / 'model.onnx'} reaches {there:.2f} % where the compressed network has {here:.2f} %")
+
+
+def _block(
+    subject: Subject, model: nn.Module, test: Samples, storage: float, onnx_bytes: int, timing: Timing
+) -> dict[str, Any]:
+    modules = dict(model.named_modules())
+    chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
+    macs = sum(operation.macs for chain in chains.values() for operation in chain)
+    energy = sum(energy_mj(chain, 0.0) for chain in chains.values()) + energy_mj((), storage)
+    return {
+        "accuracy": test.accuracy(test.logits(model)),
+        "storage_bytes": int(storage),
+        "onnx_bytes": onnx_bytes,
+        "latency_ms": timing.median_ms,
+        "latency_quartiles_ms": [timing.low_ms, timing.high_ms],
+        "energy_mj": energy,
+        "energy_source": SOURCE,
+        "macs": macs,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _report(
+    subject: Subject, plan: Plan, demand: Demand, origin: Origin, blocks: list[dict[str, Any]]
+) -> dict[str, Any]:
+    original, uniform, compressed = blocks
+    costs = [[block["storage_bytes"], block["latency_ms"], block["energy_mj"]] for block in blocks]
+    outcome = judge(demand, costs[0], costs[2], original["accuracy"] - compressed["accuracy"])
+    return {
+        "model": origin.model,
+        "data": origin.data,
+        "device": asdict(subject.latency.device),
+        "demand": asdict(demand),
+        "demand_met": outcome.demand_met,
+        "violations": outcome.violations,
+        "score": outcome.score,
+        "method": origin.method,
+        "seed": origin.seed,
+        "evaluations": origin.evaluations,
+        "seconds": origin.seconds,
+        "original": original,
+        "uniform_int8": uniform,
+        "compressed": compressed,
+        "layers": _layers(subject, plan),
+    }
+
+
+def _layers(subject: Subject, plan: Plan) -> list[dict[str, Any]]:
+    """The recipe of each layer with its prices against `identity`, then the layers left as they are and why."""
+    table, rows = subject.table, []
+    state = subject.bank.state(plan)
+    for index, layer in enumerate(subject.layers):
+        recipe = str(plan[layer.name])
+        row: dict[str, Any] = {"name": layer.name, "recipe": recipe}
+        if recipe in table.recipes[index]:
+            slot = table.recipes[index].index(recipe)
+            before, after = table.cost[:, index, 0, 0, 0], table.cost[:, index, slot, 0, 0]
+            row["price"] = {
+                "storage": float(after[0] / before[0]),
+                "latency": float(after[1] / before[1]),
+                "energy": float(after[2] / before[2]),
+                "estimated_accuracy_drop": float(table.drop[index, slot]),
+            }
+        if any(group in layer.reads for group, _ in state):
+            row["note"] = "reads fewer channels than in the original"
+        if layer.uncut is not None:
+            row["not_pruned"] = layer.uncut
+        rows.append(row)
+    rows += [{"name": name, "recipe": "identity", "note": reason} for name, reason in subject.network.skipped.items()]
+    return rows
+

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from plywise.env.price_stack import PriceStack
 from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, Floats
-from plywise.env.score import Array, score_plans
+from plywise.env.score import score_plans, worst_use
 from plywise.env.supply import SHADOW_PRICES
 from plywise.env.walk import DROP, NUM_PRICES, WAY_OUT, Walks
 
@@ -79,12 +79,13 @@ def blank(num_slots: int) -> Observation:
     }
 
 
-def reduced_costs(walks: Walks, factor: float = 1.0) -> Floats:
-    """Returns drop plus cost of each slot at a multiple of the best shadow price, points `(n, K)`."""
-    price = (factor * SHADOW_PRICES[walks.star])[:, None]
+def reduced_costs(walks: Walks, factors: tuple[float, ...] = (1.0,)) -> Floats:
+    """Returns drop plus cost of each slot at multiples of the best shadow price, points `(n, K, factors)`."""
+    price = SHADOW_PRICES[walks.star][:, None, None].astype(np.float32) * np.array(factors, np.float32)
     paid = walks.cost + walks.behind[:, :, 0]  # later layers cost less where this one is cut
-    result: Floats = walks.drops + price * np.matmul(paid, walks.shares[..., None])[..., 0]
-    return result
+    scalar = np.matmul(paid, walks.shares[..., None].astype(np.float32))  # (n, K, 1)
+    reduced: Floats = walks.drops[..., None] + price * scalar
+    return reduced
 
 
 class Observer:
@@ -110,7 +111,7 @@ class Observer:
 
     def _context(self, walks: Walks) -> Floats:
         rows, table, layer, demands = np.arange(walks.count), walks.table, walks.layer, walks.demands
-        excess = _log_clipped(walks.promised / demands.ceilings[:, None]).max(-1)
+        excess = _log_clipped(worst_use(demands.per_plan(), walks.promised))
         weights = np.concatenate([demands.accuracy_weight[:, None], demands.weights], 1)
         has_ceiling, has_max = np.isfinite(demands.ceilings), np.isfinite(demands.max_drop)
         left = demands.ceilings - walks.spent
@@ -144,27 +145,24 @@ class Observer:
         features[:, :, at : at + 3] = log_cost - log_cost[:, :1]
         features[:, :, at + 3 : at + 6] = log_cost / 2
         features[:, :, at + 6] = _points(walks.drops * 4)
-        for offset, factor in enumerate((0.25, 1.0, 4.0)):
-            reduced = reduced_costs(walks, factor)
-            features[:, :, at + 7 + offset] = _points(reduced - _best(-reduced, allowed, -1))
+        reduced = reduced_costs(walks, (0.25, 1.0, 4.0))
+        best = np.where(allowed[..., None], reduced, np.float32(np.inf)).min(1, keepdims=True)
+        features[:, :, at + 7 : at + 10] = _points(reduced - best)
         unchanged = walks.behind[:, :1, 0]  # slot 0 is identity: it cuts nothing
         features[:, :, at + 10 : at + 13] = np.arcsinh(20 * (unchanged - walks.behind[:, :, 0]))
-        promised = walks.spent[:, None] + walks.cost + walks.behind[:, :, 0]
+        promised = walks.spent[:, None].astype(np.float32) + walks.cost + walks.behind[:, :, 0]
         later = walks.rest[rows, walks.star, DROP] - walks.price[rows, layer, walks.star, DROP]
-        drop = np.minimum((walks.drop + later)[:, None] + walks.drops, walks.room[:, None])
-        score = score_plans(walks.demands.expand(1), promised, drop)
-        features[:, :, at + 13] = _points(score - _best(score, allowed, 1))
-        features[:, :, at + 14] = _log_clipped(promised / walks.demands.ceilings[:, None]).max(-1)
+        drop = (walks.drop + later)[:, None].astype(np.float32) + walks.drops
+        drop = np.minimum(drop, walks.room[:, None].astype(np.float32))
+        demands = walks.demands.per_plan()
+        score = score_plans(demands, promised, drop)
+        best_score = np.where(allowed, score, -np.inf).max(1, keepdims=True)
+        features[:, :, at + 13] = _points(score - best_score)
+        features[:, :, at + 14] = _log_clipped(worst_use(demands, promised))
         features[:, :, at + 15] = 1.0
         np.clip(features, -LIMIT, LIMIT, out=features)
         features *= allowed[:, :, None]
         return features
-
-
-def _best(value: NDArray[np.floating], allowed: NDArray[np.bool_], sign: int) -> Array:
-    """Largest allowed value of each row, times a sign, `(n, 1)`."""
-    best: Array = sign * np.where(allowed, value, -np.inf).max(1, keepdims=True)
-    return best
 
 
 def _log(value: NDArray[np.floating]) -> NDArray[np.floating]:

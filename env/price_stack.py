@@ -58,6 +58,7 @@ class PriceStack:
         self._flat = self._cost.reshape(-1, NUM_METRICS)
         self._menus = self._cost.reshape(-1, self.num_slots, NUM_METRICS)
         self.base = np.ascontiguousarray(self._cost[:, :, 0, 0])
+        self._last = (self.levels >= 0).sum(1) - 1
         self._link()
         self.saving = self._savings()
 
@@ -112,9 +113,10 @@ class PriceStack:
 
     def _rows(self, table: Ints, layer: Ints, kept: Floats, out: "Ints | int") -> tuple[Ints, Ints, Floats]:
         """Finds the rows of the two neighbouring input levels and the part of the way between them."""
-        levels = self.levels[table]  # (..., Q)
-        low = (levels >= kept[..., None] - GRID_TOLERANCE).sum(-1) - 1
-        high = np.minimum(low + 1, (levels >= 0).sum(-1) - 1)
+        low = np.full(kept.shape, -1)
+        for level in self.levels.T:  # few levels: a column each is faster than one array with an axis more
+            low += level[table] >= kept - GRID_TOLERANCE
+        high = np.minimum(low + 1, self._last[table])
         flat, base = self.levels.ravel(), table * self.num_levels
         upper, lower = flat[base + low], flat[base + high]
         part = np.clip((upper - kept) / np.where(high > low, upper - lower, 1.0), 0.0, 1.0) * (high > low)

@@ -41,10 +41,10 @@ class Demands:
         max_drop: `(n,)` points.
     """
 
-    accuracy_weight: Array
-    weights: Array
-    ceilings: Array
-    max_drop: Array
+    accuracy_weight: NDArray[Any]
+    weights: NDArray[Any]
+    ceilings: NDArray[Any]
+    max_drop: NDArray[Any]
 
     @classmethod
     def of(cls, demands: Sequence[Demand]) -> "Demands":
@@ -57,10 +57,13 @@ class Demands:
             np.array([none if d.max_accuracy_drop is None else d.max_accuracy_drop for d in demands], dtype=float),
         )
 
-    def expand(self, axes: int) -> "Demands":
-        """Returns a view with `axes` axes of length 1 after the batch axis, to broadcast over many plans a row."""
-        row, cost = (slice(None), *([None] * axes)), (slice(None), *([None] * axes), slice(None))
-        return Demands(self.accuracy_weight[row], self.weights[cost], self.ceilings[cost], self.max_drop[row])
+    def per_plan(self) -> "Demands":
+        """Returns the demands with an axis of length 1 after the batch axis, to broadcast over many plans a row.
+
+        In single precision: for what is promised, not for what is scored.
+        """
+        arrays = (self.accuracy_weight, self.weights, self.ceilings, self.max_drop)
+        return Demands(*(array[:, None].astype(np.float32) for array in arrays))
 
 
 @dataclass(frozen=True)
@@ -93,16 +96,24 @@ def score_plans(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any]) -> A
         drop: `(n, ...)` points.
     """
     log_ratio = np.log(np.maximum(ratios, LEAST_RATIO))
-    with np.errstate(divide="ignore"):  # a ceiling of 0 points is fine; of 0 cost is not a demand
-        log_excess = log_ratio - np.log(demands.ceilings)
-    broken = log_excess > SLACK
     over = drop - demands.max_drop
-    penalty = (broken * BROKEN + COST_RATE * np.where(broken, log_excess, 0.0)).sum(-1)
-    penalty += np.where(over > SLACK, BROKEN + DROP_RATE * np.maximum(over, 0.0), 0.0)
-    unit = demands.accuracy_weight + demands.weights.sum(-1)
-    gain = -(demands.weights * log_ratio).sum(-1)
-    scores: Array = gain - demands.accuracy_weight * np.maximum(drop, 0.0) - unit * penalty
+    penalty = np.where(over > SLACK, BROKEN + DROP_RATE * over, 0.0)
+    unit, gain = demands.accuracy_weight, -demands.accuracy_weight * np.maximum(drop, 0.0)
+    for metric in range(ratios.shape[-1]):  # three plain columns: sums over an axis this short are slow
+        weight = demands.weights[..., metric]
+        unit, gain = unit + weight, gain - weight * log_ratio[..., metric]
+        log_excess = log_ratio[..., metric] - np.log(demands.ceilings[..., metric])
+        penalty += np.where(log_excess > SLACK, BROKEN + COST_RATE * log_excess, 0.0)
+    scores: Array = gain - unit * penalty
     return scores
+
+
+def worst_use(demands: Demands, ratios: NDArray[Any]) -> NDArray[Any]:
+    """Returns the largest share of a ceiling that plans use, `(n, ...)`; 0 without ceilings. Arguments as above."""
+    use: NDArray[Any] = ratios[..., 0] / demands.ceilings[..., 0]
+    for metric in range(1, ratios.shape[-1]):
+        use = np.maximum(use, ratios[..., metric] / demands.ceilings[..., metric])
+    return use
 
 
 def score_of(demand: Demand, ratios: ArrayLike, drop: float) -> float:

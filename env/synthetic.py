@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from plywise.env.prices import LAYER_FEATURES, RECIPE_FEATURES, Floats, PriceTable
+from plywise.env.prices import LAYER_FEATURES, RECIPE_FEATURES, Bools, Floats, Ints, PriceTable
+from plywise.env.score import Array
 
 KEEP_LEVELS = (1.0, 0.875, 0.75, 0.5, 0.25)
 CHANNELS = (16, 32, 64, 128, 256)
@@ -58,7 +59,7 @@ def synthetic_table(
     )
 
 
-def _groups(rng: np.random.Generator, count: int, pruning: bool) -> tuple[Floats, np.ndarray, np.ndarray]:
+def _groups(rng: np.random.Generator, count: int, pruning: bool) -> tuple[Floats, Ints, Bools]:
     """Gives about half of the layers a group of their own, consumed by the next one or two; some have a follower."""
     out_group, leads = np.full(count, -1), np.zeros(count, bool)
     chosen = np.flatnonzero(rng.random(count) < 0.5)[: count - 1] if pruning else np.array([], int)
@@ -75,7 +76,7 @@ def _groups(rng: np.random.Generator, count: int, pruning: bool) -> tuple[Floats
     return in_share, out_group, leads
 
 
-def _recipes(rng: np.random.Generator, count: int, slots: int, leads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _recipes(rng: np.random.Generator, count: int, slots: int, leads: Bools) -> tuple[Array, Ints]:
     """Draws one catalogue for the network; slots that prune stand as their weight-only twin where no group is led."""
     kinds = np.zeros((slots, len(RECIPE_FEATURES)))
     kinds[:, 0], kinds[1:, 0] = 1.0, 0.0
@@ -96,13 +97,13 @@ def _recipes(rng: np.random.Generator, count: int, slots: int, leads: np.ndarray
 
 def _costs(
     rng: np.random.Generator,
-    features: np.ndarray,
-    level: np.ndarray,
-    size: np.ndarray,
-    milliseconds: np.ndarray,
-    width: np.ndarray,
-    grouped: np.ndarray,
-) -> np.ndarray:
+    features: Array,
+    level: Ints,
+    size: Array,
+    milliseconds: Array,
+    width: Ints,
+    grouped: Bools,
+) -> Array:
     count, slots = level.shape
     keep = np.array(KEEP_LEVELS)
     rank, sparsity, bits, act = features[:, :, 2:6].transpose(2, 0, 1)
@@ -120,7 +121,7 @@ def _costs(
     return np.stack([storage, latency, energy])
 
 
-def _losses(rng: np.random.Generator, features: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _losses(rng: np.random.Generator, features: Array, size: Array) -> tuple[Array, Array]:
     count, slots = features.shape[:2]
     pruned, rank, sparsity, bits, act = features[:, :, 1:6].transpose(2, 0, 1)
     error = 1.5 * np.exp2(-64 * np.where(bits < 1, bits, 12 / 32)) + 0.12 * sparsity**3 + 0.15 * rank**2
@@ -131,13 +132,13 @@ def _losses(rng: np.random.Generator, features: np.ndarray, size: np.ndarray) ->
     return error, np.minimum(drop, 70.0)
 
 
-def _legal(rng: np.random.Generator, count: int, slots: int) -> np.ndarray:
-    legal = rng.random((count, slots)) < 0.95
+def _legal(rng: np.random.Generator, count: int, slots: int) -> Bools:
+    legal: Bools = rng.random((count, slots)) < 0.95
     legal[:, 0] = True
     return legal
 
 
-def _layer_features(size: np.ndarray, milliseconds: np.ndarray, width: np.ndarray) -> Floats:
+def _layer_features(size: Array, milliseconds: Array, width: Ints) -> Floats:
     count = len(size)
     features = np.zeros((count, len(LAYER_FEATURES)), np.float32)
     features[-1, 0] = 1.0
@@ -147,7 +148,7 @@ def _layer_features(size: np.ndarray, milliseconds: np.ndarray, width: np.ndarra
     return features
 
 
-def _written(row: np.ndarray) -> str:
+def _written(row: Array) -> str:
     """Names a slot by its features: these tables are of no network, so nothing ever applies the recipe."""
     if row[0]:
         return "identity"

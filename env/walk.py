@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from plywise.env.least_plans import least_plans
 from plywise.env.price_stack import NUM_METRICS, PriceStack
 from plywise.env.prices import METRICS, Bools, Floats, Ints
-from plywise.env.score import SLACK, Array, Demands, score_plans
+from plywise.env.score import SLACK, Array, Demands, score_plans, worst_use
 from plywise.env.supply import SHADOW_PRICES, metric_shares, supply_plans
 
 NUM_PRICES = len(SHADOW_PRICES)
@@ -131,11 +131,12 @@ class Walks:
         ahead = (np.arange(stack.num_layers + 1) >= layer[:, None]).astype(np.float32)
         flat = self.price.reshape(self.count, stack.num_layers + 1, -1)
         self.rest = np.matmul(ahead[:, None], flat).reshape(self.count, NUM_PRICES + 1, NUM_METRICS + 1)
-        self.promised_drop = np.minimum(self.drop[:, None] + self.rest[:, :NUM_PRICES, DROP], self.room[:, None])
-        self.promised = self.spent[:, None] + self.rest[:, :NUM_PRICES, :DROP]
-        self.projected = score_plans(self.demands.expand(1), self.promised, self.promised_drop)
+        spent, drop, room = (a[:, None].astype(np.float32) for a in (self.spent, self.drop, self.room))
+        self.promised = spent + self.rest[:, :NUM_PRICES, :DROP]
+        self.promised_drop = np.minimum(drop + self.rest[:, :NUM_PRICES, DROP], room)
+        self.projected = score_plans(self.demands.per_plan(), self.promised, self.promised_drop)
         self.star = self.projected.argmax(1)
-        self.potential = self.projected[rows, self.star]
+        self.potential = self.projected[rows, self.star].astype(np.float64)
         self.behind = self._behind()
         self.masks = self._masks()
 
@@ -253,8 +254,8 @@ class Walks:
     def _masks(self) -> Bools:
         """Legal slots after which the way out still holds every ceiling; where there is none, those nearest to it."""
         legal = self.stack.legal[self.table, self.layer]
-        total = self.spent[:, None] + self.cost + self.behind[:, :, 1]
-        used = np.where(legal, (total / self.demands.ceilings[:, None]).max(-1), np.inf)
+        total = self.spent[:, None].astype(np.float32) + self.cost + self.behind[:, :, 1]
+        used = np.where(legal, worst_use(self.demands.per_plan(), total), np.float32(np.inf))
         allowed: Bools = legal & (used <= np.maximum(used.min(1, keepdims=True), 1.0))
         assert allowed.any(1).all()
         return allowed

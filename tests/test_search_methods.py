@@ -1,0 +1,89 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from plywise.agent.methods import SEARCH_METHODS
+from plywise.agent.uniform import uniform_plans
+from plywise.compressors.errors import ConfigurationError
+from plywise.env.demand import Demand
+from plywise.env.evaluator import PlanEstimator, SurrogateEvaluator
+from plywise.env.score import Demands, score_plans
+from plywise.env.synthetic import synthetic_table
+
+
+@pytest.fixture(scope="module")
+def table():
+    return synthetic_table(np.random.default_rng(1), 12)
+
+
+@pytest.mark.parametrize("name", SEARCH_METHODS)
+@pytest.mark.parametrize("budget", [1, 7, 40])
+def test_every_method_keeps_to_its_budget(name, budget, table):
+    evaluator = SurrogateEvaluator(table, Demand(1.0, max_storage=0.2))
+    result = SEARCH_METHODS[name].search(evaluator, budget, seed=0)
+    assert 1 <= result.evaluations <= budget
+    assert result.evaluations == evaluator.evaluations == len(result.history)
+    assert list(result.history) == sorted(result.history)
+    assert result.history[-1] == result.outcome.score
+    assert table.legal[range(12), result.actions].all()
+    assert SurrogateEvaluator(table, evaluator.demand).evaluate(result.actions) == result.outcome
+
+
+@pytest.mark.parametrize("name", SEARCH_METHODS)
+def test_equal_seeds_give_equal_results(name, table):
+    demand = Demand(2.0, max_storage=0.15)
+    first, second = (SEARCH_METHODS[name].search(SurrogateEvaluator(table, demand), 12, seed=3) for _ in range(2))
+    assert first == second
+
+
+def test_registry_names_are_the_methods_names():
+    assert list(SEARCH_METHODS) == ["random", "uniform", "greedy", "knapsack"]
+    assert all(method.name == name for name, method in SEARCH_METHODS.items())
+
+
+def test_a_budget_of_nothing_is_refused(table):
+    with pytest.raises(ConfigurationError, match="budget=0"):
+        SEARCH_METHODS["random"].search(SurrogateEvaluator(table, Demand()), 0, seed=0)
+
+
+def test_random_search_stops_where_nothing_is_new():
+    table = synthetic_table(np.random.default_rng(0), 2, num_slots=2)
+    result = SEARCH_METHODS["random"].search(SurrogateEvaluator(table, Demand(None)), 500, seed=0)
+    assert result.evaluations <= 4
+
+
+def test_uniform_plans_use_one_recipe_where_it_is_legal(table):
+    for plan in uniform_plans(table):
+        used = {table.recipes[layer][slot] for layer, slot in enumerate(plan)} - {"identity"}
+        assert len(used) <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_knapsack_finds_the_best_of_all_plans_at_once(seed):
+    table = synthetic_table(np.random.default_rng(seed), 5, num_slots=7)
+    plans = np.array([p for p in itertools.product(range(7), repeat=5) if table.legal[range(5), p].all()])
+    ratios, drops = PlanEstimator(table).estimate(plans)
+    for demand in (Demand(1.0), Demand(3.0, max_storage=0.35), Demand(None, max_storage=0.3, max_latency=0.9)):
+        best = score_plans(Demands.of([demand]), ratios, drops).max()
+        found = SEARCH_METHODS["knapsack"].search(SurrogateEvaluator(table, demand), 1, seed=0)
+        assert found.evaluations == 1
+        assert found.outcome.score == pytest.approx(best, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_knapsack_plan_beats_the_others_on_estimates(seed):
+    table = synthetic_table(np.random.default_rng(seed), 25)
+    demand = Demand(3.0, max_storage=0.15)
+    found = {
+        name: method.search(SurrogateEvaluator(table, demand), 1 if name == "knapsack" else 60, seed=0).outcome.score
+        for name, method in SEARCH_METHODS.items()
+    }
+    assert max(found, key=found.__getitem__) == "knapsack"
+    assert found["greedy"] > found["random"]
+
+
+def test_greedy_never_ends_beyond_the_accuracy_ceiling(table):
+    result = SEARCH_METHODS["greedy"].search(SurrogateEvaluator(table, Demand(0.5)), 400, seed=0)
+    assert result.outcome.drop <= 0.5
+    assert result.outcome.score > 0

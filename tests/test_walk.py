@@ -1,0 +1,199 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from plywise.env.demand import Demand
+from plywise.env.demand_sampler import DemandSampler
+from plywise.env.evaluator import PlanEstimator
+from plywise.env.observation import CONTEXT_FEATURES, LIMIT, ROW_FEATURES, Observer, reduced_costs
+from plywise.env.price_stack import PriceStack
+from plywise.env.score import Demands
+from plywise.env.synthetic import synthetic_table
+from plywise.env.walk import WAY_OUT, Walks
+
+
+def start(tables, count, seed=0, demand=None, **factors):
+    walks = Walks(PriceStack(tables), count)
+    rng = np.random.default_rng(seed)
+    rows, table = np.arange(count), rng.integers(len(tables), size=count)
+    reachable = walks.place(rows, table, **factors)
+    sampler = DemandSampler()
+    walks.start(rows, Demands.of([demand or sampler.sample(row, rng) for row in reachable]))
+    return walks
+
+
+def finish(walks, choose):
+    """Walks to the end; rows that are done earlier stay on padding layers, where nothing costs anything."""
+    while not walks.done.all():
+        walks.refresh()
+        walks.step(choose(walks))
+    return walks
+
+
+def at_random(seed):
+    rng = np.random.default_rng(seed)
+    return lambda walks: (walks.masks * rng.random(walks.masks.shape)).argmax(1)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return [synthetic_table(np.random.default_rng(seed), layers) for seed, layers in enumerate((4, 9, 14))]
+
+
+@pytest.fixture
+def pair():
+    """Two layers, the first decides for one group of channels that makes half of the second's input."""
+    table = synthetic_table(np.random.default_rng(0), 2, num_slots=2, pruning=False)
+    keep = np.array([1.0, 0.5, 0.25], np.float32)
+    cost = np.ones((3, 2, 2, 3, 3), np.float32)
+    cost[:, 1] = keep[:, None] * 8
+    cost[:, 0, 1] = 0.5
+    return dataclasses.replace(
+        table,
+        legal=np.ones((2, 2), bool),
+        cost=cost,
+        keep_levels=keep,
+        in_share=np.array([[0.0], [0.5]], np.float32),
+        out_group=np.array([0, -1]),
+        leads=np.array([True, False]),
+        recipe_level=np.array([[0, 2], [0, 0]]),
+        fixed=np.ones(3, np.float32),
+        original=np.full(3, 10.0, np.float32),
+    )
+
+
+def test_upstream_cuts_change_the_price_of_later_layers(pair):
+    walks = start([pair], 2, demand=Demand())
+    walks.refresh()
+    assert walks.cost[0] == pytest.approx(np.array([[0.1] * 3, [0.05] * 3]))
+    walks.step(np.array([0, 1]))
+    walks.refresh()
+    # A quarter of half the input is kept: 0.625 of it, between the levels 1 and 0.5, priced 8 and 4.
+    assert walks.cost[:, 0] == pytest.approx(np.array([[0.8] * 3, [0.5] * 3]))
+    walks.step(np.zeros(2, int))
+    assert walks.outcomes(np.arange(2))[0] == pytest.approx(np.array([[1.0] * 3, [0.65] * 3]))
+
+
+def test_what_a_cut_saves_downstream_is_seen_before_it_is_made(pair):
+    walks = start([pair], 1, demand=Demand())
+    walks.refresh()
+    saved = walks.behind[0, 0, 0] - walks.behind[0, 1, 0]
+    cheap = walks.plans[0, 1, walks.star[0]]
+    assert saved == pytest.approx(np.full(3, 0.3)), cheap
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_finished_walks_cost_what_the_estimator_says(tables, seed):
+    walks = finish(start(tables, 24, seed), at_random(seed))
+    for row in range(24):
+        table = tables[walks.table[row]]
+        ratios, drops = PlanEstimator(table).estimate(walks.actions[row : row + 1, : table.num_layers])
+        assert walks.spent[row] == pytest.approx(ratios[0], rel=1e-5)
+        assert walks.outcomes(np.array([row]))[1][0] == pytest.approx(drops[0], rel=1e-5)
+
+
+def test_plans_ahead_stay_exact_while_choices_are_made(tables):
+    """After any prefix, what is promised at each price is what the prefix and that plan together really cost."""
+    walks, choose = start(tables, 12, seed=3), at_random(3)
+    for _ in range(3):
+        walks.refresh()
+        walks.step(choose(walks))
+    walks.refresh()
+    for row in range(12):
+        table = tables[walks.table[row]]
+        plans = walks.plans[row, : table.num_layers, :WAY_OUT].T.copy()
+        plans[:, :3] = walks.actions[row, :3]
+        ratios, drops = PlanEstimator(table).estimate(plans)
+        assert walks.promised[row] == pytest.approx(ratios, rel=1e-4)
+        assert walks.promised_drop[row] == pytest.approx(drops, rel=1e-4)
+
+
+def test_the_mask_keeps_every_cost_ceiling(tables):
+    walks = start(tables, 256, seed=5)
+    ceilings = walks.demands.ceilings.copy()
+    finish(walks, at_random(5))
+    held = (walks.spent <= ceilings * (1 + 1e-5)).all(1)
+    assert np.isfinite(ceilings).sum() > 200
+    assert held.mean() > 0.98
+
+
+def test_masks_allow_what_is_nearest_where_nothing_holds(tables):
+    walks = start(tables, 8, demand=Demand(max_storage=0.001))
+    walks.refresh()
+    assert walks.masks.any(1).all()
+    assert (walks.masks.sum(1) < walks.stack.num_slots / 2).all()
+    finish(walks, at_random(0))
+    assert not any(plan["demand_met"] for plan in walks.finished_plans(np.arange(8)))
+
+
+def test_least_reduced_cost_is_a_decent_plan(tables):
+    def reduced(walks):
+        return np.where(walks.masks, reduced_costs(walks)[..., 0], np.inf).argmin(1)
+
+    planned = start(tables, 48, seed=7)
+    planned.refresh()
+    promised = planned.potential.copy()
+    rows = np.arange(48)
+    planned = finish(planned, reduced).outcomes(rows)[2]
+    random = finish(start(tables, 48, seed=7), at_random(7)).outcomes(rows)[2]
+    assert (planned > random).mean() > 0.95
+    assert np.median(planned - promised) > -0.05
+
+
+def test_factors_change_prices_and_noise_stays_hidden(tables):
+    rng = np.random.default_rng(0)
+    depth = 5
+    factors = {name: rng.lognormal(0, 0.3, (6, depth)).astype(np.float32) for name in ("drop_factor", "truth_factor")}
+    cost_factor = rng.lognormal(0, 0.3, (6, depth, 3)).astype(np.float32)
+    walks = start(tables[:1], 6, demand=Demand(None), **factors, cost_factor=cost_factor)
+    plain = start(tables[:1], 6, demand=Demand(None))
+    walks.refresh(), plain.refresh()
+    assert walks.drops == pytest.approx(plain.drops * factors["drop_factor"][:, :1])
+    finish(walks, lambda w: np.zeros(6, int))
+    assert walks.spent == pytest.approx(np.ones((6, 3)), rel=1e-5)  # the original costs what the original costs
+    noisy = start(tables[:1], 6, demand=Demand(None), truth_factor=factors["truth_factor"])
+    noisy.refresh()
+    assert (noisy.drops == plain.drops).all()
+    finish(noisy, at_random(1))
+    assert (noisy.true_drop != noisy.drop).all()
+
+
+def test_observations_are_bounded_and_named(tables):
+    walks = start(tables, 16, seed=2)
+    walks.refresh()
+    seen = Observer(walks.stack).observe(walks)
+    assert seen["context"].shape == (16, len(CONTEXT_FEATURES))
+    assert seen["recipes"].shape == (16, walks.stack.num_slots, len(ROW_FEATURES))
+    for value in seen.values():
+        assert np.isfinite(value).all()
+        assert np.abs(value).max() <= LIMIT
+    assert (seen["recipes"][..., -1] == walks.masks).all()
+    assert (seen["recipes"][~walks.masks] == 0).all()
+    assert len(set(CONTEXT_FEATURES)) == len(CONTEXT_FEATURES)
+    assert len(set(ROW_FEATURES)) == len(ROW_FEATURES)
+
+
+def test_the_same_network_looks_the_same_at_another_scale(tables):
+    big = dataclasses.replace(
+        tables[1], cost=tables[1].cost * 1000, fixed=tables[1].fixed * 1000, original=tables[1].original * 1000
+    )
+    demand = Demand(1.0, max_storage=0.3)
+    seen = []
+    for table in (tables[1], big):
+        walks = start([table], 1, demand=demand)
+        walks.refresh()
+        seen.append(Observer(walks.stack).observe(walks))
+    for key in seen[0]:
+        assert seen[0][key] == pytest.approx(seen[1][key], abs=1e-4)
+
+
+def test_sampled_demands_can_be_met(tables):
+    walks = Walks(PriceStack(tables), 200)
+    rng = np.random.default_rng(0)
+    reachable = walks.place(np.arange(200), rng.integers(3, size=200))
+    demands = [DemandSampler().sample(row, rng) for row in reachable]
+    ceilings = Demands.of(demands).ceilings
+    assert (reachable <= ceilings[:, None]).all(2).any(1).all()
+    assert all(demand.accuracy_weight > 0 for demand in demands)
+    assert {demand.max_accuracy_drop for demand in demands} == {0.5, 1.0, 2.0, 3.0, None}

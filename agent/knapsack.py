@@ -122,7 +122,7 @@ def _solve(estimator: PlanEstimator, demand: Demand, around: Ints, bound: bool) 
 
 
 def _row(cost: Array | Floats, most: float, excess: float) -> LinearConstraint:
-    size = max(abs(most), 1e-3)  # rows of size 1 keep the solver's tolerance relative
+    size = max(abs(most), 1e-3) / 100  # the solver's tolerance is absolute: rows of size 100 make it tight
     return LinearConstraint(np.append(cost, excess)[None] / size, -np.inf, most / size)
 
 

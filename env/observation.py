@@ -149,7 +149,7 @@ class Observer:
         best = np.where(allowed[..., None], reduced, np.float32(np.inf)).min(1, keepdims=True)
         features[:, :, at + 7 : at + 10] = _points(reduced - best)
         unchanged = walks.behind[:, :1, 0]  # slot 0 is identity: it cuts nothing
-        features[:, :, at + 10 : at + 13] = np.arcsinh(20 * (unchanged - walks.behind[:, :, 0]))
+        features[:, :, at + 10 : at + 13] = _points(20 * (unchanged - walks.behind[:, :, 0]))
         promised = walks.spent[:, None].astype(np.float32) + walks.cost + walks.behind[:, :, 0]
         later = walks.rest[rows, walks.star, DROP] - walks.price[rows, layer, walks.star, DROP]
         drop = (walks.drop + later)[:, None].astype(np.float32) + walks.drops

@@ -6,8 +6,9 @@
             - U * (BROKEN + DROP_RATE * (drop - max_drop))   where the accuracy ceiling is broken
 
 with m over storage, latency and energy, and drops in percentage points. U gives the penalty the scale of the
-preferences, so no choice of weights can buy it off: 1 % more than a cost ceiling pays only if it saves more than 1.4
-points times U / accuracy_weight, one point of drop beyond the ceiling only if it makes every cost 20 times smaller.
+preferences, so no choice of weights can buy it off. Where a plan that holds every ceiling exists, 1 % more than a cost
+ceiling pays only if it saves more than 2 U / accuracy_weight points, and one point of drop beyond the ceiling only if
+it makes every cost 20 times smaller. Where none exists, the score weighs one broken ceiling against the other.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from plywise.env.demand import Demand
 from plywise.env.prices import METRICS
 
 BROKEN = 1.0
-COST_RATE = 40.0
+COST_RATE = 100.0
 DROP_RATE = 2.0
 SLACK = 1e-6
 """A ceiling counts as held up to this relative excess (cost) or this many points (drop): rounding, not tolerance."""

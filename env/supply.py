@@ -27,7 +27,7 @@ def supply_plans(stack: PriceStack, table: Ints, shares: Array, drop_factor: Flo
     """Returns the plan of each shadow price, slots `(n, L + 1, prices)`.
 
     A slot that prunes is credited with what it saves in later layers, in proportion to what is left of the
-    original's cost at that price: the later layers will be compressed too.
+    original's cost at the price before: the later layers will be compressed too.
 
     Args:
         stack: the price tables.
@@ -41,8 +41,8 @@ def supply_plans(stack: PriceStack, table: Ints, shares: Array, drop_factor: Flo
     saved = np.matmul(stack.saving[table], weight[..., None])[..., 0]
     drop = np.where(stack.legal[table], stack.drop[table] * drop_factor[..., None], np.float32(np.inf))
     plans = np.empty((*drop.shape[:2], len(SHADOW_PRICES)), np.int64)
+    left = np.ones((len(table), 1, 1), np.float32)
     for index, price in enumerate(SHADOW_PRICES.astype(np.float32)):
-        plan = (drop + price * own).argmin(2)
-        left = np.take_along_axis(own, plan[..., None], 2).sum((1, 2))
-        plans[:, :, index] = (drop + price * (own - left[:, None, None] * saved)).argmin(2)
+        plan = plans[:, :, index] = (drop + price * (own - left * saved)).argmin(2)
+        left = np.take_along_axis(own, plan[..., None], 2).sum((1, 2))[:, None, None]
     return plans

@@ -127,7 +127,7 @@ def _losses(rng: np.random.Generator, features: Array, size: Array) -> tuple[Arr
     error = 1.5 * np.exp2(-64 * np.where(bits < 1, bits, 12 / 32)) + 0.12 * sparsity**3 + 0.15 * rank**2
     error = (error + 0.3 * pruned**1.5 + 2e-4 * (act < 1)) * rng.lognormal(0.0, 0.25, (count, slots))
     error[:, 0] = 0.0
-    sensitivity = rng.lognormal(1.8, 0.9, count)[:, None] * (size.mean() / size[:, None]) ** 0.15
+    sensitivity = rng.lognormal(1.8, 0.9, (count, 1)) * (size.mean() / size[:, None]) ** 0.15
     drop = sensitivity * error * 10 / np.sqrt(count) * rng.lognormal(0.0, 0.2, (count, slots))
     return error, np.minimum(drop, 70.0)
 

@@ -12,6 +12,9 @@ from plywise.compressors.static_quantized import ActivationRange, StaticQuantize
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
 
+SHARES = tuple(torch.linspace(1, 0.5, 26).tolist())
+"""Candidate ranges, as shares of the span of the values."""
+
 
 @dataclass(frozen=True)
 class ActivationQuantization(Technique):
@@ -29,11 +32,13 @@ class ActivationQuantization(Technique):
     range: str = choice("mse", grid=("minmax", "mse"), help="span of the values, or what loses least")
 
     def unsupported(self, layer: nn.Module) -> str | None:
+        """Refuses what has no integer kernel."""
         if not isinstance(layer, WEIGHTED):
             return f"the runtime has no integer kernel for {type(layer).__name__}"
         return None
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        """Returns `StaticQuantized` around the layer, or around each leaf of a chain."""
         return each_leaf(layer, statistics, self._leaf)
 
     def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
@@ -44,6 +49,6 @@ class ActivationQuantization(Technique):
         low, high = float(values[0]), float(values[-1])
         if self.range == "minmax":
             return ActivationRange.spanning(low, high)
-        candidates = [ActivationRange.spanning(low * share, high * share) for share in torch.linspace(1, 0.5, 26).tolist()]
+        candidates = [ActivationRange.spanning(low * share, high * share) for share in SHARES]
         errors = [float((candidate(values) - values).pow(2).sum()) for candidate in candidates]
         return candidates[errors.index(min(errors))]

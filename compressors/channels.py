@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.error_feedback import DAMPING, damped
-from plywise.compressors.layers import groups_of, is_depthwise, make_conv, weight_matrices
+from plywise.compressors.layers import (
+    bias_of,
+    groups_of,
+    is_depthwise,
+    make_layer,
+    weight_matrices,
+    weight_of,
+)
 from plywise.compressors.statistics import LayerStatistics
 
 WIDE = 32
@@ -26,20 +33,18 @@ def kept_channels(importance: Tensor, ratio: float) -> Tensor:
     return order[: kept_count(importance.numel(), ratio)].sort().values
 
 
-def keep_outputs(
-    layer: nn.Module, statistics: LayerStatistics, keep: Tensor
-) -> tuple[nn.Module, LayerStatistics]:
-    """Returns the layer with only the output channels `keep` (indices), and its statistics."""
-    bias = None if layer.bias is None else layer.bias.detach()[keep]
+def keep_outputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> tuple[nn.Module, LayerStatistics]:
+    """Returns the layer with only the output channels `keep` (indices), and its statistics.
+
+    A depthwise convolution, which must have one output for each input, loses the inputs as well.
+    """
+    weight, bias = weight_of(layer)[keep], bias_of(layer)
+    bias = None if bias is None else bias[keep]
     if is_depthwise(layer):
-        multiplier = layer.weight.shape[0] // layer.groups
-        groups = keep[::multiplier] // multiplier
-        new = _rebuilt(layer, layer.weight.detach()[keep], bias, groups=groups.numel())
-        statistics = dataclasses.replace(
-            statistics, covariance=statistics.covariance[groups], mean=statistics.mean[groups]
-        )
+        new = _rebuilt(layer, weight, bias, groups=keep.numel())
+        statistics = dataclasses.replace(statistics, covariance=statistics.covariance[keep], mean=statistics.mean[keep])
     else:
-        new = _rebuilt(layer, layer.weight.detach()[keep], bias, groups=groups_of(layer))
+        new = _rebuilt(layer, weight, bias, groups=groups_of(layer))
     importance = {name: values[keep] for name, values in statistics.importance.items()}
     return new, dataclasses.replace(statistics, importance=importance)
 
@@ -51,7 +56,7 @@ def keep_inputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> 
     `W' = W C[:, K] (C[K, K])^-1`, and the bias keeps the mean output.
     Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks (2017), section 3.1, step (ii).
     """
-    channels = int(layer.weight.shape[1])
+    channels, *kernel = weight_of(layer).shape[1:]
     positions = statistics.mean.shape[1] // channels
     feature = (keep[:, None] * positions + torch.arange(positions)).flatten()
     covariance, mean = statistics.covariance[0], statistics.mean[0]
@@ -64,16 +69,16 @@ def keep_inputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> 
     target = matrix @ cross + matrix[:, feature] * pull
     refitted = torch.linalg.solve(ridge, target.T).T
     shift = matrix @ mean.double() - refitted @ mean[feature].double()
-    bias = shift.float() if layer.bias is None else layer.bias.detach().float() + shift.float()
-    shape = (matrix.shape[0], keep.numel(), *layer.weight.shape[2:])
-    new = _rebuilt(layer, refitted.float().reshape(shape), bias)
+    old = bias_of(layer)
+    bias = shift.float() if old is None else old.float() + shift.float()
+    new = _rebuilt(layer, refitted.reshape(matrix.shape[0], keep.numel(), *kernel), bias)
     return new, dataclasses.replace(statistics, covariance=inner[None], mean=mean[feature][None])
 
 
 def _rebuilt(layer: nn.Module, weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Module:
-    if isinstance(layer, nn.Linear):
-        return make_conv(layer, weight, bias)
-    return make_conv(
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return make_layer(layer, weight, bias)
+    return make_layer(
         layer,
         weight,
         bias,

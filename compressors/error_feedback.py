@@ -67,7 +67,8 @@ def error_feedback(weights: Tensor, covariance: Tensor, rounding: Rounding, mask
 def _inverse_factor(metric: Tensor) -> Tensor:
     """Returns the upper Cholesky factor of the inverse of `(groups, features, features)`."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
 def relative_output_error(before: Tensor, after: Tensor, covariance: Tensor) -> float:
@@ -78,7 +79,11 @@ def relative_output_error(before: Tensor, after: Tensor, covariance: Tensor) -> 
         covariance: `(groups, features, features)`.
     """
 
+    # Both are measured in units of the largest weight, so that tiny and huge weights do not leave float32.
+    unit = before.abs().max().clamp(min=torch.finfo(torch.float32).tiny).float()
+
     def energy(matrix: Tensor) -> float:
         return float(((matrix @ covariance) * matrix).sum())
 
-    return max(0.0, energy(before.float() - after.float())) / max(energy(before.float()), 1e-30)
+    before, after = before.float() / unit, after.float() / unit
+    return max(0.0, energy(before - after)) / max(energy(before), 1e-30)

@@ -27,6 +27,7 @@ class FilterPruning(Technique):
     importance: str = choice("taylor", grid=("l2", "taylor"), help="what ranks the channels")
 
     def unsupported(self, layer: nn.Module) -> str | None:
+        """Refuses grouped convolutions and layers of one channel."""
         if not isinstance(layer, WEIGHTED):
             return f"{type(layer).__name__} has no channels to remove"
         if groups_of(layer) > 1:
@@ -36,5 +37,6 @@ class FilterPruning(Technique):
         return None
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        """Returns the layer with its most important channels; its readers are the caller's to cut."""
         keep = kept_channels(statistics.importance[self.importance], self.ratio)
         return keep_outputs(layer, statistics, keep)[0]

@@ -1,12 +1,27 @@
 """The view that techniques share of a layer: kinds, and weights as groups of matrices."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+WeightedLayer = nn.Conv1d | nn.Conv2d | nn.Linear
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """Layer types that techniques compress."""
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """Returns the weight of a layer, `(out, in / groups, *kernel)` or `(out, in)`, detached."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor), f"{type(layer).__name__} has no weight"
+    return weight.detach()
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """Returns the bias `(out,)` of a layer, detached, or None where it has none."""
+    bias = layer.bias
+    return bias.detach() if isinstance(bias, Tensor) else None
 
 
 def is_pointwise(layer: nn.Module) -> bool:
@@ -26,12 +41,12 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 def out_channels(layer: nn.Module) -> int:
     """Returns the number of output channels or features."""
-    return int(layer.weight.shape[0])
+    return weight_of(layer).shape[0]
 
 
 def weight_matrices(layer: nn.Module) -> Tensor:
-    """Returns the weights as `(groups, out / groups, features)`, a view in double precision where possible."""
-    weight: Tensor = layer.weight.detach()
+    """Returns the weights as float32 `(groups, out / groups, features)`, a view where they are float32 already."""
+    weight = weight_of(layer)
     return weight.float().reshape(groups_of(layer), weight.shape[0] // groups_of(layer), -1)
 
 
@@ -43,12 +58,13 @@ def with_weights(layer: nn.Module, matrices: Tensor, bias: Tensor | None = None)
         bias: `(out,)`; None keeps the layer's.
     """
     new = bare_copy(layer)
-    dtype = layer.weight.dtype
-    new.weight = nn.Parameter(matrices.reshape(layer.weight.shape).to(dtype), requires_grad=False)
+    weight = weight_of(layer)
+    new.weight = nn.Parameter(matrices.reshape(weight.shape).to(weight.dtype), requires_grad=False)
+    kept = bias_of(layer)
     if bias is not None:
-        new.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-    elif layer.bias is not None:
-        new.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        new.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
+    elif kept is not None:
+        new.bias = nn.Parameter(kept.clone(), requires_grad=False)
     return new
 
 
@@ -63,9 +79,10 @@ def corrected_bias(layer: nn.Module, matrices: Tensor, mean: Tensor) -> Tensor |
         mean: `(groups, features)` mean of the inputs.
     """
     shift = torch.einsum("gof,gf->go", weight_matrices(layer) - matrices.float(), mean.float()).reshape(-1)
-    if layer.bias is None:
+    bias = bias_of(layer)
+    if bias is None:
         return shift if bool(shift.abs().max() > 0) else None
-    return layer.bias.detach().float() + shift
+    return bias.float() + shift
 
 
 def bare_copy(layer: nn.Module) -> nn.Module:
@@ -80,24 +97,25 @@ def bare_copy(layer: nn.Module) -> nn.Module:
     return new
 
 
-def make_conv(layer: nn.Module, weight: Tensor, bias: Tensor | None, **settings: object) -> nn.Module:
+def make_layer(layer: nn.Module, weight: Tensor, bias: Tensor | None, **settings: Any) -> nn.Module:
     """Builds a leaf of the same type as `layer` around `weight`, which decides its channels and kernel.
 
     Args:
         layer: a convolution or a linear layer.
         weight: `(out, in / groups, *kernel)`, or `(out, in)` for a linear layer.
         bias: `(out,)` or None.
-        settings: stride, padding, dilation, groups of a convolution; others default to torch's.
+        settings: stride, padding, dilation, groups, padding_mode of a convolution; others default to torch's.
     """
-    weight = weight.to(layer.weight.dtype)
+    outputs, inputs, *kernel = weight.shape
+    # On the meta device nothing is allocated or initialised: the tensors are exchanged below.
     if isinstance(layer, nn.Linear):
-        new: nn.Module = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+        new: nn.Module = nn.Linear(inputs, outputs, bias is not None, device="meta")
     else:
-        groups = int(settings.get("groups", 1))  # type: ignore[call-overload]
-        new = nn.utils.skip_init(
-            type(layer), weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **settings
-        )
-    new.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        kind: type[nn.Module] = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+        inputs *= settings.get("groups", 1)
+        new = kind(inputs, outputs, tuple(kernel), bias=bias is not None, device="meta", **settings)
+    dtype = weight_of(layer).dtype
+    new.weight = nn.Parameter(weight.to(dtype, copy=True), requires_grad=False)
     if bias is not None:
-        new.bias = nn.Parameter(bias.to(weight.dtype).clone(), requires_grad=False)
+        new.bias = nn.Parameter(bias.to(dtype, copy=True), requires_grad=False)
     return new.train(layer.training)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.layers import is_pointwise, weight_matrices
+from plywise.compressors.layers import is_pointwise, weight_matrices, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.statistics import LayerStatistics, chain_statistics
 
@@ -27,10 +27,10 @@ def effective_matrix(module: nn.Module) -> Tensor:
     if not isinstance(module, nn.Sequential):
         return weight_matrices(module)
     leaves = [leaf.layer if isinstance(leaf, StaticQuantized) else leaf for leaf in module]
-    positions = max(leaf.weight[0, 0].numel() for leaf in leaves)
+    positions = max(weight_of(leaf)[0, 0].numel() for leaf in leaves)
     product: Tensor | None = None
     for leaf in leaves:
-        matrix = leaf.weight.detach().float().flatten(1)
+        matrix = weight_of(leaf).float().flatten(1)
         if is_pointwise(leaf) and positions > 1:
             matrix = torch.kron(matrix.contiguous(), torch.eye(positions))
         else:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.error_feedback import damped
-from plywise.compressors.layers import WEIGHTED, groups_of, is_pointwise, make_conv, weight_matrices
+from plywise.compressors.layers import (
+    WEIGHTED,
+    bias_of,
+    groups_of,
+    is_pointwise,
+    make_layer,
+    weight_matrices,
+    weight_of,
+)
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
 
@@ -36,10 +44,11 @@ class LowRank(Technique):
         "Kim et al., Compression of Deep CNNs for Fast and Low Power Mobile Applications, 2016, section 3 (Tucker-2)"
     )
 
-    ratio: float = choice(0.5, grid=(0.6, 0.4, 0.25), low=0.01, high=0.95, help="share of the layer's macs that remains")
-    sides: str = choice("input", grid=("input", "both"), help="1x1 before the kernel, or before and after it (Tucker-2)")
+    ratio: float = choice(0.5, grid=(0.6, 0.4, 0.25), low=0.01, high=0.95, help="share of the macs that remains")
+    sides: str = choice("input", grid=("input", "both"), help="1x1 before the kernel, or around it (Tucker-2)")
 
     def unsupported(self, layer: nn.Module) -> str | None:
+        """Refuses grouped convolutions and ranks below 2."""
         if not isinstance(layer, WEIGHTED):
             return f"{type(layer).__name__} has no matrix to factor"
         if groups_of(layer) > 1:
@@ -50,8 +59,8 @@ class LowRank(Technique):
 
     def ranks(self, layer: nn.Module) -> tuple[int, ...]:
         """Returns the ranks that the technique uses on `layer`; see `ranks_of`."""
-        outputs, inputs = layer.weight.shape[:2]
-        return self.ranks_of(outputs, inputs, tuple(layer.weight.shape[2:]), tuple(getattr(layer, "stride", ())))
+        outputs, inputs, *kernel = weight_of(layer).shape
+        return self.ranks_of(outputs, inputs, tuple(kernel), tuple(getattr(layer, "stride", ())))
 
     def ranks_of(self, outputs: int, inputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the rank of a pointwise layer or of the input side, or the ranks of both sides (Tucker-2)."""
@@ -69,6 +78,7 @@ class LowRank(Technique):
         return _snapped(share * inputs), _snapped(share * outputs)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        """Returns an `nn.Sequential` of two or three thinner layers."""
         if is_pointwise(layer):
             return _factored(layer, statistics, *self.ranks(layer))
         return _tucker(layer, statistics, *self.ranks(layer))
@@ -80,14 +90,15 @@ def _snapped(rank: float) -> int:
 
 def _leading(matrix: Tensor, count: int) -> Tensor:
     """Returns the `count` leading eigenvectors of a symmetric matrix as columns, signs fixed."""
-    vectors = torch.linalg.eigh(matrix.double()).eigenvectors.flip(1)[:, :count]
+    vectors: Tensor = torch.linalg.eigh(matrix.double()).eigenvectors.flip(1)[:, :count]
     peak = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * torch.where(peak < 0, -1.0, 1.0)
 
 
 def _bias(layer: nn.Module, matrix: Tensor, approximation: Tensor, mean: Tensor) -> Tensor:
     shift = ((matrix - approximation) @ mean.double()).float()
-    return shift if layer.bias is None else layer.bias.detach().float() + shift
+    bias = bias_of(layer)
+    return shift if bias is None else bias.float() + shift
 
 
 def _factored(layer: nn.Module, statistics: LayerStatistics, rank: int) -> nn.Module:
@@ -95,17 +106,16 @@ def _factored(layer: nn.Module, statistics: LayerStatistics, rank: int) -> nn.Mo
     basis = _leading(matrix @ damped(statistics.covariance)[0] @ matrix.T, rank)
     inner = basis.T @ matrix
     bias = _bias(layer, matrix, basis @ inner, statistics.mean[0])
-    ones = (1,) * (layer.weight.dim() - 2)
-    strides = {} if isinstance(layer, nn.Linear) else {"stride": layer.stride, "padding": layer.padding}
+    ones = (1,) * (weight_of(layer).dim() - 2)
+    strides = {name: getattr(layer, name) for name in ("stride", "padding", "padding_mode") if ones}
     return nn.Sequential(
-        make_conv(layer, inner.reshape(*inner.shape, *ones), None, **strides),
-        make_conv(layer, basis.reshape(*basis.shape, *ones), bias),
+        make_layer(layer, inner.reshape(*inner.shape, *ones), None, **strides),
+        make_layer(layer, basis.reshape(*basis.shape, *ones), bias),
     )
 
 
 def _tucker(layer: nn.Module, statistics: LayerStatistics, rank_in: int, rank_out: int | None = None) -> nn.Module:
-    outputs, inputs = layer.weight.shape[:2]
-    kernel = tuple(layer.weight.shape[2:])
+    outputs, inputs, *kernel = weight_of(layer).shape
     matrix = weight_matrices(layer)[0].double()
     covariance = damped(statistics.covariance)[0]
     project = _input_directions(matrix, covariance, inputs, rank_in)
@@ -113,25 +123,20 @@ def _tucker(layer: nn.Module, statistics: LayerStatistics, rank_in: int, rank_ou
     wide = torch.kron(project.contiguous(), torch.eye(matrix.shape[1] // inputs, dtype=torch.float64))
     cross, moment = matrix @ covariance @ wide.T, wide @ covariance @ wide.T
     core = torch.linalg.solve(moment, cross.T).T  # (out, rank_in * positions)
-    settings = {
-        "stride": layer.stride,
-        "padding": layer.padding,
-        "dilation": layer.dilation,
-        "padding_mode": layer.padding_mode,
-    }
+    settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
     ones = (1,) * len(kernel)
-    first = make_conv(layer, project.reshape(rank_in, inputs, *ones), None)
+    first = make_layer(layer, project.reshape(rank_in, inputs, *ones), None)
     if rank_out is None:
         bias = _bias(layer, matrix, core @ wide, statistics.mean[0])
-        return nn.Sequential(first, make_conv(layer, core.reshape(outputs, rank_in, *kernel), bias, **settings))
+        return nn.Sequential(first, make_layer(layer, core.reshape(outputs, rank_in, *kernel), bias, **settings))
     # Output side: the leading directions of what the core can still say.
     basis = _leading(core @ moment @ core.T, rank_out)
     bias = _bias(layer, matrix, basis @ basis.T @ core @ wide, statistics.mean[0])
     inner = (basis.T @ core).reshape(rank_out, rank_in, *kernel)
     return nn.Sequential(
         first,
-        make_conv(layer, inner, None, **settings),
-        make_conv(layer, basis.reshape(outputs, rank_out, *ones), bias),
+        make_layer(layer, inner, None, **settings),
+        make_layer(layer, basis.reshape(outputs, rank_out, *ones), bias),
     )
 
 
@@ -143,4 +148,5 @@ def _input_directions(matrix: Tensor, covariance: Tensor, inputs: int, rank: int
     root = vectors * values.clamp(min=1e-12).sqrt() @ vectors.T
     by_channel = matrix.view(-1, inputs, positions).permute(1, 0, 2).flatten(1)  # (in, out * positions)
     directions = _leading(root @ (by_channel @ by_channel.T) @ root, rank)
-    return directions.T @ torch.linalg.inv(root)
+    project: Tensor = directions.T @ torch.linalg.inv(root)
+    return project

@@ -32,11 +32,13 @@ class MagnitudePruning(Technique):
     sparsity: float = choice(0.5, grid=(0.3, 0.5, 0.7), low=0.0, high=0.99, help="share of the weights set to zero")
 
     def unsupported(self, layer: nn.Module) -> str | None:
+        """Refuses layers without weights."""
         if not isinstance(layer, WEIGHTED):
             return f"{type(layer).__name__} has no weights to remove"
         return None
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        """Returns the layer, or each leaf of a chain, with zeros among its weights."""
         return each_leaf(layer, statistics, self._leaf)
 
     def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:

@@ -59,10 +59,11 @@ class Plan(Mapping[str, Recipe]):
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise FileFormatError(f"{path} cannot be read as a plan: {error}") from error
-        if not isinstance(content, dict) or content.get("plywise") != FORMAT or not isinstance(content.get("layers"), dict):
+        layers = content.get("layers") if isinstance(content, dict) and content.get("plywise") == FORMAT else None
+        if not isinstance(layers, dict):
             raise FileFormatError(f"{path} is not a plan: it must begin with 'plywise: {FORMAT}' and hold 'layers'")
         recipes = {}
-        for name, text in content["layers"].items():
+        for name, text in layers.items():
             try:
                 recipes[str(name)] = Recipe.parse(str(text))
             except ConfigurationError as error:

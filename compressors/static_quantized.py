@@ -44,5 +44,6 @@ class StaticQuantized(nn.Module):
         self.output_range = output_range
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Maps what `layer` maps, `(n, ...)`, with inputs and outputs rounded to their ranges."""
         outputs: Tensor = self.layer(self.input_range(inputs))
         return self.output_range(outputs)

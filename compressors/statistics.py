@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.layers import is_pointwise
+from plywise.compressors.layers import bias_of, groups_of, is_pointwise, weight_matrices, weight_of
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,8 @@ class LayerStatistics:
     @classmethod
     def white(cls, layer: nn.Module) -> "LayerStatistics":
         """Returns statistics of white noise: what to assume of a layer without calibration data."""
-        weight: Tensor = layer.weight
-        groups = getattr(layer, "groups", 1)
-        features = weight[0].numel()
-        rows = weight.detach().float().flatten(1).norm(dim=1)
+        groups, features = groups_of(layer), weight_matrices(layer).shape[2]
+        rows = weight_of(layer).float().flatten(1).norm(dim=1)
         spread = torch.linspace(-3.0, 3.0, 256)
         return cls(
             torch.eye(features).expand(groups, features, features).clone(),
@@ -56,10 +54,10 @@ def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[
     """
     found: list[LayerStatistics] = []
     covariance, mean = statistics.covariance[0], statistics.mean[0]  # over (channels * positions)
-    positions = max(leaf.weight[0, 0].numel() for leaf in chain)
+    positions = max(weight_of(leaf)[0, 0].numel() for leaf in chain)
     for place, leaf in enumerate(chain):
         channels = mean.numel() // positions
-        weight = leaf.weight.detach().float().flatten(1)
+        weight = weight_of(leaf).float().flatten(1)
         if is_pointwise(leaf) and positions > 1:
             at_positions = covariance.view(channels, positions, channels, positions)
             inner = at_positions.diagonal(dim1=1, dim2=3).mean(-1), mean.view(channels, positions).mean(1)
@@ -69,8 +67,9 @@ def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[
         samples = statistics.inputs if place == 0 else _spread(*inner)
         found.append(replace(statistics, covariance=inner[0][None], mean=inner[1][None], inputs=samples))
         covariance, mean = wide @ covariance @ wide.T, wide @ mean
-        if leaf.bias is not None:
-            mean = mean + leaf.bias.detach().float().repeat_interleave(positions)
+        bias = bias_of(leaf)
+        if bias is not None:
+            mean = mean + bias.float().repeat_interleave(positions)
         if place:
             found[place - 1] = replace(found[place - 1], outputs=samples)
     return found
@@ -78,7 +77,7 @@ def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[
 
 def _spread(covariance: Tensor, mean: Tensor, count: int = 64) -> Tensor:
     """Returns sorted values spread as normal variables of these moments: a stand-in for a sample."""
-    normal = torch.distributions.Normal(0.0, 1.0)
-    quantiles = normal.icdf((torch.arange(count) + 0.5) / count * 0.9998 + 0.0001)
+    quantiles = torch.special.ndtri((torch.arange(count) + 0.5) / count * 0.9998 + 0.0001)
     deviation = covariance.diagonal().clamp(min=0).sqrt()
-    return (mean[:, None] + deviation[:, None] * quantiles).flatten().sort().values
+    values: Tensor = (mean[:, None] + deviation[:, None] * quantiles).flatten().sort().values
+    return values

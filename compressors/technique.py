@@ -97,9 +97,15 @@ class Technique(ABC):
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        fields = dataclasses.fields(self)
-        shown = [f for place, f in enumerate(fields) if place == 0 or getattr(self, f.name) != f.default]
-        inside = ", ".join(f"{field.name}={getattr(self, field.name)}" for field in shown)
+        values = self.settings()
+        first = next(iter(values), None)
+        shown = {
+            field.name: values[field.name]
+            for field in dataclasses.fields(self)
+            if values[field.name] != field.default
+            or (field.name == first and not isinstance(values[field.name], str | bool))
+        }
+        inside = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{self.name}({inside})" if inside else self.name
 
 

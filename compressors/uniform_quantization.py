@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from plywise.compressors.error_feedback import error_feedback
-from plywise.compressors.layers import WEIGHTED, corrected_bias, weight_matrices, with_weights
+from plywise.compressors.layers import WEIGHTED, corrected_bias, weight_matrices, weight_of, with_weights
 from plywise.compressors.leaves import each_leaf
 from plywise.compressors.scale_search import best_uniform_format
 from plywise.compressors.statistics import LayerStatistics
@@ -34,11 +34,13 @@ class UniformQuantization(Technique):
     rounding: str = choice("gptq", grid=("nearest", "gptq"), help="each weight alone, or with error feedback")
 
     def unsupported(self, layer: nn.Module) -> str | None:
+        """Refuses layers without weights."""
         if not isinstance(layer, WEIGHTED):
             return f"{type(layer).__name__} has no weights to quantise"
         return None
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        """Returns the layer, or each leaf of a chain, with weights of a few bits and their format attached."""
         return each_leaf(layer, statistics, self._leaf)
 
     def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
@@ -59,7 +61,7 @@ class UniformQuantization(Technique):
             rows = weights.flatten(0, 1)
             matrices = form.decode(form.encode(rows)).view_as(weights)
         new = with_weights(layer, matrices, corrected_bias(layer, matrices, statistics.mean))
-        set_weight_format(new, form, new.weight.detach())
+        set_weight_format(new, form, weight_of(new))
         return new
 
     def _format(self, weights: Tensor, statistics: LayerStatistics) -> UniformFormat:

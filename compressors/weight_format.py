@@ -74,6 +74,7 @@ class UniformFormat(WeightFormat):
 
     @property
     def bits(self) -> int:
+        """The width."""
         return self.width
 
     @property
@@ -82,14 +83,17 @@ class UniformFormat(WeightFormat):
         return bool((self.zero_point == 2 ** (self.width - 1)).all())
 
     def encode(self, weight: Tensor) -> Tensor:
+        """Rounds to the nearest symbol, `(out, ...)` int64."""
         scale, zero = self._broadcast(weight)
         return (weight.float() / scale + zero).round().clamp(0, 2**self.width - 1).long()
 
     def decode(self, symbols: Tensor) -> Tensor:
+        """Scales the symbols, `(out, ...)` float32."""
         scale, zero = self._broadcast(symbols)
         return (symbols.float() - zero) * scale
 
     def scaled(self, factor: Tensor) -> "UniformFormat":
+        """Multiplies the scales."""
         return UniformFormat(self.width, self.scale * factor, self.zero_point)
 
     def rows(self, index: Tensor) -> "UniformFormat":
@@ -97,13 +101,16 @@ class UniformFormat(WeightFormat):
         return UniformFormat(self.width, self.scale[index], self.zero_point[index])
 
     def settings(self) -> Mapping[str, int | float | str | bool]:
+        """Width, and whether the zero points need not be stored."""
         return {"width": self.width, "symmetric": self.symmetric}
 
     def tensors(self) -> Mapping[str, Tensor]:
+        """The scales, and the zero points unless they are all in the middle."""
         return {"scale": self.scale} if self.symmetric else {"scale": self.scale, "zero_point": self.zero_point}
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "UniformFormat":
+        """Checks the width and rebuilds the format."""
         width = settings.get("width")
         if not isinstance(width, int) or not 1 <= width <= 8 or "scale" not in tensors:
             raise FileFormatError(f"uniform weight format with width {width!r}: 1 to 8 bits and a scale are needed")
@@ -127,4 +134,9 @@ def set_weight_format(layer: nn.Module, form: WeightFormat, weight: Tensor) -> N
     decoded = form.decode(form.encode(weight))
     with torch.no_grad():
         layer.weight = nn.Parameter(decoded.to(weight.dtype), requires_grad=False)
-    layer.weight_format = form  # type: ignore[assignment]
+    attach_format(layer, form)
+
+
+def attach_format(layer: nn.Module, form: WeightFormat) -> None:
+    """Remembers the format of a layer's weights, which must be values of it already."""
+    object.__setattr__(layer, "weight_format", form)

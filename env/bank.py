@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from plywise.compressors.channels import keep_inputs, keep_outputs, kept_channels
+from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
 from plywise.compressors.filter_pruning import FilterPruning
-from plywise.compressors.plan import Plan
 from plywise.compressors.layers import is_depthwise
+from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
@@ -56,12 +57,23 @@ class Bank:
         self._layers = {layer.name: layer for layer in network.layers}
 
     def state(self, plan: Plan) -> State:
-        """Returns what a plan prunes, in the form that entries are kept under."""
+        """Returns what a plan prunes, in the form that entries are kept under.
+
+        Raises:
+            ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
+        """
+        plan.check(tuple(self._layers))
         found = []
         for layer in self.network.layers:
             technique = plan[layer.name].at(Stage.STRUCTURE)
-            if isinstance(technique, FilterPruning) and layer.leads and layer.group is not None:
-                found.append((layer.group, technique))
+            if not isinstance(technique, FilterPruning):
+                continue
+            if layer.group is None or not layer.leads:
+                raise ConfigurationError(
+                    f"layer {layer.name!r} cannot take {technique}: {self._unprunable(layer)}; "
+                    "choose another recipe for it"
+                )
+            found.append((layer.group, technique))
         return tuple(sorted(found, key=lambda pair: pair[0]))
 
     def kept(self, state: State) -> dict[int, Tensor]:
@@ -112,8 +124,16 @@ class Bank:
         Args:
             plan: a recipe for each layer.
             repair_inputs: how many calibration inputs the moments are matched on; None for all, 0 for no repair.
+
+        Raises:
+            ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
+            UnsupportedLayerError: where a recipe cannot be used on its layer.
         """
         state = self.state(plan)
+        for name, recipe in plan.items():
+            reason = recipe.unsupported(self.network.modules[name])
+            if reason is not None:
+                raise UnsupportedLayerError(f"layer {name!r} cannot take {recipe}: {reason}; choose another recipe")
         keep = self.kept(state)
         network = self.network
         outputs = cut(network.modules, network.groups, keep)[1]
@@ -131,6 +151,11 @@ class Bank:
             targets = {name: _kept_moments(reference[name], outputs.get(name)) for name in replaced}
             match_moments(model, self.calibration.inputs[:repair_inputs], targets, replaced)
         return Stitched(model, replaced)
+
+    def _unprunable(self, layer: Layer) -> str:
+        if layer.group is None:
+            return layer.uncut or "its channels cannot be cut"
+        return f"its channels follow {self.network.groups[layer.group].leader!r}, which decides for both"
 
     def _prepared(self, layer: Layer, touching: State) -> tuple[nn.Module, LayerStatistics]:
         module, statistics = self.network.modules[layer.name], self.calibration.statistics[layer.name]

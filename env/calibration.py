@@ -1,5 +1,6 @@
 """One pass over calibration data: what every closed-form repair needs to know of each layer."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.layers import groups_of
+from plywise.compressors.layers import groups_of, weight_of
 from plywise.compressors.statistics import LayerStatistics
 from plywise.env.channel_groups import NORMS
 from plywise.env.network import Network
@@ -75,9 +76,7 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
     with torch.no_grad(), _outputs(network, recorder.record):
         network.model(inputs)
     importance = _importance(network, inputs, labels)
-    statistics = {
-        name: LayerStatistics(*parts, importance[name]) for name, parts in recorder.statistics.items()
-    }
+    statistics = {name: LayerStatistics(*parts, importance[name]) for name, parts in recorder.statistics.items()}
     return Calibration(inputs, statistics, {len(inputs): recorder.moments})
 
 
@@ -127,12 +126,10 @@ def patches(layer: nn.Module, inputs: Tensor, count: int, generator: torch.Gener
         view = view.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
     # view: (n, channels, *positions, *kernel), no copy yet
     extents = (view.shape[0], *view.shape[2 : 2 + axes])
-    total = int(torch.tensor(extents).prod())
-    flat = torch.randint(total, (min(count, total),), generator=generator)
-    if total <= count:
-        flat = torch.arange(total)
-    place = torch.unravel_index(flat, extents)
-    rows = view[place[0], :, *place[1:]]  # (rows, channels, *kernel)
+    total = math.prod(extents)
+    flat = torch.arange(total) if total <= count else torch.randint(total, (count,), generator=generator)
+    place: tuple[Tensor, ...] = torch.unravel_index(flat, extents)
+    rows = view.movedim(1, axes + 1)[place]  # (rows, channels, *kernel)
     return rows.reshape(rows.shape[0], groups_of(layer), -1)
 
 
@@ -146,7 +143,7 @@ def _importance(network: Network, inputs: Tensor, labels: Tensor, batch: int = 6
     """Returns for each layer the importance of its output channels, summed over each channel group."""
     taylor = _taylor(network, inputs, labels, batch)
     own = {
-        name: {"l2": network.modules[name].weight.detach().float().flatten(1).norm(dim=1), "taylor": taylor[name]}
+        name: {"l2": weight_of(network.modules[name]).float().flatten(1).norm(dim=1), "taylor": taylor[name]}
         for name in taylor
     }
     for group in network.groups:
@@ -162,6 +159,7 @@ def _importance(network: Network, inputs: Tensor, labels: Tensor, batch: int = 6
 
 def _taylor(network: Network, inputs: Tensor, labels: Tensor, batch: int) -> dict[str, Tensor]:
     """First-order Taylor importance in gate form: mean squared sum of gradient times activation of each channel."""
+    names = {layer.name for layer in network.layers}
     total: dict[str, Tensor] = {}
     for start in range(0, inputs.shape[0], batch):
         kept: dict[str, Tensor] = {}
@@ -170,7 +168,6 @@ def _taylor(network: Network, inputs: Tensor, labels: Tensor, batch: int) -> dic
             if name in names:
                 kept[name] = outputs
 
-        names = {layer.name for layer in network.layers}
         images = inputs[start : start + batch].clone().requires_grad_(True)
         with torch.enable_grad(), _outputs(network, keep):
             loss = F.cross_entropy(network.model(images), labels[start : start + batch], reduction="sum")
@@ -209,5 +206,3 @@ def _outputs(network: Network, record: Record) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-

@@ -9,7 +9,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from plywise.compressors.channels import keep_inputs, keep_outputs
-from plywise.compressors.layers import WEIGHTED, groups_of, is_depthwise, out_channels, with_weights
+from plywise.compressors.layers import WEIGHTED, groups_of, is_depthwise, out_channels, weight_of, with_weights
 from plywise.compressors.statistics import LayerStatistics
 from plywise.env.assembly import assemble
 
@@ -48,9 +48,7 @@ class ChannelGroup:
     consumers: tuple[Side, ...]
 
 
-def find_groups(
-    model: nn.Module, example: Tensor, order: Sequence[str]
-) -> tuple[list[ChannelGroup], dict[str, str]]:
+def find_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Finds the groups that can be cut.
 
     Args:
@@ -111,23 +109,28 @@ def cut(
     Returns:
         Two dicts of name to sorted index tensors: inputs and outputs; modules that lose nothing are absent.
     """
-    masks: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for index, kept in keep.items():
         group = groups[index]
         stays = torch.zeros(group.channels, dtype=torch.bool)
         stays[kept] = True
-        for sides, found, is_input in ((group.consumers, masks[0], True), (group.producers, masks[1], False)):
+        for sides, found, is_input in ((group.consumers, inputs, True), (group.producers, outputs, False)):
             for side in sides:
                 if names is None or side.module in names:
                     size = channels_in(modules[side.module]) if is_input else channels_out(modules[side.module])
                     mask = found.setdefault(side.module, torch.ones(size, dtype=torch.bool))
                     mask[side.local] = stays[side.root]
-    return tuple({name: mask.nonzero().flatten() for name, mask in found.items()} for found in masks)  # type: ignore[return-value]
+    return _indices(inputs), _indices(outputs)
+
+
+def _indices(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mask.nonzero().flatten() for name, mask in masks.items()}
 
 
 def channels_in(module: nn.Module) -> int:
     """Returns the number of input channels or features of an ungrouped layer."""
-    return int(module.weight.shape[1])
+    return weight_of(module).shape[1]
 
 
 def channels_out(module: nn.Module) -> int:
@@ -175,6 +178,8 @@ def _group(
         target = names.get(id(module), type(module).__name__)
         local, root = torch.tensor(list(item.idxs)), torch.tensor(list(item.root_idxs))
         makes = graph.is_out_channel_pruning_fn(item.dep.handler)
+        if is_depthwise(module) and out_channels(module) != groups_of(module):
+            reason = reason or f"shares channels with {target}, a depthwise convolution that multiplies channels"
         if isinstance(module, NORMS) or is_depthwise(module):
             producers.append(Side(target, local, root))
         elif isinstance(module, WEIGHTED) and groups_of(module) == 1 and target in order:
@@ -206,12 +211,10 @@ def _disproof(model: nn.Module, example: Tensor, group: ChannelGroup | None) -> 
         reduced = module
         if name in inputs:
             gone = torch.ones(channels_in(module), dtype=torch.bool).index_fill_(0, inputs[name], False)
-            positions = module.weight.shape[1:].numel() // channels_in(module)
-            weight = module.weight.detach().clone()
+            weight = weight_of(module).clone()
             weight[:, gone] = 0.0
             silenced[name] = with_weights(module, weight)
             reduced, statistics = keep_inputs(reduced, statistics, inputs[name])
-            assert statistics.mean.shape[1] == inputs[name].numel() * positions
         if name in outputs:
             reduced, statistics = keep_outputs(reduced, statistics, outputs[name])
         smaller[name] = reduced
@@ -224,4 +227,3 @@ def _disproof(model: nn.Module, example: Tensor, group: ChannelGroup | None) -> 
     if actual.shape != expected.shape or not torch.allclose(actual, expected, rtol=1e-3, atol=1e-4):
         return "cutting its channels is not the same as silencing them (they meet others in a sum, a norm or a reshape)"
     return None
-

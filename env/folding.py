@@ -31,15 +31,10 @@ def fold_batch_norms(model: nn.Module, calls: Sequence[Call]) -> nn.Module:
             continue
         with torch.no_grad():
             if isinstance(layer, nn.Conv1d | nn.Conv2d):
-                replacements[call.name] = _with_affine(fuse_conv_bn_eval, layer, norm)
+                replacements[call.name] = fuse_conv_bn_eval(layer, norm)
             elif isinstance(layer, nn.Linear) and len(call.output_shape) == 1:
-                replacements[call.name] = _with_affine(fuse_linear_bn_eval, layer, norm)
+                replacements[call.name] = fuse_linear_bn_eval(layer, norm)
             else:
                 continue
         replacements[reader] = nn.Identity().eval()
     return assemble(model, replacements)
-
-
-def _with_affine(fuse, layer: nn.Module, norm: nn.Module) -> nn.Module:  # type: ignore[no-untyped-def]
-    fused: nn.Module = fuse(layer, norm)
-    return fused.eval()

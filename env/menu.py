@@ -64,7 +64,7 @@ def undominated(prices: NDArray[np.float64], classes: Sequence[int], most: int, 
     alive[0] = True
     kept = np.flatnonzero(alive)
     if len(kept) <= most:
-        return kept.tolist()
+        return [int(index) for index in kept]
     scaled = np.log(np.maximum(prices[kept], 1e-12))
     scaled = (scaled - scaled.min(0)) / np.maximum(np.ptp(scaled, axis=0), 1e-9)
     weights = np.random.default_rng(seed).dirichlet(np.full(prices.shape[1], 0.7), 2048)
@@ -74,7 +74,7 @@ def undominated(prices: NDArray[np.float64], classes: Sequence[int], most: int, 
         wins += value * np.bincount(np.argsort(cost, 1)[:, rank - 1], minlength=len(kept))
     wins[0] = np.inf
     best = np.sort(np.argsort(-wins, kind="stable")[:most])
-    return kept[best].tolist()
+    return [int(index) for index in kept[best]]
 
 
 def _affine(recipe: Recipe) -> bool:

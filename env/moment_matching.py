@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.layers import bias_of, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.weight_format import weight_format
+from plywise.compressors.weight_format import attach_format, weight_format
 from plywise.env.calibration import Moments, moments
 
 TRUST = 0.05
 """Relative disturbance of a channel's output at which half of the correction of its deviation is applied."""
 
 
-def match_moments(model: nn.Module, inputs: Tensor, targets: Mapping[str, Moments], changed: Mapping[str, nn.Module]) -> None:
+def match_moments(
+    model: nn.Module, inputs: Tensor, targets: Mapping[str, Moments], changed: Mapping[str, nn.Module]
+) -> None:
     """Corrects the layers in `changed` in place; they must not be shared with another network.
 
     Args:
@@ -71,13 +74,12 @@ def _correction(found: Moments, target: Moments) -> tuple[Tensor, Tensor]:
 
 def _apply(leaf: nn.Module, factor: Tensor, shift: Tensor) -> None:
     """Multiplies a leaf's outputs by `factor` and adds `shift`, keeping its weights in their format."""
-    form = weight_format(leaf)
+    form, weight, bias = weight_format(leaf), weight_of(leaf), bias_of(leaf)
     if form is not None:
         scaled = form.scaled(factor)
-        weight = scaled.decode(form.encode(leaf.weight.detach()))
-        leaf.weight_format = scaled  # type: ignore[assignment]
+        weight = scaled.decode(form.encode(weight))
+        attach_format(leaf, scaled)
     else:
-        weight = leaf.weight.detach() * factor.view(-1, *(1,) * (leaf.weight.dim() - 1))
-    bias = shift if leaf.bias is None else leaf.bias.detach() * factor + shift
+        weight = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
     leaf.weight = nn.Parameter(weight, requires_grad=False)
-    leaf.bias = nn.Parameter(bias, requires_grad=False)
+    leaf.bias = nn.Parameter(shift if bias is None else bias * factor + shift, requires_grad=False)

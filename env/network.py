@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.layers import WEIGHTED
+from plywise.compressors.layers import WEIGHTED, weight_of
 from plywise.env.channel_groups import ChannelGroup, find_groups
 from plywise.env.folding import fold_batch_norms
 from plywise.env.operation import Operation, operations
@@ -86,7 +86,8 @@ class Network:
         calls = trace(folded, example)
         usable, skipped = _usable(folded, calls)
         if not usable:
-            raise ModelError(f"{name} has no layer that can be compressed: " + "; ".join(map(": ".join, skipped.items())))
+            reasons = "; ".join(map(": ".join, skipped.items())) or "it has no weights"
+            raise ModelError(f"{name} has no layer that can be compressed: {reasons}")
         groups, uncut = find_groups(folded, example, [call.name for call in usable])
         produced = {side.module: index for index, group in enumerate(groups) for side in group.producers}
         layers = tuple(
@@ -132,11 +133,13 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
             continue
         if not isinstance(module, WEIGHTED):
             skipped[name] = f"{type(module).__name__}: no technique for this kind of layer"
+        elif type(module) not in WEIGHTED:
+            skipped[name] = f"{type(module).__name__} is a layer of the user's own, which may compute something else"
         elif times[name] == 0:
             skipped[name] = "its forward is never called (the network uses its weights directly)"
         elif times[name] > 1:
             skipped[name] = f"runs {times[name]} times in one forward pass"
-        elif owners[id(module.weight)] > 1:
+        elif owners[id(weight_of(module))] > 1:
             skipped[name] = "shares its weights with another layer"
         elif not torch.is_floating_point(module.weight):
             skipped[name] = f"weights of type {module.weight.dtype}"

@@ -12,18 +12,26 @@ from torch import nn
 
 from plywise.compressors.channels import kept_count
 from plywise.compressors.filter_pruning import FilterPruning
-from plywise.compressors.layers import groups_of, is_depthwise, is_pointwise, weight_matrices
+from plywise.compressors.layers import (
+    bias_of,
+    groups_of,
+    is_depthwise,
+    is_pointwise,
+    out_channels,
+    weight_matrices,
+    weight_of,
+)
 from plywise.compressors.low_rank import LowRank
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Stage
-from plywise.env.bank import Bank
+from plywise.env.bank import Bank, State
 from plywise.env.energy import energy_mj
 from plywise.env.latency import Chain, LatencyTable
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Layer, Network
-from plywise.env.operation import Operation
+from plywise.env.operation import Operation, Shape
 from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, PriceTable
 from plywise.env.sensitivity import Sensitivity
 
@@ -54,9 +62,9 @@ class Sizes:
     def of(cls, module: nn.Module, bits: int) -> "Sizes":
         """Splits the real packed bytes of a module."""
         leaves = [leaf for leaf in module.modules() if isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Linear)]
-        outputs = sum(leaf.weight.shape[0] for leaf in leaves)
-        biases = sum(leaf.weight.shape[0] for leaf in leaves if leaf.bias is not None)
-        weights = sum(leaf.weight.numel() for leaf in leaves)
+        outputs = sum(map(out_channels, leaves))
+        biases = sum(out_channels(leaf) for leaf in leaves if bias_of(leaf) is not None)
+        weights = sum(weight_of(leaf).numel() for leaf in leaves)
         per_output = FLOAT_BYTES * (biases / outputs + (1.0 if bits < 32 else 0.0))
         size = packed_size(module)
         fixed = min(32.0, max(0.0, size - per_output * outputs))
@@ -65,7 +73,8 @@ class Sizes:
     def bytes_of(self, chain: Chain) -> float:
         """Returns the bytes of the same recipe on a chain of other channel counts."""
         weights = sum(int(np.prod(operation.weight_shape)) for operation in chain)
-        return self.fixed + sum(self.per_output * operation.out_channels for operation in chain) + self.per_weight * weights
+        outputs = sum(operation.out_channels for operation in chain)
+        return self.fixed + self.per_output * outputs + self.per_weight * weights
 
 
 def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: nn.Module) -> Chain:
@@ -89,19 +98,22 @@ def _factored(operation: Operation, technique: LowRank, layer: nn.Module) -> Cha
     ranks = technique.ranks_of(
         operation.out_channels, operation.in_channels, tuple(operation.kernel), tuple(operation.stride)
     )
-    ones = (1,) * len(operation.kernel)
     thin = replace(operation, bias=False)
     if is_pointwise(layer):
         first = thin.resized(out_channels=ranks[0])
-        last = replace(operation.resized(in_channels=ranks[0]), stride=ones, padding=ones and (0,) * 2 * len(ones))
-        return first, replace(last, input_shape=first.output_shape)
-    pointwise = {"kernel": ones, "stride": ones, "dilation": ones, "padding": (0,) * 2 * len(ones)}
-    first = replace(thin.resized(out_channels=ranks[0]), **pointwise)
+        return first, _pointwise(operation.resized(in_channels=ranks[0]), first.output_shape)
+    first = _pointwise(thin.resized(out_channels=ranks[0]), operation.input_shape)
     if len(ranks) == 1:
         return first, operation.resized(in_channels=ranks[0])
     core = thin.resized(in_channels=ranks[0], out_channels=ranks[1])
-    last = replace(operation.resized(in_channels=ranks[1]), input_shape=core.output_shape, **pointwise)
-    return first, core, last
+    return first, core, _pointwise(operation.resized(in_channels=ranks[1]), core.output_shape)
+
+
+def _pointwise(operation: Operation, input_shape: Shape) -> Operation:
+    ones = (1,) * len(operation.kernel)
+    return replace(
+        operation, input_shape=input_shape, kernel=ones, stride=ones, dilation=ones, padding=(0,) * 2 * len(ones)
+    )
 
 
 class Pricer:
@@ -149,10 +161,8 @@ class Pricer:
         found = []
         for layer in self.network.layers:
             sizes = [self._sizes(layer, recipe) for recipe in self.recipes[layer.name]]
-            each = zip(sizes, chains[layer.name], strict=True)
-            storage = np.array([size.bytes_of(chain) for size, chain in each])
-            each = zip(chains[layer.name], storage, strict=True)
-            energy = np.array([energy_mj(chain, size) for chain, size in each])
+            storage = np.array([size.bytes_of(chain) for size, chain in zip(sizes, chains[layer.name], strict=True)])
+            energy = np.array([energy_mj(chain, size) for chain, size in zip(chains[layer.name], storage, strict=True)])
             latency = np.array([latencies[chain] for chain in chains[layer.name]])
             found.append(np.stack([storage, latency, energy, sensitivities[layer.name].divergence], 1))
         return found
@@ -224,15 +234,16 @@ class Pricer:
 
     def _sizes(self, layer: Layer, recipe: Recipe) -> Sizes:
         cut = recipe.at(Stage.STRUCTURE)
-        pruned = isinstance(cut, FilterPruning) and layer.group is not None
-        state = ((layer.group, cut),) if pruned else ()
-        return Sizes.of(self.bank.entry(layer.name, recipe, state), recipe.bits)  # type: ignore[arg-type]
+        state: State = ((layer.group, cut),) if isinstance(cut, FilterPruning) and layer.group is not None else ()
+        return Sizes.of(self.bank.entry(layer.name, recipe, state), recipe.bits)
 
     def _chain(self, layer: Layer, recipe: Recipe, in_level: int, out_level: int) -> Chain:
         module = self.network.modules[layer.name]
-        inputs, outputs = module.weight.shape[1], module.weight.shape[0]
+        outputs, inputs, *_ = weight_of(module).shape
         if is_depthwise(module):
-            inputs = outputs = self._left(outputs, self._groups_of_outputs(layer), max(in_level, out_level))
+            multiplier = outputs // groups_of(module)
+            outputs = self._left(outputs, self._groups_of_outputs(layer), max(in_level, out_level))
+            inputs = outputs // multiplier
         elif groups_of(module) == 1:
             inputs = self._left(inputs, self._inputs_by_group(layer), in_level)
             outputs = self._left(outputs, self._groups_of_outputs(layer), out_level)
@@ -252,7 +263,7 @@ class Pricer:
         return {g: sum(s.local.numel() for s in groups[g].consumers if s.module == layer.name) for g in layer.reads}
 
     def _groups_of_outputs(self, layer: Layer) -> dict[int, int]:
-        return {} if layer.group is None else {layer.group: self.network.modules[layer.name].weight.shape[0]}
+        return {} if layer.group is None else {layer.group: out_channels(self.network.modules[layer.name])}
 
     def _in_share(self) -> NDArray[np.float32]:
         share = np.zeros((len(self.network.layers), max(1, len(self.network.groups))), np.float32)
@@ -261,7 +272,7 @@ class Pricer:
             if is_depthwise(module) and layer.group is not None:
                 share[row, layer.group] = 1.0
             for group, channels in self._inputs_by_group(layer).items():
-                share[row, group] = channels / module.weight.shape[1]
+                share[row, group] = channels / weight_of(module).shape[1]
         return share
 
     def _layer_features(self, storage: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -276,7 +287,7 @@ class Pricer:
                 "is_pointwise": float(is_pointwise(module)),
                 "share_of_macs": macs[place] / macs.sum(),
                 "share_of_storage": float(storage[place] / storage.sum()),
-                "log_out_channels": np.log2(module.weight.shape[0]) / 12,
+                "log_out_channels": np.log2(out_channels(module)) / 12,
                 "log_in_features": np.log2(weight_matrices(module).shape[2]) / 12,
                 "depth": place / len(network.layers),
             }
@@ -319,5 +330,3 @@ def _recipe_features(recipe: Recipe, error: float) -> list[float]:
         "log_output_error": float(np.log10(max(error, 1e-10))) / 5,
     }
     return [values[name] for name in RECIPE_FEATURES]
-
-

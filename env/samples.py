@@ -26,7 +26,8 @@ class Samples:
     def logits(self, model: nn.Module) -> Tensor:
         """Returns the outputs `(n, classes)` of `model`, which must be in eval mode."""
         with torch.inference_mode():
-            return torch.cat([model(batch) for batch in self.inputs.split(BATCH)])
+            starts = range(0, len(self.inputs), BATCH)
+            return torch.cat([model(self.inputs[start : start + BATCH]) for start in starts])
 
     def accuracy(self, logits: Tensor) -> float:
         """Returns the share of right answers among `logits`, percent."""

@@ -6,13 +6,13 @@ random mixed plans with Spearman 0.98). What lies between probes is read off a m
 output error, which the bank knows in closed form.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from plywise.compressors.error_feedback import relative_output_error
 from plywise.compressors.filter_pruning import FilterPruning
@@ -25,6 +25,9 @@ from plywise.env.bank import Bank, State
 from plywise.env.network import Layer, Network
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples
+
+Probe = Callable[[str, Recipe], float]
+"""Measures the divergence that a recipe on the layer of a name causes."""
 
 PROBES = 4
 """Recipes probed for each layer besides those that prune and 8-bit activations."""
@@ -42,7 +45,8 @@ class Sensitivity:
 
 def divergence(original: Tensor, changed: Tensor) -> float:
     """Returns the mean Kullback-Leibler divergence from `original` to `changed` logits `(n, classes)`, in nats."""
-    return float(F.kl_div(F.log_softmax(changed, 1), F.log_softmax(original, 1), reduction="batchmean", log_target=True))
+    after, before = F.log_softmax(changed, 1), F.log_softmax(original, 1)
+    return float(F.kl_div(after, before, reduction="batchmean", log_target=True))
 
 
 def single(network: Network, layer: str, recipe: Recipe) -> Plan:
@@ -88,7 +92,7 @@ def _always_probed(recipes: Sequence[Recipe]) -> list[Recipe]:
     return pruned + [r for r in recipes if r.at(Stage.ACTIVATIONS) is not None][:1]
 
 
-def _sensitivity(bank: Bank, layer: Layer, recipes: Sequence[Recipe], probe) -> Sensitivity:  # type: ignore[no-untyped-def]
+def _sensitivity(bank: Bank, layer: Layer, recipes: Sequence[Recipe], probe: Probe) -> Sensitivity:
     inner = {recipe: recipe.without(Stage.ACTIVATIONS) for recipe in recipes}
     errors = {base: _output_error(bank, layer, base) for base in dict.fromkeys(inner.values())}
     pruned = {recipe: probe(layer.name, recipe) for recipe in _always_probed(recipes) if _pruning(recipe)}
@@ -148,4 +152,3 @@ class _MonotoneLine:
         # Outside the probes the divergence follows the error in proportion.
         y += min(0.0, x - self.x[0]) + max(0.0, x - self.x[-1])
         return float(np.exp(y))
-

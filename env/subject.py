@@ -1,8 +1,9 @@
 """A network under study: everything that is found out about it once, before anyone decides how to compress it."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 from torch import nn
@@ -38,8 +39,19 @@ TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
 USUAL_POINTS_PER_NAT = 40.0
 """What a nat costs where trial plans tell nothing; counts as one trial of one point."""
 
-Tracker = Callable[[Iterable[object], str, int], Iterable[object]]
-"""Wraps a loop in a progress bar: `(items, what, count)`."""
+Item = TypeVar("Item")
+
+
+class Tracker(Protocol):
+    """Wraps a loop in a progress bar."""
+
+    def __call__(self, items: Iterable[Item], what: str, count: int, /) -> Iterable[Item]:
+        """Yields `count` items; `what` is being done."""
+
+
+def untracked(items: Iterable[Item], what: str, count: int, /) -> Iterable[Item]:
+    """Shows nothing."""
+    return items
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class Subject:
         validation: Samples,
         name: str = "network",
         latency: LatencyTable | None = None,
-        track: Tracker = lambda items, what, count: items,
+        track: Tracker = untracked,
         seed: int = 0,
     ) -> None:
         """Studies a network; what an earlier run has found is read from the cache.
@@ -123,7 +135,9 @@ class Subject:
 
     def cost(self, stitched: Stitched) -> tuple[float, float, float]:
         """Returns storage, latency and energy of a stitched plan, layer by layer in its real shapes."""
-        modules = {layer.name: stitched.replaced.get(layer.name, self.network.modules[layer.name]) for layer in self.layers}
+        modules = {
+            layer.name: stitched.replaced.get(layer.name, self.network.modules[layer.name]) for layer in self.layers
+        }
         chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in self.layers}
         sizes = {name: packed_size(module) for name, module in modules.items()}
         storage = float(self.table.fixed[0]) + sum(sizes.values())
@@ -146,7 +160,7 @@ class Subject:
         pricer = Pricer(self.bank, self.latency)
         steps = sensitivities(self.bank, pricer.recipes, self.validation.first(PROBE_SAMPLES), self.store, self.key)
         found: dict[str, Sensitivity] = {}
-        for name, sensitivity in track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers)):  # type: ignore[misc]
+        for name, sensitivity in track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers)):
             found[name] = sensitivity
         points = self._points_per_nat(pricer, found, track)
         chance = 100.0 / self._original.shape[1]
@@ -161,7 +175,7 @@ class Subject:
         """
         nats, points = 1.0 / USUAL_POINTS_PER_NAT, 1.0
         trials = _trial_plans(self.network, pricer, found)
-        for plan, expected in track(trials, f"{self.network.name}: trial plans", len(trials)):  # type: ignore[misc]
+        for plan, expected in track(trials, f"{self.network.name}: trial plans", len(trials)):
             logits = self.validation.logits(self.bank.stitch(plan).model)
             drop = self.accuracy - self.validation.accuracy(logits)
             if 0.0 <= drop <= 15.0:
@@ -186,7 +200,9 @@ def realised_chain(module: nn.Module, layer: Layer) -> Chain:
 def _trial_plans(network: Network, pricer: Pricer, found: dict[str, Sensitivity]) -> list[tuple[Plan, float]]:
     """Plans of the cheapest sum of divergence and storage at several prices, with their summed divergences."""
     sizes = {
-        layer.name: np.array([packed_size(pricer.bank.entry(layer.name, _unpruned(r))) for r in pricer.recipes[layer.name]])
+        layer.name: np.array(
+            [packed_size(pricer.bank.entry(layer.name, _unpruned(r))) for r in pricer.recipes[layer.name]]
+        )
         for layer in network.layers
     }
     whole = sum(size[0] for size in sizes.values())
@@ -208,4 +224,3 @@ def _unpruned(recipe: Recipe) -> Recipe:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-

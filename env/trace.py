@@ -34,11 +34,11 @@ class Call:
     relu: tuple[float, float] | None = None
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each operator that reads the output of a watched call."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.produced: dict[int, Call] = {}
         self.alive: list[Tensor] = []  # ids stay unique only while the tensors live
 

@@ -92,6 +92,7 @@ def train(
     progress: bool = True,
     context_features: Sequence[str] = (),
     recipe_features: Sequence[str] = (),
+    tensorboard: Path | None = None,
 ) -> RecipeAgent:
     """Trains an agent, or goes on with a killed run, or loads a finished one.
 
@@ -105,20 +106,22 @@ def train(
         resume: go on from what is in `folder`; if False, that is deleted first.
         progress: show a bar with the time left and the mean score.
         context_features, recipe_features: names of the observation's features, kept with the agent.
+        tensorboard: folder of the curves, `folder / "tensorboard"` where None.
 
     Raises:
         ConfigurationError: the folder holds a run with other settings, or `env` does not fit them.
         FileFormatError: the checkpoint or the finished agent cannot be read.
     """
     _check_env(env, settings, context_features, recipe_features)
+    curves = folder / "tensorboard" if tensorboard is None else tensorboard
     if not resume:
-        _delete_run(folder)
+        _delete_run(folder, curves)
     chosen = dataclasses.asdict(settings)
     if (folder / "agent.json").exists():
         finished = RecipeAgent.load(folder, context_features, recipe_features)
         check_settings(folder, finished.training, chosen)
         return finished
-    model = _learn(env, settings, folder, progress)
+    model = _learn(env, settings, folder, curves, progress)
     assert isinstance(model.policy, RecipePolicy)
     agent = RecipeAgent(
         model.policy.scorer, tuple(context_features), tuple(recipe_features), chosen, model.num_timesteps
@@ -144,14 +147,14 @@ class ProgressCallback(BaseCallback):
         self.bar.update(self.task, score=f"score {self.scores.score:.3f}")
 
 
-def _learn(env: VecEnv, settings: PPOSettings, folder: Path, progress: bool) -> MaskablePPO:
+def _learn(env: VecEnv, settings: PPOSettings, folder: Path, curves: Path, progress: bool) -> MaskablePPO:
     assert isinstance(env, Resumable), "the environment needs get_state and set_state"
     folder.mkdir(parents=True, exist_ok=True)
     path, chosen = folder / "checkpoint.safetensors", dataclasses.asdict(settings)
     checkpoint = Checkpoint.read(path, chosen) if path.exists() else None
     if not checkpoint:
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    board = TensorBoardCallback(folder / "tensorboard", chosen, checkpoint.steps if checkpoint else None)
+        shutil.rmtree(curves, ignore_errors=True)
+    board = TensorBoardCallback(curves, chosen, checkpoint.steps if checkpoint else None)
     model = _build(env, settings)
     if checkpoint:
         checkpoint.restore(model, env, board)
@@ -216,7 +219,7 @@ def _check_env(env: VecEnv, settings: PPOSettings, context: Sequence[str], recip
             raise ConfigurationError(f"{len(features)} names were given for the features of {name!r}, of shape {shape}")
 
 
-def _delete_run(folder: Path) -> None:
+def _delete_run(folder: Path, curves: Path) -> None:
     for name in ("agent.json", "policy.safetensors", "checkpoint.safetensors"):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    shutil.rmtree(curves, ignore_errors=True)

@@ -1,11 +1,14 @@
 """The reward of a finished plan: one formula, used by the walk, the evaluators and the report.
 
     U     = accuracy_weight + sum_m weight_m
-    score = sum_m weight_m * ln(original_m / cost_m)  -  accuracy_weight * max(0, drop)
-            - U * sum over broken cost ceilings (BROKEN + COST_RATE * ln(cost_m / (ceiling_m * original_m)))
-            - U * (BROKEN + DROP_RATE * (drop - max_drop))   where the accuracy ceiling is broken
+    score = sum_m weight_m * ln(original_m / cost_m)  -  accuracy_weight * felt(max(0, drop))
+            - U * sum over broken cost ceilings (BROKEN + felt(COST_RATE * ln(cost_m / (ceiling_m * original_m))))
+            - U * (BROKEN + felt(DROP_RATE * (drop - max_drop)))   where the accuracy ceiling is broken
+    felt(x) = x up to KNEE, then KNEE * (1 + ln(x / KNEE))
 
-with m over storage, latency and energy, and drops in percentage points. U gives the penalty the scale of the
+with m over storage, latency and energy, and drops in percentage points. A network that lost 40 points is as useless
+as one that lost 30: beyond the knee losses count by their logarithm, which keeps the order of plans and spares the
+value function returns in the hundreds. U gives the penalty the scale of the
 preferences, so no choice of weights can buy it off. Where a plan that holds every ceiling exists, 1 % more than a cost
 ceiling pays only if it saves more than 2 U / accuracy_weight points, and one point of drop beyond the ceiling only if
 it makes every cost 20 times smaller. Where none exists, the score weighs one broken ceiling against the other.
@@ -24,6 +27,7 @@ from plywise.env.prices import METRICS
 BROKEN = 1.0
 COST_RATE = 100.0
 DROP_RATE = 2.0
+KNEE = 5.0
 SLACK = 1e-6
 """A ceiling counts as held up to this relative excess (cost) or this many points (drop): rounding, not tolerance."""
 LEAST_RATIO = 1e-9
@@ -98,15 +102,21 @@ def score_plans(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any]) -> A
     """
     log_ratio = np.log(np.maximum(ratios, LEAST_RATIO))
     over = drop - demands.max_drop
-    penalty = np.where(over > SLACK, BROKEN + DROP_RATE * over, 0.0)
-    unit, gain = demands.accuracy_weight, -demands.accuracy_weight * np.maximum(drop, 0.0)
+    penalty = np.where(over > SLACK, BROKEN + felt(DROP_RATE * over), 0.0)
+    unit, gain = demands.accuracy_weight, -demands.accuracy_weight * felt(np.maximum(drop, 0.0))
     for metric in range(ratios.shape[-1]):  # three plain columns: sums over an axis this short are slow
         weight = demands.weights[..., metric]
         unit, gain = unit + weight, gain - weight * log_ratio[..., metric]
         log_excess = log_ratio[..., metric] - np.log(demands.ceilings[..., metric])
-        penalty += np.where(log_excess > SLACK, BROKEN + COST_RATE * log_excess, 0.0)
+        penalty += np.where(log_excess > SLACK, BROKEN + felt(COST_RATE * log_excess), 0.0)
     scores: Array = gain - unit * penalty
     return scores
+
+
+def felt(loss: NDArray[Any]) -> NDArray[Any]:
+    """Returns losses as they count: as they are up to the knee, by their logarithm beyond it."""
+    beyond: NDArray[Any] = np.where(loss > KNEE, KNEE * (1.0 + np.log(np.maximum(loss, KNEE) / KNEE)), loss)
+    return beyond
 
 
 def worst_use(demands: Demands, ratios: NDArray[Any]) -> NDArray[Any]:

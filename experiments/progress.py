@@ -1,7 +1,7 @@
 """A progress bar with the time left, for whatever takes longer than a moment."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,11 +12,18 @@ PATIENCE_SECONDS = 2.0
 Item = TypeVar("Item")
 
 
-def tracked(items: Sequence[Item], description: str) -> Iterator[Item]:
-    """Yields `items`, with a bar on the standard error stream once two seconds have passed."""
+def tracked(items: Iterable[Item], description: str, count: int | None = None) -> Iterator[Item]:
+    """Yields `items`, with a bar on the standard error stream once two seconds have passed.
+
+    Args:
+        items: what to go through.
+        description: what is being done.
+        count: how many items there are, where they cannot tell.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task(description, total=len(items))
+    total = count if count is not None else len(items) if isinstance(items, Sized) else None
+    task = progress.add_task(description, total=total)
     begun = time.monotonic()
     try:
         for item in items:

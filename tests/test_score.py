@@ -8,7 +8,7 @@ from plywise.compressors.errors import ConfigurationError, DemandError
 from plywise.env.demand import Demand
 from plywise.env.evaluator import PlanEstimator, SurrogateEvaluator, check_demand, least_reachable
 from plywise.env.prices import METRICS
-from plywise.env.score import COST_RATE, DROP_RATE, Demands, judge, score_of, score_plans
+from plywise.env.score import COST_RATE, DROP_RATE, KNEE, Demands, felt, judge, score_of, score_plans
 from plywise.env.synthetic import synthetic_table
 
 
@@ -23,8 +23,16 @@ def test_broken_ceilings_cost_what_the_formula_says():
     demand = Demand(1.0, max_storage=0.1, storage_weight=0.5, latency_weight=0.0)
     held, over = score_of(demand, (0.1, 1, 1), 1.0), score_of(demand, (0.11, 1, 1), 3.0)
     lost = 0.5 * math.log(1.1) + 2.0
-    penalty = 1.5 * (1 + COST_RATE * math.log(1.1) + 1 + DROP_RATE * 2)
+    penalty = 1.5 * (1 + felt(COST_RATE * math.log(1.1)) + 1 + DROP_RATE * 2)
     assert held - over == pytest.approx(lost + penalty)
+
+
+def test_losses_beyond_the_knee_count_less_but_still_count():
+    losses = np.array([0.0, 1.0, KNEE, KNEE + 1e-6, 2 * KNEE, 80.0, 81.0])
+    counted = felt(losses)
+    assert (counted[:3] == losses[:3]).all()
+    assert (np.diff(counted) > 0).all()
+    assert counted[-1] < 20
 
 
 def test_outcome_names_what_is_broken():

@@ -1,6 +1,6 @@
 """A plain, fast training loop for small networks on small images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,13 +21,13 @@ class TrainingSettings:
         batch_size: images of a step.
         learning_rate: at its peak.
         weight_decay: of AdamW.
-        seed: of the initial weights, the order of the images and their shifts.
+        seed: of the initial weights, the order of the images and their distortions.
     """
 
-    epochs: int = 30
+    epochs: int = 15
     batch_size: int = 64
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.05
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
     seed: int = 0
 
 
@@ -45,7 +45,7 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def fit(network: nn.Module, split: Split, settings: TrainingSettings, description: str) -> None:
-    """Trains a network in place on images shifted at random by at most one pixel; leaves it in eval mode.
+    """Trains a network in place on images distorted a little at random; leaves it in eval mode.
 
     Args:
         network: maps `(n, c, h, w)` float32 to logits `(n, classes)`.
@@ -53,7 +53,8 @@ def fit(network: nn.Module, split: Split, settings: TrainingSettings, descriptio
         settings: how.
         description: for the progress bar.
     """
-    shifts, labels = shifted(split), split.labels
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (split.mean, split.std))
+    images, labels = split.images.to(torch.float32).div_(255), split.labels
     optimizer = torch.optim.AdamW(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -61,27 +62,30 @@ def fit(network: nn.Module, split: Split, settings: TrainingSettings, descriptio
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.epochs * steps
     )
-    network.train()
+    # The order of memory makes it up to twice as fast on few channels and pixels.
+    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for _ in tracked(range(settings.epochs), description):
         # A last batch of few images would upset BatchNorm, so it is left out; every epoch leaves out others.
         for batch in torch.randperm(len(labels))[: steps * settings.batch_size].view(steps, -1):
-            inputs = shifts[torch.randint(len(shifts), batch.shape), batch]
+            inputs = ((distorted(images[batch]) - mean) / std).to(memory_format=torch.channels_last)
             loss = F.cross_entropy(network(inputs), labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    network.eval()
+    network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def shifted(split: Split) -> Tensor:
-    """Returns the normalised images shifted by -1, 0 and 1 pixels both ways, `(9, n, c, h, w)`; black moves in."""
-    height, width = split.images.shape[2:]
-    padded = F.pad(split.images, (1, 1, 1, 1))
-    offsets: Sequence[tuple[int, int]] = [(top, left) for top in range(3) for left in range(3)]
-    return torch.stack(
-        [
-            Split(padded[:, :, top : top + height, left : left + width], split.labels, split.mean, split.std).inputs()
-            for top, left in offsets
-        ]
-    )
+def distorted(images: Tensor) -> Tensor:
+    """Returns each image turned, scaled and shifted at random, by at most 0.1 radians, 5 % and one pixel.
+
+    Args:
+        images: `(n, c, h, w)` float32, 0 is the background that moves in.
+    """
+    count, _, height, width = images.shape
+    angle, scale, right, down = torch.rand(4, count) * 2 - 1
+    angle, scale = 0.1 * angle, 1 + 0.05 * scale
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    rows = torch.stack([cosine, -sine, right * 2 / width, sine, cosine, down * 2 / height], 1)
+    grid = F.affine_grid(rows.view(-1, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)

@@ -54,14 +54,22 @@ def _resnet(depth: int) -> ZooEntry:
 
 
 MOBILENET_STAGES = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 40, 2, 2))
-SEPARABLE_BLOCKS = ((48, 1), (96, 2), (96, 1), (192, 2), (192, 1))
+SEPARABLE_BLOCKS = ((64, 1), (128, 2), (128, 1), (192, 1))
 VGG_WIDTHS = (16, 16, POOL, 32, 32, POOL, 64, 64)
 
 ZOO: dict[str, ZooEntry] = {
     "digits-mlp": _digits(
-        "mlp", "linear layers 64-256-128-10", partial(mlp, (64, 256, 128, 10)), TrainingSettings(60, weight_decay=0.1)
+        "mlp",
+        "linear layers 64-384-192-10",
+        partial(mlp, (64, 384, 192, 10)),
+        TrainingSettings(epochs=80, learning_rate=3e-3),
     ),
-    "digits-lenet": _digits("lenet", "5x5 convolutions, pooling, three linear layers", DigitsLeNet),
+    "digits-lenet": _digits(
+        "lenet",
+        "5x5 convolutions, pooling, three linear layers",
+        DigitsLeNet,
+        TrainingSettings(epochs=30, learning_rate=5e-3),
+    ),
     "digits-vgg": _digits("vgg", "3x3 convolutions, BatchNorm, pooling", partial(VGG, VGG_WIDTHS, 1, 256)),
     "digits-plain": _digits("plain", "only convolutions; strides for pooling", AllConvolutional),
     "digits-resnet": _digits(
@@ -71,23 +79,29 @@ ZOO: dict[str, ZooEntry] = {
         "resnet", "parameter-free shortcuts", partial(ResNet, OptionABlock, (2, 1, 1), (12, 24, 48), 1)
     ),
     "digits-mobilenet": _digits(
-        "mobilenet", "inverted residuals, ReLU6", partial(MobileNetV2, MOBILENET_STAGES, 16, 128, 1)
+        "mobilenet",
+        "inverted residuals, ReLU6",
+        partial(MobileNetV2, MOBILENET_STAGES, 16, 128, 1),
+        TrainingSettings(epochs=18),
     ),
     "digits-separable": _digits(
-        "separable", "depthwise and 1x1 convolutions", partial(SeparableNet, SEPARABLE_BLOCKS, 24)
+        "separable",
+        "depthwise and 1x1 convolutions",
+        partial(SeparableNet, SEPARABLE_BLOCKS, 32),
+        TrainingSettings(weight_decay=0.05),
     ),
     "digits-densenet": _digits("densenet", "concatenated layers, BatchNorm-ReLU-convolution", DenseNet),
     "digits-vit": _digits(
         "transformer",
         "2 blocks of width 64, class token",
         partial(VisionTransformer, 64, 2, 4, 128, class_token=True),
-        TrainingSettings(60, learning_rate=5e-3),
+        TrainingSettings(epochs=30, learning_rate=5e-3),
     ),
     "digits-vit-mean": _digits(
         "transformer",
         "2 blocks of width 48, mean of the tokens",
         partial(VisionTransformer, 48, 2, 4, 192, class_token=False),
-        TrainingSettings(50, learning_rate=8e-3, weight_decay=0.2),
+        TrainingSettings(epochs=25, learning_rate=5e-3),
     ),
     "lenet-300-100": ZooEntry("mlp", "mnist", "linear layers 784-300-100-10", partial(mlp, (784, 300, 100, 10))),
     "lenet-5": ZooEntry("lenet", "mnist", "LeNet-5 with 20 and 50 channels", LeNet5),

@@ -196,7 +196,7 @@ def test_misfit_names_at_most_five_keys_of_each_kind(tmp_path):
     assert "missing: 1.bias;" in message
     assert "extra4 and 2 more" in message
     assert "extra5" not in message
-    assert "1.weight (3, 64) instead of (256, 64)" in message
+    assert "1.weight (3, 64) instead of (384, 64)" in message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

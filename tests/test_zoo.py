@@ -10,7 +10,7 @@ from plywise.experiments import zoo
 from plywise.experiments.dataset import Split
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.evaluation import accuracy
-from plywise.experiments.training import TrainingSettings, fit, reproducible, shifted
+from plywise.experiments.training import TrainingSettings, distorted, fit, reproducible
 from plywise.experiments.zoo import ZOO, trained, untrained
 
 DIGITS = [name for name in ZOO if name.startswith("digits-")]
@@ -155,13 +155,17 @@ def test_training_key_tells_apart_what_matters(digits):
     assert len({key, *others}) == 4
 
 
-def test_shifts_move_the_image_by_one_pixel():
-    images = torch.zeros(1, 1, 3, 3, dtype=torch.uint8)
-    images[0, 0, 1, 1] = 255
-    moved = shifted(Split(images, torch.tensor([0]), (0.0,), (1.0,)))
-    assert moved.shape == (9, 1, 1, 3, 3)
-    assert sorted(moved.flatten(1).argmax(1).tolist()) == list(range(9))
-    assert torch.equal(moved.flatten(1).sum(1), torch.ones(9))
+def test_distortion_is_random_small_and_keeps_the_background():
+    images = torch.zeros(50, 1, 9, 9)
+    images[:, :, 4, 4] = 1.0
+    torch.manual_seed(0)
+    moved = distorted(images)
+    assert moved.shape == images.shape
+    assert len(moved.unique(dim=0)) == 50
+    assert 0.7 < moved.sum() / images.sum() < 1.3
+    moved[:, :, 2:7, 2:7] = 0
+    assert not moved.any()
+    assert torch.equal(distorted(torch.zeros(2, 3, 4, 6)), torch.zeros(2, 3, 4, 6))
 
 
 def test_accuracy_counts_right_answers_and_keeps_the_mode(digits):

@@ -1,12 +1,10 @@
 """Trains an agent over a zoo of networks: `python experiments/train_agent.py --help`, or `plywise train --help`."""
 
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
+from joblib import Parallel, delayed
 
 from plywise.agent.ppo import PPOSettings, train
 from plywise.agent.recipe_agent import RecipeAgent
@@ -29,11 +27,11 @@ def price_networks(networks: Sequence[str], data: str, seed: int = 0) -> list[Pr
     An interrupted run goes on where it stopped: tables and probes are kept as they come.
     """
     load_dataset(data)  # a mistake in its name should be told once, and before anything starts
-    workers = min(os.cpu_count() or 1, len(networks))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        waiting = {pool.submit(_price, name, data, seed): name for name in networks}
-        done = {waiting[task]: task.result() for task in tracked(as_completed(waiting), "training and pricing networks", len(waiting))}
-    return [done[name] for name in networks]
+    # joblib's processes need no guard around the caller's main module, and get one thread each.
+    results = Parallel(n_jobs=min(os.cpu_count() or 1, len(networks)), return_as="generator")(
+        delayed(_price)(name, data, seed) for name in networks
+    )
+    return list(tracked(results, "training and pricing networks", len(networks)))
 
 
 def _price(name: str, data: str, seed: int) -> PriceTable:

@@ -79,9 +79,8 @@ class LowRank(Technique):
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of two or three thinner layers."""
-        if is_pointwise(layer):
-            return _factored(layer, statistics, *self.ranks(layer))
-        return _tucker(layer, statistics, *self.ranks(layer))
+        factor = _factored if is_pointwise(layer) else _tucker
+        return factor(layer, statistics, *self.ranks(layer)).train(layer.training)
 
 
 def _snapped(rank: float) -> int:
@@ -101,16 +100,22 @@ def _bias(layer: nn.Module, matrix: Tensor, approximation: Tensor, mean: Tensor)
     return shift if bias is None else bias.float() + shift
 
 
+def _unit(inner: Tensor) -> Tensor:
+    """Returns the size of the inner weights: the last leaf takes it, so that what lies between stays in float32."""
+    return inner.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def _factored(layer: nn.Module, statistics: LayerStatistics, rank: int) -> nn.Module:
     matrix = weight_matrices(layer)[0].double()
     basis = _leading(matrix @ damped(statistics.covariance)[0] @ matrix.T, rank)
     inner = basis.T @ matrix
     bias = _bias(layer, matrix, basis @ inner, statistics.mean[0])
+    unit = _unit(inner)
     ones = (1,) * (weight_of(layer).dim() - 2)
     strides = {name: getattr(layer, name) for name in ("stride", "padding", "padding_mode") if ones}
     return nn.Sequential(
-        make_layer(layer, inner.reshape(*inner.shape, *ones), None, **strides),
-        make_layer(layer, basis.reshape(*basis.shape, *ones), bias),
+        make_layer(layer, (inner / unit).reshape(*inner.shape, *ones), None, **strides),
+        make_layer(layer, (basis * unit).reshape(*basis.shape, *ones), bias),
     )
 
 
@@ -132,11 +137,12 @@ def _tucker(layer: nn.Module, statistics: LayerStatistics, rank_in: int, rank_ou
     # Output side: the leading directions of what the core can still say.
     basis = _leading(core @ moment @ core.T, rank_out)
     bias = _bias(layer, matrix, basis @ basis.T @ core @ wide, statistics.mean[0])
-    inner = (basis.T @ core).reshape(rank_out, rank_in, *kernel)
+    inner = basis.T @ core
+    unit = _unit(inner)
     return nn.Sequential(
         first,
-        make_layer(layer, inner, None, **settings),
-        make_layer(layer, basis.reshape(outputs, rank_out, *ones), bias),
+        make_layer(layer, (inner / unit).reshape(rank_out, rank_in, *kernel), None, **settings),
+        make_layer(layer, (basis * unit).reshape(outputs, rank_out, *ones), bias),
     )
 
 

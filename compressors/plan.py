@@ -64,8 +64,12 @@ class Plan(Mapping[str, Recipe]):
             raise FileFormatError(f"{path} is not a plan: it must begin with 'plywise: {FORMAT}' and hold 'layers'")
         recipes = {}
         for name, text in layers.items():
+            if not isinstance(text, str):
+                raise ConfigurationError(
+                    f"{path}, layer {name}: a recipe is a text such as 'identity', not a {type(text).__name__}"
+                )
             try:
-                recipes[str(name)] = Recipe.parse(str(text))
+                recipes[str(name)] = Recipe.parse(text)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{path}, layer {name}: {error}") from error
         return cls(str(content.get("network", "")), recipes)

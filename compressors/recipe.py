@@ -102,6 +102,8 @@ def _technique(node: ast.expr, text: str) -> Technique | None:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise ConfigurationError(f"{text!r} is not a recipe: name each field, as in 'low_rank(ratio=0.5)'")
+        if keyword.arg in settings:
+            raise ConfigurationError(f"{text!r} gives {keyword.arg} twice; keep one of them")
         if isinstance(keyword.value, ast.Name):
             settings[keyword.arg] = keyword.value.id
             continue

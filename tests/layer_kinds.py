@@ -1,0 +1,80 @@
+"""One layer of each kind that techniques meet, with statistics of correlated inputs."""
+
+import copy
+from functools import cache
+
+import torch
+from torch import nn
+
+from plywise.compressors.layers import out_channels
+from plywise.compressors.statistics import LayerStatistics
+from plywise.env.calibration import patches
+
+IMAGE, SIGNAL = (32, 12, 7, 7), (32, 12, 9)
+
+KINDS = {
+    "conv1d": (lambda: nn.Conv1d(12, 16, 3, padding=1), SIGNAL),
+    "conv1d-same": (lambda: nn.Conv1d(12, 10, 5, padding="same", bias=False), SIGNAL),
+    "conv2d": (lambda: nn.Conv2d(12, 16, 3, padding=1), IMAGE),
+    "conv2d-bare": (lambda: nn.Conv2d(12, 16, 3, bias=False), IMAGE),
+    "conv2d-stride": (lambda: nn.Conv2d(12, 20, 3, stride=2, padding=1), IMAGE),
+    "conv2d-dilation": (lambda: nn.Conv2d(12, 16, (3, 2), padding=(2, 1), dilation=2), IMAGE),
+    "conv2d-reflect": (lambda: nn.Conv2d(12, 16, 3, padding=1, padding_mode="reflect"), IMAGE),
+    "pointwise": (lambda: nn.Conv2d(12, 24, 1), IMAGE),
+    "pointwise-stride": (lambda: nn.Conv2d(12, 24, 1, stride=2, bias=False), IMAGE),
+    "grouped": (lambda: nn.Conv2d(12, 16, 3, padding=1, groups=4), IMAGE),
+    "depthwise": (lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12), IMAGE),
+    "linear": (lambda: nn.Linear(12, 16), (64, 12)),
+    "linear-tokens": (lambda: nn.Linear(12, 40, bias=False), (8, 9, 12)),
+}
+
+
+@cache
+def _layer(kind, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return KINDS[kind][0]().eval()
+
+
+def layer_of(kind, seed=0):
+    """Returns a layer of its own in eval mode."""
+    return copy.deepcopy(_layer(kind, seed))
+
+
+@cache
+def inputs_of(kind):
+    """Returns inputs whose channels are correlated and not centred."""
+    shape = KINDS[kind][1]
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(shape, generator=generator)
+    channel = -1 if kind.startswith("linear") else 1
+    mixed = noise + 0.7 * noise.roll(1, channel) + 0.5 * noise.roll(3, channel)
+    return torch.relu(mixed) * 2
+
+
+def statistics_of(layer, inputs, seed=2):
+    """Returns what calibration would record at a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = patches(layer, inputs, 10**6, generator)
+    mean = rows.mean(0)
+    centred = (rows - mean).transpose(0, 1)
+    with torch.no_grad():
+        outputs = layer(inputs)
+    importance = {name: torch.rand(out_channels(layer), generator=generator) for name in ("l2", "taylor")}
+    return LayerStatistics(
+        centred.transpose(1, 2) @ centred / len(rows),
+        mean,
+        inputs.flatten().sort().values,
+        outputs.flatten().sort().values,
+        importance,
+    )
+
+
+@cache
+def _statistics(kind):
+    return statistics_of(_layer(kind, 0), inputs_of(kind))
+
+
+def prepared(kind):
+    """Returns a layer of its own, its inputs and its statistics."""
+    return layer_of(kind), inputs_of(kind), _statistics(kind)

@@ -1,0 +1,169 @@
+"""Which channels are found to belong together, which are refused and why, and that a cut equals silence."""
+
+import copy
+
+import pytest
+import torch
+from tiny_networks import NETWORKS, Depthwise, build, images, labels
+from torch import nn
+
+from plywise.compressors.channels import kept_count
+from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.env.assembly import assemble
+from plywise.env.bank import Bank
+from plywise.env.calibration import calibrate
+from plywise.env.channel_groups import cut
+from plywise.env.network import Network
+
+GROUPS = {
+    "Plain": {"conv1": (["conv1"], ["conv2"]), "conv2": (["conv2"], ["head"])},
+    "Residual": {"a1": (["a1"], ["a2"]), "b1": (["b1"], ["b2"])},
+    "Identity": {"stem": (["stem", "outer"], ["inner", "head"]), "inner": (["inner"], ["outer"])},
+    "Concatenated": {
+        "left": (["left", "norm"], ["merge"]),
+        "right": (["right", "norm"], ["merge"]),
+        "merge": (["merge"], ["head"]),
+    },
+    "Depthwise": {"expand": (["expand", "filter"], ["project"]), "project": (["project"], ["head"])},
+    "Perceptron": {"fc1": (["fc1"], ["fc2"])},
+    "Flattened": {"conv": (["conv"], ["hidden"]), "hidden": (["hidden"], ["head"])},
+    "Reused": {"after": (["after"], ["head"])},
+    "Grouped": {"last": (["last"], ["head"])},
+    "Sequence": {"conv1": (["conv1"], ["conv2"]), "conv2": (["conv2"], ["head"])},
+}
+OUTPUTS = "its channels are the network's outputs"
+REFUSED = {
+    "Plain": {"head": OUTPUTS},
+    "Residual": {"stem": "not the same as silencing", "a2": "not the same", "b2": "not the same", "head": OUTPUTS},
+    "Identity": {"head": OUTPUTS},
+    "Concatenated": {"head": OUTPUTS},
+    "Depthwise": {"head": OUTPUTS},
+    "Perceptron": {"embed": "norm (LayerNorm)", "fc2": "norm (LayerNorm)", "head": OUTPUTS},
+    "Flattened": {"head": OUTPUTS},
+    "Reused": {"stem": "twice (Conv2d)", "head": OUTPUTS},
+    "Grouped": {"stem": "grouped (Conv2d)", "grouped": "grouped convolution", "head": OUTPUTS},
+    "Sequence": {"head": OUTPUTS},
+}
+BY_NAME = {kind.__name__: kind for kind in NETWORKS}
+CUTS = [(name, leader) for name, groups in GROUPS.items() for leader in groups]
+RECIPE = "filter_pruning(ratio=0.5)"
+
+
+def banked(name):
+    network = Network.of(build(BY_NAME[name]), images(4), name)
+    return Bank(network, calibrate(network, images(), labels()))
+
+
+def pruning(network, leader):
+    return Plan(
+        network.name,
+        {layer.name: Recipe.parse(RECIPE if layer.name == leader else "identity") for layer in network.layers},
+    )
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_and_refusals(name):
+    model = build(BY_NAME[name])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    network = Network.of(model, images(4), name)
+    found = {g.leader: ([s.module for s in g.producers], [s.module for s in g.consumers]) for g in network.groups}
+    assert found == GROUPS[name]
+    reasons = {layer.name: layer.uncut for layer in network.layers if layer.uncut is not None}
+    assert reasons.keys() == REFUSED[name].keys()
+    for layer, words in REFUSED[name].items():
+        assert words in reasons[layer]
+    assert all((layer.group is None) == (layer.uncut is not None) for layer in network.layers)
+    assert {layer.name for layer in network.layers if layer.leads} == set(GROUPS[name])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(("name", "leader"), CUTS)
+def test_a_cut_without_repair_equals_silence(name, leader):
+    # White statistics turn the least-squares refit into plain removal.
+    bank = banked(name)
+    network = bank.network
+    for statistics in bank.calibration.statistics.values():
+        eye = torch.eye(statistics.covariance.shape[-1])
+        statistics.covariance.copy_(eye.expand_as(statistics.covariance))
+        statistics.mean.zero_()
+    stitched = bank.stitch(pruning(network, leader), repair_inputs=0)
+    (index,) = [i for i, group in enumerate(network.groups) if group.leader == leader]
+    group, keep = network.groups[index], bank.kept(bank.state(pruning(network, leader)))
+    assert keep[index].numel() == kept_count(group.channels, 0.5) < group.channels
+    silenced = {}
+    for consumer, stays in cut(network.modules, network.groups, keep)[0].items():
+        layer = copy.deepcopy(network.modules[consumer])
+        gone = torch.ones(layer.weight.shape[1], dtype=torch.bool).index_fill_(0, stays, False)
+        layer.weight.detach()[:, gone] = 0.0
+        silenced[consumer] = layer
+    with torch.no_grad():
+        expected = assemble(network.model, silenced)(images(16))
+        actual = stitched.model(images(16))
+        original = network.model(images(16))
+    assert torch.allclose(actual, expected, atol=1e-4)
+    assert not torch.allclose(original, expected, atol=1e-2)
+    assert sum(p.numel() for p in stitched.model.parameters()) < sum(p.numel() for p in network.model.parameters())
+
+
+@pytest.mark.parametrize(("name", "leader"), CUTS)
+def test_a_cut_runs_with_repair_and_leaves_the_original_alone(name, leader):
+    bank = banked(name)
+    with torch.no_grad():
+        before = bank.network.model(images(16))
+        outputs = bank.stitch(pruning(bank.network, leader)).model(images(16))
+        after = bank.network.model(images(16))
+    assert bool(torch.isfinite(outputs).all())
+    assert outputs.shape == before.shape
+    assert torch.equal(before, after)
+
+
+def test_all_groups_at_once():
+    for name in GROUPS:
+        bank = banked(name)
+        recipes = {layer.name: Recipe.parse(RECIPE if layer.leads else "identity") for layer in bank.network.layers}
+        with torch.no_grad():
+            outputs = bank.stitch(Plan(name, recipes)).model(images(16))
+        assert bool(torch.isfinite(outputs).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "words"),
+    [
+        ("Identity", "outer", "'outer'.*its channels follow 'stem'"),
+        ("Plain", "head", "'head'.*the network's outputs"),
+        ("Residual", "stem", "'stem'.*not the same as silencing"),
+        ("Perceptron", "embed", "'embed'.*LayerNorm"),
+    ],
+)
+def test_a_plan_cannot_prune_what_does_not_lead(name, layer, words):
+    bank = banked(name)
+    with pytest.raises(ConfigurationError, match=words):
+        bank.stitch(pruning(bank.network, layer))
+
+
+def test_a_depthwise_convolution_that_multiplies_channels_is_refused():
+    network = Network.of(build(Depthwise, multiplier=2), images(4))
+    reasons = {layer.name: layer.uncut for layer in network.layers}
+    assert "multiplies channels" in reasons["expand"]
+    assert [group.leader for group in network.groups] == ["project"]
+
+
+def test_a_network_that_cannot_be_traced_keeps_its_layers():
+    class Hostile(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, inputs):
+            if torch.is_grad_enabled():
+                raise RuntimeError("no gradients here")
+            return self.head(self.conv(inputs).mean((2, 3)))
+
+    network = Network.of(Hostile(), images(4))
+    assert network.groups == ()
+    assert all("cannot be traced (RuntimeError: no gradients here)" in layer.uncut for layer in network.layers)

@@ -41,6 +41,7 @@ setup(
         "joblib>=1.6",
         "rich>=15",
         "jsonargparse>=4.53",
+        "docstring-parser>=0.17",
         "PyYAML>=6",
     ],
     extras_require={"dev": ["pytest>=9", "mypy>=2", "ruff>=0.17", "types-PyYAML"]},

@@ -1,9 +1,11 @@
 """What the user wants: ceilings that must hold and preferences among plans that hold them."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.errors import ConfigurationError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,12 @@ class Demand:
     def weights(self) -> tuple[float, float, float, float]:
         """Weights of accuracy, storage, latency and energy."""
         return self.accuracy_weight, self.storage_weight, self.latency_weight, self.energy_weight
+
+
+def make_demand(fields: Mapping[str, float | None]) -> Demand:
+    """Builds a demand from named fields; raises ConfigurationError with the nearest names on an unknown one."""
+    known = {field.name for field in dataclasses.fields(Demand)}
+    for name in fields:
+        if name not in known:
+            raise unknown_name("field of a demand", name, known)
+    return Demand(**fields)  # type: ignore[arg-type]

@@ -57,7 +57,9 @@ def prepare_folder(folder: Path) -> None:
         raise ConfigurationError(f"{folder} holds a finished run; name another folder or delete it")
     strangers = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.exists() else []
     if strangers:
-        raise ConfigurationError(f"{folder} holds other files ({', '.join(sorted(strangers)[:5])}); name an empty folder")
+        raise ConfigurationError(
+            f"{folder} holds other files ({', '.join(sorted(strangers)[:5])}); name an empty folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,11 +91,17 @@ def hand_over(
         paths = [Path(scratch) / "original.onnx", Path(scratch) / "uniform.onnx", folder / "model.onnx"]
         export_onnx(subject.network.model, subject.network.example, paths[0])
         export_onnx(uniform, subject.network.example, paths[1])
-        uniform_bytes = save_packed(uniform, subject.network.original, Path(scratch) / "uniform", {"model": origin.model})
+        uniform_bytes = save_packed(
+            uniform, subject.network.original, Path(scratch) / "uniform", {"model": origin.model}
+        )
         timings = time_models(paths, (1, *subject.network.example.shape[1:]))
         sizes = [path.stat().st_size for path in paths]
     _check_files(subject, model, test, folder)
-    storage = (original_storage(subject.network), float(uniform_bytes), float((folder / "weights.safetensors").stat().st_size))
+    storage = (
+        original_storage(subject.network),
+        float(uniform_bytes),
+        float((folder / "weights.safetensors").stat().st_size),
+    )
     models = (subject.network.model, uniform, model)
     blocks = [
         _block(subject, each, test, size, onnx, timing)
@@ -132,7 +140,9 @@ def _check_files(subject: Subject, model: nn.Module, test: Samples, folder: Path
     loaded = some.logits(load_packed(folder / "weights.safetensors", subject.network.original))
     difference = float((loaded - expected).abs().max())
     if difference > LOAD_TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise ModelError(f"{folder / 'weights.safetensors'} gives other outputs than what was scored (by {difference:.2g})")
+        raise ModelError(
+            f"{folder / 'weights.safetensors'} gives other outputs than what was scored (by {difference:.2g})"
+        )
     here = test.accuracy(test.logits(model))
     there = accuracy_onnx(folder / "model.onnx", test.inputs, test.labels)
     # On a small test split, one image more or less is already above the tolerance.
@@ -208,4 +218,3 @@ def _layers(subject: Subject, plan: Plan) -> list[dict[str, Any]]:
         rows.append(row)
     rows += [{"name": name, "recipe": "identity", "note": reason} for name, reason in subject.network.skipped.items()]
     return rows
-

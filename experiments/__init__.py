@@ -1,0 +1,1 @@
+"""Layer 4: networks, data, and the scripts that train, compress and measure."""

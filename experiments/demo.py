@@ -34,8 +34,8 @@ def main() -> None:
         show_report(reports[-1], console)
     console.rule("what to look at")
     console.print(
-        f"[bold]{sum(report['demand_met'] for report in reports)} of {len(reports)}[/] demands met "
-        f"(accuracy drop at most 1 point, storage at most 0.15 of the original) in {time.perf_counter() - started:.0f} s\n"
+        f"[bold]{sum(report['demand_met'] for report in reports)} of {len(reports)}[/] demands met (accuracy drop at "
+        f"most 1 point, storage at most 0.15 of the original) in {time.perf_counter() - started:.0f} s\n"
         f"plans      {RUN}/compressed/*/plan.yaml\n"
         f"reports    {RUN}/compressed/*/report.json\n"
         f"curves     .venv/bin/tensorboard --logdir {RUN}/tensorboard"

@@ -1,3 +1,76 @@
-"""Plywise: an agent that picks, for each layer of a network, how to compress it."""
+"""Plywise: an agent that picks, for each layer of a network, how to compress it.
+
+>>> import plywise
+>>> report = plywise.compress("zoo:digits-lenet", data="digits", out="runs/lenet", method="knapsack", max_storage=0.15)
+>>> model = plywise.load("runs/lenet")
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __version__ = "0.1.0"
+
+
+def compress(
+    model: str,
+    data: str,
+    out: str | Path,
+    *,
+    agent: str | Path | None = None,
+    method: str | None = None,
+    plan: str | Path | None = None,
+    weights: str | Path | None = None,
+    walks: int = 4,
+    seed: int = 0,
+    **demand: float | None,
+) -> dict[str, Any]:
+    """Compresses a network and returns the report that is also written to `out`.
+
+    Args:
+        model: `zoo:NAME`, `package.module:factory` or `path.py:factory`.
+        data: `digits`, `mnist:PATH`, `cifar10:PATH` or `folder:PATH`.
+        out: folder to write.
+        agent: folder of a trained agent.
+        method: who searches; `ppo` where an agent is given, else `knapsack`.
+        plan: a plan to apply instead of searching.
+        weights: a state dict.
+        walks: plans that are scored exactly, at most.
+        seed: of every random choice.
+        demand: fields of `plywise.env.demand.Demand`, such as `max_storage=0.15`.
+
+    Raises:
+        PlywiseError: on anything that can be mended; the message says how.
+    """
+    from plywise.env.demand import make_demand
+    from plywise.experiments.compress_model import compress_model
+
+    return compress_model(
+        model,
+        data,
+        Path(out),
+        None if agent is None else Path(agent),
+        method or ("knapsack" if agent is None else "ppo"),
+        None if plan is None else Path(plan),
+        None if weights is None else Path(weights),
+        make_demand(demand),
+        walks,
+        seed,
+    )
+
+
+def load(path: str | Path, model: "nn.Module | None" = None) -> "nn.Module":
+    """Returns a compressed network in eval mode, from its folder or its `weights.safetensors`. Executes no code.
+
+    Args:
+        path: what `compress` wrote.
+        model: the original architecture (its weights do not matter); only needed for networks outside the zoo.
+
+    Raises:
+        PlywiseError: if the file is damaged or the architecture is not known.
+    """
+    from plywise.experiments.loading import load_compressed
+
+    return load_compressed(Path(path), model)

@@ -1,0 +1,66 @@
+"""What there is to choose from, as tables."""
+
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+import plywise.compressors  # noqa: F401  (registers the techniques)
+from plywise.agent.agent_search import AgentSearch
+from plywise.agent.methods import SEARCH_METHODS
+from plywise.compressors.technique import TECHNIQUES
+from plywise.experiments.zoo import ZOO
+
+DATASETS = (
+    ("digits", "scikit-learn's 1,797 handwritten digits, 8x8; needs no files"),
+    ("mnist:PATH", "folder with MNIST's four IDX files, gzipped"),
+    ("cifar10:PATH", "zipped or plain image folder, or the python or binary batches"),
+    ("folder:PATH", "any image folder: train/<class>/ and test/<class>/ or val/<class>/"),
+)
+
+
+def show_list(what: str) -> None:
+    """Prints the techniques, networks, datasets or methods."""
+    Console().print({"techniques": techniques, "networks": networks, "datasets": datasets, "methods": methods}[what]())
+
+
+def techniques() -> Table:
+    """Returns a table of all registered techniques."""
+    table = Table("technique", "stage", "hyperparameters (grid)", "what it costs and saves", "source", show_lines=True)
+    table.add_row("identity", "", "", "nothing changes", "")
+    for name, technique in sorted(TECHNIQUES.items(), key=lambda item: (item[1].stage, item[0])):
+        fields = (
+            f"{field.name}: {', '.join(map(str, field.metadata['grid']))}" for field in dataclasses.fields(technique)
+        )
+        table.add_row(name, technique.stage.name, "\n".join(fields), technique.summary, technique.source)
+    return table
+
+
+def networks() -> Table:
+    """Returns a table of the zoo."""
+    table = Table("network", "family", "data", "weights", "description")
+    for name, entry in ZOO.items():
+        table.add_row(
+            name,
+            entry.family,
+            entry.dataset,
+            "trained on the spot" if entry.training else "--weights",
+            entry.description,
+        )
+    return table
+
+
+def datasets() -> Table:
+    """Returns a table of the kinds of data."""
+    table = Table("dataset", "what it is")
+    for name, description in DATASETS:
+        table.add_row(name, description)
+    return table
+
+
+def methods() -> Table:
+    """Returns a table of the search methods."""
+    table = Table("method", "how it looks for a plan")
+    for name, kind in {AgentSearch.name: AgentSearch, **{n: type(m) for n, m in SEARCH_METHODS.items()}}.items():
+        table.add_row(name, (kind.__doc__ or "").strip().splitlines()[0])
+    return table

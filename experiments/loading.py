@@ -1,0 +1,33 @@
+"""Compressed networks back from their files."""
+
+from pathlib import Path
+
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.packed_file import load_packed, read_metadata
+from plywise.experiments.zoo import ZOO, untrained
+
+WEIGHTS = "weights.safetensors"
+
+
+def load_compressed(path: Path, model: nn.Module | None = None) -> nn.Module:
+    """Returns a compressed network in eval mode.
+
+    Args:
+        path: a hand-over folder or the packed file in it.
+        model: the original architecture; None for networks of the zoo.
+
+    Raises:
+        FileFormatError: if the file is missing or damaged.
+        ConfigurationError: if the network is not of the zoo and no architecture is given.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
+    if model is None:
+        name = read_metadata(file).get("model", "").removeprefix("zoo:")
+        if name not in ZOO:
+            raise ConfigurationError(
+                f"{file} is of the network {name!r}, which is not in the zoo: pass the original architecture as model="
+            )
+        model = untrained(name)
+    return load_packed(file, model)

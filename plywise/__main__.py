@@ -1,0 +1,191 @@
+"""The command line: `plywise train | compress | evaluate | profile | list`, the same as `python -m plywise`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from jsonargparse import auto_cli
+
+from plywise import __version__
+from plywise.compressors.errors import PlywiseError
+
+USAGE_ERROR = 2
+DEMAND_NOT_MET = 3
+INTERRUPTED = 130
+
+
+def train(
+    out: Path = Path("runs/agent"),
+    networks: list[str] | None = None,
+    hold_out: list[str] | None = None,
+    data: str = "digits",
+    steps: int = 200_000,
+    envs: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> None:
+    """Trains an agent over a zoo of networks and over sampled demands. An interrupted run goes on where it stopped.
+
+    Args:
+        out: folder that receives agent/ and tensorboard/
+        networks: names of zoo networks (see 'plywise list networks'); all digits networks where not given
+        hold_out: names among them that the agent must not see
+        data: dataset that they run on
+        steps: environment steps
+        envs: environments side by side
+        learning_rate: of Adam, at the start
+        seed: of every random choice
+    """
+    from plywise.agent.ppo import PPOSettings
+    from plywise.experiments.train_agent import DIGITS_ZOO, train_agent
+
+    settings = PPOSettings(total_steps=steps, num_envs=envs, learning_rate=learning_rate, seed=seed)
+    agent = train_agent(networks or DIGITS_ZOO, hold_out or (), data, out, settings)
+    print(
+        f"agent of {agent.trained_steps:,} steps in {out / 'agent'}; curves: tensorboard --logdir {out / 'tensorboard'}"
+    )
+
+
+def compress(
+    model: str,
+    data: str,
+    out: Path,
+    agent: Path | None = None,
+    method: str = "ppo",
+    plan: Path | None = None,
+    weights: Path | None = None,
+    max_accuracy_drop: float | None = 1.0,
+    max_storage: float | None = None,
+    max_latency: float | None = None,
+    max_energy: float | None = None,
+    accuracy_weight: float = 1.0,
+    storage_weight: float = 0.25,
+    latency_weight: float = 0.25,
+    energy_weight: float = 0.0,
+    walks: int = 4,
+    seed: int = 0,
+) -> None:
+    """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors and report.json.
+
+    Exit code 0 if the demand is met, 3 if the files are written but a ceiling is broken, 2 on a mistake.
+
+    Args:
+        model: zoo:NAME, package.module:factory or path.py:factory
+        data: digits, mnist:PATH, cifar10:PATH or folder:PATH
+        out: folder to write; must not hold another run
+        agent: folder of a trained agent, for the method ppo
+        method: who looks for the plan: ppo, knapsack, greedy, uniform or random
+        plan: a plan to apply as it is, instead of looking for one
+        weights: state dict of the network (.safetensors, or a torch file of tensors)
+        max_accuracy_drop: points of accuracy that may be lost; null for no ceiling
+        max_storage: ceiling on the file's bytes, as a share of the original's (0.15 means 15 %)
+        max_latency: ceiling on the latency, as a share of the original's
+        max_energy: ceiling on the modelled energy, as a share of the original's
+        accuracy_weight: what a point of accuracy is worth
+        storage_weight: what 2.72 times fewer bytes are worth
+        latency_weight: what 2.72 times less latency is worth
+        energy_weight: what 2.72 times less energy is worth
+        walks: plans that are scored exactly, at most
+        seed: of every random choice
+    """
+    from plywise.env.demand import Demand
+    from plywise.experiments.compress_model import compress_model, show_report
+
+    ceilings = (max_accuracy_drop, max_storage, max_latency, max_energy)
+    demand = Demand(*ceilings, accuracy_weight, storage_weight, latency_weight, energy_weight)
+    report = compress_model(model, data, out, agent, method, plan, weights, demand, walks, seed)
+    show_report(report)
+    print(f"written to {out}")
+    if not report["demand_met"]:
+        raise SystemExit(DEMAND_NOT_MET)
+
+
+def evaluate(folder: Path, data: str, model: str | None = None) -> None:
+    """Measures the files of a compressed network again: accuracy in ONNX Runtime and in torch, bytes, latency.
+
+    Args:
+        folder: what 'plywise compress' wrote
+        data: dataset; its test split is used
+        model: the network as in 'plywise compress'; only needed for networks outside the zoo
+    """
+    from plywise.experiments.evaluate_files import evaluate_files
+
+    evaluate_files(folder, data, model)
+
+
+def profile(model: str, data: str, weights: Path | None = None) -> None:
+    """Shows what a network is made of and what its layers cost on this machine.
+
+    Args:
+        model: zoo:NAME, package.module:factory or path.py:factory
+        data: digits, mnist:PATH, cifar10:PATH or folder:PATH
+        weights: state dict of the network
+    """
+    from plywise.experiments.profile_model import profile_model
+
+    profile_model(model, data, weights)
+
+
+def list_(what: Literal["techniques", "networks", "datasets", "methods"] = "techniques") -> None:
+    """Lists techniques, networks, datasets or search methods.
+
+    Args:
+        what: techniques, networks, datasets or methods
+    """
+    from plywise.experiments.listings import show_list
+
+    show_list(what)
+
+
+COMMANDS = {"train": train, "compress": compress, "evaluate": evaluate, "profile": profile, "list": list_}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; exit code 2 and one clear message on every mistake of the user's."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [_underscored(argument) for argument in given if argument != "--debug"]
+    if given[:1] == ["list"] and len(given) == 2 and not given[1].startswith("-"):
+        given.insert(1, "--what")
+    if given == ["--version"]:
+        print(f"plywise {__version__}")
+        return
+    try:
+        auto_cli(
+            COMMANDS,
+            args=given,
+            as_positional=False,
+            prog="plywise",
+            description="Compresses trained networks, layer by layer. Add --debug to any command for tracebacks.",
+        )
+    except PlywiseError as error:
+        if debug:
+            raise
+        fail(str(error), error)
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        if debug:
+            raise
+        fail(f"{error.strerror or error}: {error.filename or ''} (what was finished is kept)", error)
+
+
+def _underscored(argument: str) -> str:
+    """Lets people write --max-storage for --max_storage."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def fail(message: str, cause: Exception | None = None) -> NoReturn:
+    """Ends with one message and exit code 2."""
+    print(f"plywise: {message}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR) from cause
+
+
+if __name__ == "__main__":
+    # Spinning threads of two libraries would slow each other down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()

@@ -104,6 +104,8 @@ class _Recorder:
         mean = rows.mean(0)
         centred = (rows - mean).transpose(0, 1)  # (groups, rows, features)
         covariance = centred.transpose(1, 2) @ centred / rows.shape[0]
+        if not bool(torch.isfinite(covariance).all()):
+            raise ModelError(f"{name} sees inputs too large to square on the calibration data; normalise the data")
         seen = outputs if layer.relu is None else outputs.clamp(*layer.relu)
         self.statistics[name] = (covariance, mean, self._values(inputs), self._values(seen))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.layers import WEIGHTED, weight_of
+from plywise.compressors.layers import WEIGHTED
 from plywise.env.channel_groups import ChannelGroup, find_groups
 from plywise.env.folding import fold_batch_norms
 from plywise.env.operation import Operation, operations
@@ -139,7 +139,7 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
             skipped[name] = "its forward is never called (the network uses its weights directly)"
         elif times[name] > 1:
             skipped[name] = f"runs {times[name]} times in one forward pass"
-        elif owners[id(weight_of(module))] > 1:
+        elif owners[id(module.weight)] > 1:
             skipped[name] = "shares its weights with another layer"
         elif not torch.is_floating_point(module.weight):
             skipped[name] = f"weights of type {module.weight.dtype}"

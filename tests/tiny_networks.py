@@ -175,8 +175,9 @@ def build(kind, seed=0, **settings):
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, std=0.3)
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.normal_(module.bias, std=0.3)
                 module.running_mean.normal_(std=0.2)
                 module.running_var.uniform_(0.5, 1.5)
     return model.eval()

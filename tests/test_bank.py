@@ -1,0 +1,255 @@
+"""Calibration, the bank of compressed layers, plans stitched from it, and the repair of moments."""
+
+import pytest
+import torch
+from tiny_networks import NETWORKS, Concatenated, Depthwise, Identity, Plain, Sequence, build, images, labels
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError, ModelError, UnsupportedLayerError
+from plywise.compressors.layers import groups_of, weight_matrices
+from plywise.compressors.packed_file import load_packed, save_packed
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.compressors.static_quantized import StaticQuantized
+from plywise.compressors.weight_format import weight_format
+from plywise.env.bank import Bank
+from plywise.env.calibration import calibrate, moments
+from plywise.env.menu import legal_recipes
+from plywise.env.moment_matching import last_leaf, match_moments
+from plywise.env.network import Network
+
+
+def banked(kind):
+    network = Network.of(build(kind), images(4), kind.__name__)
+    return Bank(network, calibrate(network, images(), labels()))
+
+
+def plan_of(network, recipe="identity", **recipes):
+    texts = {layer.name: recipes.get(layer.name, recipe) for layer in network.layers}
+    return Plan(network.name, {name: Recipe.parse(text) for name, text in texts.items()})
+
+
+def outputs_of(model, inputs):
+    with torch.no_grad():
+        return model(inputs)
+
+
+# Calibration
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_statistics_tell_the_moments_of_the_outputs(kind):
+    network = Network.of(build(kind), images(4))
+    calibration = calibrate(network, images(), labels())
+    for layer in network.layers:
+        module, found = network.modules[layer.name], calibration.statistics[layer.name]
+        matrix = weight_matrices(module)
+        assert found.covariance.shape == (groups_of(module), matrix.shape[2], matrix.shape[2])
+        mean = torch.einsum("gof,gf->go", matrix, found.mean).flatten()
+        mean = mean if module.bias is None else mean + module.bias.detach()
+        variance = torch.einsum("gof,gfh,goh->go", matrix, found.covariance, matrix).flatten()
+        seen = calibration.moments(network)[layer.name]
+        assert torch.allclose(mean, seen.mean, atol=1e-4)
+        assert torch.allclose(variance.clamp(min=0).sqrt(), seen.deviation, atol=1e-4, rtol=1e-3)
+        assert bool((found.inputs.diff() >= 0).all())
+        assert bool((found.outputs.diff() >= 0).all())
+
+
+def test_calibration_is_the_same_for_the_same_seed():
+    network = Network.of(build(Plain), images(4))
+    first, second, other = (calibrate(network, images(), labels(), seed) for seed in (0, 0, 1))
+    for name, found in first.statistics.items():
+        assert torch.equal(found.covariance, second.statistics[name].covariance)
+        assert torch.equal(found.inputs, second.statistics[name].inputs)
+        assert torch.equal(found.importance["taylor"], second.statistics[name].importance["taylor"])
+    assert not torch.equal(first.statistics["conv1"].inputs, other.statistics["conv1"].inputs)
+
+
+def test_layers_of_a_group_rank_its_channels_alike():
+    bank = banked(Identity)
+    for criterion in ("l2", "taylor"):
+        found = [bank.calibration.statistics[name].importance[criterion] for name in ("stem", "outer", "inner")]
+        assert torch.equal(found[0], found[1])
+        assert not torch.equal(found[0], found[2])
+
+
+def test_values_that_are_not_finite_are_refused():
+    model = build(Plain)
+    with torch.no_grad():
+        model.conv2.weight[0] = float("inf")
+    network = Network.of(model, images(4))
+    with pytest.raises(ModelError, match=r"conv2 gives values that are not finite"):
+        calibrate(network, images(), labels())
+
+
+# Stitching
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_identity_changes_nothing(kind):
+    bank = banked(kind)
+    stitched = bank.stitch(plan_of(bank.network))
+    assert stitched.replaced == {}
+    assert torch.equal(outputs_of(stitched.model, images()), outputs_of(bank.network.model, images()))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_legal_recipe_runs_alone_and_leaves_the_original_alone(kind):
+    bank = banked(kind)
+    network = bank.network
+    before = outputs_of(network.model, images(8))
+    for layer in network.layers:
+        for recipe in legal_recipes(layer, network.modules[layer.name])[::6]:
+            plan = plan_of(network, **{layer.name: str(recipe)})
+            outputs = outputs_of(bank.stitch(plan, repair_inputs=16).model, images(8))
+            assert outputs.shape == before.shape
+            assert bool(torch.isfinite(outputs).all()), recipe
+    assert torch.equal(outputs_of(network.model, images(8)), before)
+
+
+FULL = "uniform_quantization(bits=4)"
+PLANS = [
+    (Plain, {"conv1": "filter_pruning(ratio=0.25)", "conv2": f"low_rank(ratio=0.4) + {FULL}"}),
+    (
+        Plain,
+        {"conv2": f"filter_pruning + {FULL} + activation_quantization"},
+    ),
+    (Identity, {"inner": f"low_rank(ratio=0.4, sides=both) + {FULL}", "outer": "low_rank(ratio=0.25)"}),
+    (Identity, {"stem": f"filter_pruning + {FULL}", "outer": "low_rank(ratio=0.4)", "inner": "filter_pruning"}),
+    (Concatenated, {"left": "filter_pruning", "right": "filter_pruning(ratio=0.25)", "merge": "filter_pruning"}),
+    (Depthwise, {"expand": "filter_pruning", "filter": f"magnitude_pruning + {FULL}"}),
+    (Sequence, {"conv1": "filter_pruning", "conv2": f"low_rank(ratio=0.6) + {FULL} + activation_quantization"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "recipes"), PLANS)
+def test_stitching_twice_gives_the_same_bits_and_a_file_keeps_them(kind, recipes, tmp_path):
+    bank, other = banked(kind), banked(kind)
+    plan = plan_of(bank.network, **recipes)
+    bank.stitch(plan_of(bank.network, FULL))  # what was in the bank before must not matter
+    models = [bank.stitch(plan).model, bank.stitch(plan).model, other.stitch(plan).model]
+    outputs = [outputs_of(model, images(8)) for model in models]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    save_packed(models[0], bank.network.original, tmp_path / "weights", {})
+    loaded = load_packed(tmp_path / "weights", bank.network.original)
+    assert torch.equal(outputs_of(loaded, images(8)), outputs[0])
+
+
+def test_entries_are_compressed_once_and_never_changed_by_stitching():
+    bank = banked(Plain)
+    recipe = Recipe.parse(FULL)
+    entry = bank.entry("conv2", recipe)
+    before = entry.weight.clone()
+    stitched = bank.stitch(plan_of(bank.network, conv2=FULL))
+    assert bank.entry("conv2", recipe) is entry
+    assert torch.equal(entry.weight, before)
+    assert stitched.replaced["conv2"] is not entry
+
+
+def test_prunings_elsewhere_do_not_make_new_entries():
+    bank = banked(Plain)
+    state = bank.state(plan_of(bank.network, conv2="filter_pruning"))
+    recipe = Recipe.parse(FULL)
+    assert bank.entry("conv1", recipe, state) is bank.entry("conv1", recipe)
+    assert bank.entry("head", recipe, state) is not bank.entry("head", recipe)
+    assert bank.entry("head", recipe, state).in_features == 12
+
+
+def test_weights_are_the_same_with_and_without_integer_activations():
+    bank = banked(Plain)
+    plain = bank.entry("conv2", Recipe.parse(FULL))
+    integer = bank.entry("conv2", Recipe.parse(f"{FULL} + activation_quantization"))
+    assert isinstance(integer, StaticQuantized)
+    assert torch.equal(integer.layer.weight, plain.weight)
+
+
+def test_the_least_recently_used_entries_go_first(monkeypatch):
+    bank = banked(Plain)
+    monkeypatch.setattr("plywise.env.bank.MEMORY", 3 * 4 * (24 * 144 + 24))
+    recipes = [Recipe.parse(f"uniform_quantization(bits={bits})") for bits in (8, 7, 6, 4)]
+    first, second = (bank.entry("conv2", recipe) for recipe in recipes[:2])
+    assert bank.entry("conv2", recipes[0]) is first
+    bank.entry("conv2", recipes[2])
+    bank.entry("conv2", recipes[3])
+    assert bank.entry("conv2", recipes[0]) is first
+    assert bank.entry("conv2", recipes[1]) is not second
+
+
+def test_plans_of_other_networks_and_impossible_recipes_are_refused():
+    bank = banked(Depthwise)
+    with pytest.raises(ConfigurationError, match="no recipe for layer 'expand'"):
+        bank.stitch(Plan("other", {}))
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'filter' cannot take low_rank.*grouped"):
+        bank.stitch(plan_of(bank.network, filter="low_rank"))
+
+
+# Moment matching
+
+
+def divergence_of(bank, plan, repair):
+    changed = outputs_of(bank.stitch(plan, repair).model, images())
+    original = outputs_of(bank.network.model, images())
+    return float((changed - original).square().mean() / original.var())
+
+
+@pytest.mark.parametrize("kind", [Plain, Identity, Sequence])
+def test_repair_helps_a_network_that_is_badly_disturbed(kind):
+    bank = banked(kind)
+    plan = plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)")
+    assert divergence_of(bank, plan, None) < divergence_of(bank, plan, 0)
+
+
+def test_repair_hardly_touches_a_network_that_is_hardly_disturbed():
+    bank = banked(Plain)
+    plan = plan_of(bank.network, "uniform_quantization(bits=8)")
+    assert divergence_of(bank, plan, None) < 2 * divergence_of(bank, plan, 0) + 1e-6
+
+
+def test_matched_layers_have_the_means_of_the_original():
+    bank = banked(Plain)
+    plan = plan_of(bank.network, "uniform_quantization(bits=3)")
+    stitched = bank.stitch(plan)
+    wanted = bank.calibration.moments(bank.network)
+    seen = {}
+    for name, module in stitched.replaced.items():
+        leaf = last_leaf(module)
+        leaf.register_forward_hook(
+            lambda leaf, _, outputs, name=name: seen.update({name: moments(outputs, isinstance(leaf, nn.Linear))})
+        )
+    outputs_of(stitched.model, images())
+    assert seen.keys() == {"conv1", "conv2", "head"}
+    for name, found in seen.items():
+        assert torch.allclose(found.mean, wanted[name].mean, atol=1e-4)
+
+
+def test_matching_keeps_weights_in_their_format():
+    bank = banked(Plain)
+    stitched = bank.stitch(plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)"))
+    for module in stitched.replaced.values():
+        form, weight = weight_format(module), module.weight.detach()
+        assert torch.equal(form.decode(form.encode(weight)), weight)
+
+
+def test_a_scaled_layer_is_scaled_back():
+    network = Network.of(build(Plain), images(4))
+    wanted = calibrate(network, images(), labels()).moments(network)
+    model = build(Plain)
+    folded = Network.of(model, images(4)).model
+    with torch.no_grad():
+        folded.conv2.weight *= 0.5
+        folded.conv2.bias += 1.0
+    match_moments(folded, images(), {"conv2": wanted["conv2"]}, {"conv2": folded.conv2})
+    assert torch.allclose(outputs_of(folded, images()), outputs_of(network.model, images()), atol=0.02)
+
+
+def test_channels_without_any_spread_are_left_finite():
+    model = build(Plain)
+    with torch.no_grad():
+        model.conv2.weight[:5] = 0.0
+        model.norm2.weight[5:8] = 0.0
+    network = Network.of(model, images(4))
+    bank = Bank(network, calibrate(network, images(), labels()))
+    for recipe in ("uniform_quantization(bits=2)", "low_rank(ratio=0.4) + magnitude_pruning"):
+        outputs = outputs_of(bank.stitch(plan_of(network, conv2=recipe)).model, images())
+        assert bool(torch.isfinite(outputs).all())

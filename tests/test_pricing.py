@@ -1,0 +1,242 @@
+"""The price table of tiny networks on a made-up device, and what it promises to everyone who reads it."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_networks import NETWORKS, Depthwise, Identity, Perceptron, Plain, build, images, labels
+
+from plywise.compressors.errors import DataError, FileFormatError
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.env.menu import legal_recipes, undominated
+from plywise.env.network import Network
+from plywise.env.operation import operations
+from plywise.env.price_file import load_prices, save_prices
+from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES
+from plywise.env.pricing import KEEP_LEVELS, SLOTS
+from plywise.env.result_store import ResultStore
+from plywise.env.samples import Samples, model_digest
+from plywise.env.subject import Subject, realised_chain
+
+
+class FakeDevice:
+    fingerprint = "made up"
+
+
+class FakeLatency:
+    """A device whose latency is macs, a third of them where it counts in integers, and a start for each operation."""
+
+    device = FakeDevice()
+
+    def milliseconds(self, chains, progress=True):
+        return np.array([sum(0.001 + op.macs * (1e-8 if op.integer else 3e-8) for op in chain) for chain in chains])
+
+
+def samples(count, seed):
+    return Samples(images(count, seed), labels(count, seed))
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    """Subjects by network, studied once, in a cache of their own."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLYWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+        def subject(kind):
+            if kind not in found:
+                found[kind] = Subject(build(kind), samples(48, 1), samples(64, 3), kind.__name__, FakeLatency())
+            return found[kind]
+
+        yield subject
+
+
+PRICED = (Identity, Depthwise, Perceptron)
+
+
+@pytest.mark.parametrize("kind", PRICED)
+def test_shapes_and_ranges(subjects, kind):
+    table = subjects(kind).table
+    count, slots, levels = table.num_layers, table.num_slots, len(KEEP_LEVELS)
+    assert table.cost.shape == (len(METRICS), count, slots, levels, levels)
+    assert table.recipe_features.shape == (count, slots, len(RECIPE_FEATURES))
+    assert table.layer_features.shape == (count, len(LAYER_FEATURES))
+    assert slots <= SLOTS
+    for name in ("cost", "drop", "output_error", "in_share", "recipe_features", "layer_features", "fixed", "original"):
+        assert np.isfinite(getattr(table, name)).all(), name
+    assert (table.cost[:, table.legal] > 0).all()
+    assert (table.drop >= 0).all()
+    assert (table.original > 0).all()
+    assert table.keep_levels.tolist() == list(KEEP_LEVELS)
+    assert 0 <= table.chance <= table.accuracy <= 100
+
+
+@pytest.mark.parametrize("kind", PRICED)
+def test_first_slot_is_identity_and_loses_nothing(subjects, kind):
+    table = subjects(kind).table
+    assert all(slots[0] == "identity" for slots in table.recipes)
+    assert table.legal[:, 0].all()
+    assert (table.drop[:, 0] == 0).all()
+    assert (table.output_error[:, 0] == 0).all()
+    assert [len(slots) for slots in table.recipes] == table.legal.sum(1).tolist()
+    for layer, slots in enumerate(table.recipes):
+        assert table.legal[layer, : len(slots)].all()
+        assert len(set(slots)) == len(slots)
+        assert all(str(Recipe.parse(slot)) == slot for slot in slots)
+
+
+@pytest.mark.parametrize("kind", PRICED)
+def test_only_leaders_prune_and_their_cut_is_in_the_cost(subjects, kind):
+    table = subjects(kind).table
+    assert (table.recipe_level[~table.leads] == 0).all()
+    prunes = table.recipe_level > 0
+    assert prunes.any()
+    cut = table.cost[:, prunes]  # (metrics, pruning slots, in, out)
+    assert (cut == cut[..., :1]).all()
+    for layer, slot in zip(*np.nonzero(prunes), strict=True):
+        assert table.recipes[layer][slot].startswith(
+            f"filter_pruning(ratio={1 - KEEP_LEVELS[table.recipe_level[layer, slot]]}"
+        )
+
+
+@pytest.mark.parametrize("kind", PRICED)
+def test_fewer_channels_never_cost_more(subjects, kind):
+    cost = subjects(kind).table.cost
+    assert (np.diff(cost, axis=3) <= 1e-6 * cost[:, :, :, 1:]).all()
+    assert (np.diff(cost, axis=4) <= 1e-6 * cost[..., 1:]).all()
+
+
+@pytest.mark.parametrize("kind", PRICED)
+def test_groups_of_the_table_are_those_of_the_network(subjects, kind):
+    subject = subjects(kind)
+    table, network = subject.table, subject.network
+    assert (table.in_share >= 0).all()
+    assert (table.in_share.sum(1) <= 1 + 1e-6).all()
+    for row, layer in enumerate(network.layers):
+        assert table.out_group[row] == (-1 if layer.group is None else layer.group)
+        assert table.leads[row] == layer.leads
+        assert set(np.flatnonzero(table.in_share[row])) >= set(layer.reads)
+
+
+@pytest.mark.parametrize("kind", PRICED)
+@pytest.mark.parametrize("level", range(len(KEEP_LEVELS)))
+def test_prices_are_those_of_what_really_runs(subjects, kind, level):
+    """Every group at one keep level, every other layer at each of its slots: latency is that of the stitched layer."""
+    subject = subjects(kind)
+    table, network = subject.table, subject.network
+    prune = f"filter_pruning(ratio={1 - KEEP_LEVELS[level]})" if level else "identity"
+    plan = Plan("", {layer.name: Recipe.parse(prune if layer.leads else "identity") for layer in network.layers})
+    state = subject.bank.state(plan)
+    for row, layer in enumerate(network.layers):
+        for slot, text in enumerate(table.recipes[row]):
+            recipe = Recipe.parse(text)
+            if layer.leads and table.recipe_level[row, slot] != level:
+                continue
+            module = subject.bank.entry(layer.name, recipe, state)
+            in_level = level if table.in_share[row].any() else 0
+            out_level = level if table.out_group[row] >= 0 else 0
+            chain = realised_chain(module, layer)
+            assert len(operations(module, chain[0].input_shape)) == len(chain)
+            expected = FakeLatency().milliseconds([chain])[0]
+            assert table.cost[1, row, slot, in_level, out_level] == pytest.approx(expected, rel=1e-4), (
+                layer.name,
+                text,
+            )
+
+
+def test_storage_of_the_table_is_near_that_of_real_modules(subjects):
+    subject = subjects(Identity)
+    table, network = subject.table, subject.network
+    for slot in range(min(map(len, table.recipes))):
+        actions = [slot if not table.recipe_level[row, slot] else 0 for row in range(table.num_layers)]
+        expected = table.fixed[0] + sum(table.cost[0, row, action, 0, 0] for row, action in enumerate(actions))
+        measured = subject.cost(subject.bank.stitch(subject.plan(actions)))
+        assert expected == pytest.approx(measured[0], rel=0.1)
+    assert network.name == table.network
+
+
+def test_the_original_costs_what_its_layers_cost(subjects):
+    table = subjects(Identity).table
+    latency = table.cost[1, :, 0, 0, 0].sum() + table.fixed[1]
+    assert table.original[1] == pytest.approx(float(latency), rel=1e-5)
+    weights = sum(parameter.numel() for parameter in build(Identity).parameters())
+    assert table.original[0] > 4 * weights
+
+
+def test_measuring_a_plan_twice_gives_the_stored_figures(subjects):
+    subject = subjects(Identity)
+    plan = subject.plan([0] * len(subject.layers))
+    found = subject.measure(plan)
+    assert found.accuracy == subject.accuracy
+    assert found.divergence == pytest.approx(0.0, abs=1e-7)
+    assert subject.measure(plan) == found
+
+
+def test_a_second_study_reads_the_first(subjects, monkeypatch):
+    first = subjects(Identity)
+    monkeypatch.setattr("plywise.env.subject.Pricer", lambda *_: pytest.fail("prices were made again"))
+    second = Subject(build(Identity), samples(48, 1), samples(64, 3), "renamed", FakeLatency())
+    assert second.table.network == "renamed"
+    assert np.array_equal(second.table.cost, first.table.cost)
+    assert np.array_equal(second.table.drop, first.table.drop)
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(DataError, match="no validation samples"):
+        Subject(build(Plain), samples(8, 1), Samples(torch.zeros(0, 3, 8, 8), torch.zeros(0).long()))
+
+
+# The parts
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_legal_recipes_can_be_used(kind):
+    network = Network.of(build(kind), images(4))
+    for layer in network.layers:
+        recipes = legal_recipes(layer, network.modules[layer.name])
+        assert recipes[0] == Recipe()
+        assert all(recipe.unsupported(network.modules[layer.name]) is None for recipe in recipes)
+        assert layer.leads == any("filter_pruning" in str(recipe) for recipe in recipes)
+
+
+def test_undominated_keeps_the_front():
+    prices = np.array([[5, 5], [1, 4], [2, 3], [3, 3.5], [4, 1], [4, 1]], float)
+    assert undominated(prices, [0] * 6, 10) == [0, 1, 2, 4]
+    assert undominated(prices, [0, 0, 0, 1, 0, 0], 10) == [0, 1, 2, 3, 4]
+    few = undominated(prices, [0] * 6, 2)
+    assert len(few) == 2
+    assert few[0] == 0
+
+
+def test_price_files_keep_every_bit_and_refuse_others(subjects, tmp_path):
+    table = subjects(Identity).table
+    save_prices(table, tmp_path / "prices")
+    loaded = load_prices(tmp_path / "prices")
+    for name, value in vars(table).items():
+        same = np.array_equal(getattr(loaded, name), value) if isinstance(value, np.ndarray) else None
+        assert getattr(loaded, name) == value if same is None else same, name
+    assert [path.name for path in tmp_path.iterdir()] == ["prices"]
+    data = (tmp_path / "prices").read_bytes()
+    for broken in (b"", data[:100], data[:-1], b"\x00" * 64, data.replace(b"prices/1", b"prices/9")):
+        (tmp_path / "prices").write_bytes(broken)
+        with pytest.raises(FileFormatError, match="delete it to price again"):
+            load_prices(tmp_path / "prices")
+    with pytest.raises(FileFormatError):
+        load_prices(tmp_path / "nothing")
+
+
+def test_result_store_keeps_values(tmp_path):
+    store = ResultStore(tmp_path / "results")
+    assert store.get("a") is None
+    store.put("a", [1.5, None, "x"])
+    store.put("a", {"b": 2})
+    assert ResultStore(tmp_path / "results").get("a") == {"b": 2}
+    (tmp_path / "other").write_bytes(b"no database" * 100)
+    with pytest.raises(FileFormatError, match="delete it"):
+        ResultStore(tmp_path / "other")
+
+
+def test_digests_tell_networks_and_samples_apart():
+    assert model_digest(build(Plain)) == model_digest(build(Plain))
+    assert model_digest(build(Plain)) != model_digest(build(Plain, seed=1))
+    assert samples(4, 1).digest() == samples(4, 1).digest() != samples(4, 2).digest()

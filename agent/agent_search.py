@@ -1,6 +1,7 @@
 """The trained agent as a search method: one walk, then more where the budget allows."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -16,6 +17,12 @@ CAUTION = (0.5, 4.0)
 
 LEAST_POINTS = 0.1
 """Drops below this say nothing about how far the estimates are off."""
+
+NEWS = 0.1
+"""Logarithm of a change of the factor that makes the agent's best walk worth another look."""
+
+TRIES_PER_EVALUATION = 4
+"""Walks for each exact score, as draws may repeat plans that are known."""
 
 
 class AgentSearch(SearchMethod):
@@ -34,22 +41,21 @@ class AgentSearch(SearchMethod):
         self.agent = agent
 
     def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
+        """Returns the best of up to `budget` walks; `seed` decides what is drawn."""
         trial = Trial(evaluator, budget)
         generator = np.random.default_rng(seed)
-        factor, factors = 1.0, [1.0]
-        attempts = 0
-        while not trial.spent and attempts < 4 * budget:
+        factor, last, attempts = 1.0, math.inf, 0
+        while not trial.spent and attempts < TRIES_PER_EVALUATION * budget:
             table = dataclasses.replace(evaluator.table, drop=evaluator.table.drop * np.float32(factor))
-            # A new factor deserves the agent's best walk; with the same one, only draws show anything new.
-            best = attempts == 0 or abs(np.log(factors[-1] / factors[-2])) > 0.1 if len(factors) > 1 else attempts == 0
+            # A new factor deserves the agent's best walk; with much the same one, only draws show anything new.
+            best = abs(math.log(factor / last)) > NEWS
             actions = walk(self.agent, table, evaluator.demand, None if best else generator)
             outcome = trial.evaluate(actions)
             expected = float(evaluator.table.drop[np.arange(len(actions)), actions].sum())
+            attempts, last = attempts + 1, factor
             if max(expected, outcome.drop) > LEAST_POINTS:
                 seen = max(outcome.drop, LEAST_POINTS) / max(expected, LEAST_POINTS)
-                factor = float(np.clip(np.sqrt(factor * seen), *CAUTION))
-            factors.append(factor)
-            attempts += 1
+                factor = float(np.clip(math.sqrt(factor * seen), *CAUTION))
         return trial.result()
 
 
@@ -77,5 +83,5 @@ def walk(
             generator=generator,
         )
         actions.append(int(chosen[0]))
-        observation, _, done, _, _ = env.step(actions[-1])
+        observation, _, done, _, _ = env.step(chosen[0])
     return actions

@@ -50,5 +50,7 @@ class ActivationQuantization(Technique):
         if self.range == "minmax":
             return ActivationRange.spanning(low, high)
         candidates = [ActivationRange.spanning(low * share, high * share) for share in SHARES]
-        errors = [float((candidate(values) - values).pow(2).sum()) for candidate in candidates]
-        return candidates[errors.index(min(errors))]
+        scale = torch.tensor([candidate.scale for candidate in candidates])
+        zero = torch.tensor([candidate.zero_point for candidate in candidates], dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(values.expand(len(SHARES), -1), scale, zero, 0, 0, 255)
+        return candidates[int((rounded - values).square().sum(1).argmin())]

@@ -6,6 +6,7 @@ absorbs the rest), columns go in order of falling variance, and all groups of a 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,47 +29,58 @@ def damped(covariance: Tensor, damping: float = DAMPING) -> Tensor:
     return result
 
 
-def error_feedback(weights: Tensor, covariance: Tensor, rounding: Rounding, mask: Tensor | None = None) -> Tensor:
-    """Rounds matrices column by column, each error spread over the columns still to come.
+@dataclass(frozen=True, eq=False)
+class ErrorFeedback:
+    """How the error of each column spreads over the columns behind it, for one layer's inputs.
 
-    Args:
-        weights: `(groups, rows, features)`.
-        covariance: `(groups, features, features)` of the inputs.
-        rounding: maps one column `(groups, rows)` to its rounded values.
-        mask: boolean like `weights`; where False the result is exactly zero.
-
-    Returns:
-        Rounded weights, float32, `(groups, rows, features)`.
+    Attributes:
+        order: `(groups, features)` in which columns are rounded.
+        spread: `(groups, features, features)`: row c holds what an error of one in column c (in order) takes from the
+            columns behind it; ones on the diagonal.
     """
-    order = covariance.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)  # (groups, features)
-    columns = order[:, None, :].expand_as(weights)
-    metric = damped(covariance).gather(1, order[:, :, None].expand_as(covariance))
-    metric = metric.gather(2, order[:, None, :].expand_as(covariance))
-    feedback = _inverse_factor(metric).float()
-    work = weights.float().gather(2, columns)
-    kept = None if mask is None else mask.gather(2, columns)
-    rounded = torch.empty_like(work)
-    features = work.shape[2]
-    for start in range(0, features, BLOCK):
-        stop = min(start + BLOCK, features)
-        errors = torch.empty_like(work[:, :, start:stop])
-        for column in range(start, stop):
-            value = rounding(work[:, :, column])
-            if kept is not None:
-                value = value * kept[:, :, column]
-            rounded[:, :, column] = value
-            error = (work[:, :, column] - value) / feedback[:, None, column, column]
-            work[:, :, column:stop] -= error[:, :, None] * feedback[:, None, column, column:stop]
-            errors[:, :, column - start] = error
-        work[:, :, stop:] -= errors @ feedback[:, start:stop, stop:]
-    return torch.empty_like(rounded).scatter_(2, columns, rounded)
 
+    order: Tensor
+    spread: Tensor
 
-def _inverse_factor(metric: Tensor) -> Tensor:
-    """Returns the upper Cholesky factor of the inverse of `(groups, features, features)`."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
+    @classmethod
+    def of(cls, covariance: Tensor) -> "ErrorFeedback":
+        """Prepares the feedback from the covariance of the inputs `(groups, features, features)`."""
+        order = covariance.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)  # (groups, features)
+        metric = damped(covariance).gather(1, order[:, :, None].expand_as(covariance))
+        metric = metric.gather(2, order[:, None, :].expand_as(covariance))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
+        factor = torch.linalg.cholesky(inverse, upper=True)
+        return cls(order, (factor / factor.diagonal(dim1=-2, dim2=-1)[:, :, None]).float())
+
+    def __call__(self, weights: Tensor, rounding: Rounding, mask: Tensor | None = None) -> Tensor:
+        """Rounds matrices column by column.
+
+        Args:
+            weights: `(groups, rows, features)`.
+            rounding: maps one column `(groups * rows,)` to its rounded values.
+            mask: boolean like `weights`; where False the result is exactly zero.
+
+        Returns:
+            Rounded weights, float32, `(groups, rows, features)`.
+        """
+        # Columns first, so that each of them is one piece of memory.
+        columns = self.order[:, :, None].expand(-1, -1, weights.shape[1])
+        work = weights.float().transpose(1, 2).gather(1, columns)  # (groups, features, rows)
+        kept = None if mask is None else mask.transpose(1, 2).gather(1, columns)
+        rounded, errors = torch.empty_like(work), torch.empty_like(work)
+        features = work.shape[1]
+        for start in range(0, features, BLOCK):
+            stop = min(start + BLOCK, features)
+            for column in range(start, stop):
+                value = rounding(work[:, column].reshape(-1)).view_as(work[:, column])
+                if kept is not None:
+                    value = value * kept[:, column]
+                rounded[:, column] = value
+                error = torch.sub(work[:, column], value, out=errors[:, column])
+                spread = self.spread[:, column, column + 1 : stop, None]
+                work[:, column + 1 : stop].addcmul_(spread, error[:, None], value=-1)
+            work[:, stop:] -= self.spread[:, start:stop, stop:].transpose(1, 2) @ errors[:, start:stop]
+        return torch.empty_like(rounded).scatter_(1, columns, rounded).transpose(1, 2)
 
 
 def relative_output_error(before: Tensor, after: Tensor, covariance: Tensor) -> float:

@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from plywise.compressors.error_feedback import error_feedback
 from plywise.compressors.layers import WEIGHTED, corrected_bias, weight_matrices, with_weights
 from plywise.compressors.leaves import each_leaf
 from plywise.compressors.statistics import LayerStatistics
@@ -47,5 +46,5 @@ class MagnitudePruning(Technique):
         saliency = (weights.abs() * (deviation + 1e-3 * deviation.mean())[:, None, :]).flatten()
         removed = saliency.argsort(stable=True)[: round(self.sparsity * saliency.numel())]
         mask = torch.ones_like(saliency, dtype=torch.bool).index_fill_(0, removed, False).view_as(weights)
-        matrices = error_feedback(weights, statistics.covariance, lambda column: column, mask)
+        matrices = statistics.feedback(weights, lambda column: column, mask)
         return with_weights(layer, matrices, corrected_bias(layer, matrices, statistics.mean))

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.error_feedback import ErrorFeedback
 from plywise.compressors.layers import bias_of, groups_of, is_pointwise, weight_matrices, weight_of
 
 
@@ -30,6 +32,11 @@ class LayerStatistics:
     inputs: Tensor
     outputs: Tensor
     importance: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def feedback(self) -> ErrorFeedback:
+        """Error feedback for these inputs, prepared once for all recipes."""
+        return ErrorFeedback.of(self.covariance)
 
     @classmethod
     def white(cls, layer: nn.Module) -> "LayerStatistics":

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from plywise.compressors.error_feedback import error_feedback
 from plywise.compressors.layers import WEIGHTED, corrected_bias, weight_matrices, weight_of, with_weights
 from plywise.compressors.leaves import each_leaf
 from plywise.compressors.scale_search import best_uniform_format
@@ -47,16 +47,14 @@ class UniformQuantization(Technique):
         weights = weight_matrices(layer)  # (groups, out / groups, features)
         form = self._format(weights, statistics)
         if self.rounding == "gptq":
-            shape = weights.shape[:2]
-            scale, zero = form.scale.view(shape), form.zero_point.view(shape)
             top = 2**self.bits - 1
 
             def rounding(column: Tensor) -> Tensor:
-                return ((column / scale + zero).round().clamp(0, top) - zero) * scale
+                return torch.fake_quantize_per_channel_affine(column, form.scale, form.zero_point, 0, 0, top)
 
             zeros = weights == 0
             mask = ~zeros if bool(zeros.any()) else None
-            matrices = error_feedback(weights, statistics.covariance, rounding, mask)
+            matrices = statistics.feedback(weights, rounding, mask)
         else:
             rows = weights.flatten(0, 1)
             matrices = form.decode(form.encode(rows)).view_as(weights)

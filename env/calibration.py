@@ -18,7 +18,7 @@ from plywise.env.network import Network
 
 ROWS = 16384
 """Patches that a layer's moments are taken from."""
-VALUES = 8192
+VALUES = 4096
 """Activation values kept of each layer's inputs and of its outputs."""
 
 

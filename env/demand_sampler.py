@@ -25,7 +25,7 @@ class DemandSampler:
     accuracy_drops: tuple[float | None, ...] = (0.5, 1.0, 2.0, 3.0, None)
     chances: tuple[float, float, float] = (0.7, 0.3, 0.15)
     largest: tuple[float, float, float] = (0.5, 1.0, 1.0)
-    margin: float = 1.05
+    margin: float = 1.3
     weights: tuple[float, float, float, float] = (1.0, 0.25, 0.25, 0.05)
 
     def sample(self, reachable: Array, generator: np.random.Generator) -> Demand:

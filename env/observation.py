@@ -10,7 +10,7 @@ from plywise.env.score import score_plans, worst_use
 from plywise.env.supply import SHADOW_PRICES
 from plywise.env.walk import DROP, NUM_PRICES, WAY_OUT, Walks
 
-LIMIT = 5.0
+LIMIT = 8.0
 """Every feature lies within plus and minus this."""
 
 CONTEXT_FEATURES = (
@@ -120,7 +120,7 @@ class Observer:
             (layer / walks.stack.layers[table])[:, None],
             self.layers[table, layer],
             walks.kept[rows, layer, WAY_OUT][:, None],
-            _points(walks.projected - walks.potential[:, None]),
+            _near(walks.projected - walks.potential[:, None]),
             excess,
             _points(walks.promised_drop),
             np.log10(SHADOW_PRICES[walks.star])[:, None] / 2,
@@ -147,7 +147,7 @@ class Observer:
         features[:, :, at + 6] = _points(walks.drops * 4)
         reduced = reduced_costs(walks, (0.25, 1.0, 4.0))
         best = np.where(allowed[..., None], reduced, np.float32(np.inf)).min(1, keepdims=True)
-        features[:, :, at + 7 : at + 10] = _points(reduced - best)
+        features[:, :, at + 7 : at + 10] = _near(reduced - best)
         unchanged = walks.behind[:, :1, 0]  # slot 0 is identity: it cuts nothing
         features[:, :, at + 10 : at + 13] = _points(20 * (unchanged - walks.behind[:, :, 0]))
         promised = walks.spent[:, None].astype(np.float32) + walks.cost + walks.behind[:, :, 0]
@@ -157,7 +157,7 @@ class Observer:
         demands = walks.demands.per_plan()
         score = score_plans(demands, promised, drop)
         best_score = np.where(allowed, score, -np.inf).max(1, keepdims=True)
-        features[:, :, at + 13] = _points(score - best_score)
+        features[:, :, at + 13] = _near(score - best_score)
         features[:, :, at + 14] = _log_clipped(worst_use(demands, promised))
         features[:, :, at + 15] = 1.0
         np.clip(features, -LIMIT, LIMIT, out=features)
@@ -173,6 +173,12 @@ def _log(value: NDArray[np.floating]) -> NDArray[np.floating]:
 def _log_clipped(value: NDArray[np.floating]) -> NDArray[np.floating]:
     clipped: NDArray[np.floating] = np.clip(_log(value), -LIMIT, LIMIT)
     return clipped
+
+
+def _near(gap: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Squeezes gaps to the best so that a hundredth is told from zero as clearly as ten from one."""
+    result: NDArray[np.floating] = np.arcsinh(100.0 * gap)
+    return result
 
 
 def _points(value: NDArray[np.floating]) -> NDArray[np.floating]:

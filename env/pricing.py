@@ -26,7 +26,7 @@ from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Stage
-from plywise.env.bank import Bank, State
+from plywise.env.bank import Bank
 from plywise.env.energy import energy_mj
 from plywise.env.latency import Chain, LatencyTable
 from plywise.env.menu import legal_recipes, undominated
@@ -42,6 +42,8 @@ SLOTS = 32
 """Recipes offered at a layer, at most."""
 
 FLOAT_BYTES = 4
+RANGES_BYTES = 20
+"""Two ranges and their mark in the packed file."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class Sizes:
         per_weight: of a stored weight.
         per_output: of an output channel (bias, scale).
         fixed: the rest.
+        total: of the module that was measured.
     """
 
     per_weight: float
     per_output: float
     fixed: float
+    total: float
 
     @classmethod
     def of(cls, module: nn.Module, bits: int) -> "Sizes":
@@ -68,7 +72,7 @@ class Sizes:
         per_output = FLOAT_BYTES * (biases / outputs + (1.0 if bits < 32 else 0.0))
         size = packed_size(module)
         fixed = min(32.0, max(0.0, size - per_output * outputs))
-        return cls((size - fixed - per_output * outputs) / weights, per_output, fixed)
+        return cls((size - fixed - per_output * outputs) / weights, per_output, fixed, size)
 
     def bytes_of(self, chain: Chain) -> float:
         """Returns the bytes of the same recipe on a chain of other channel counts."""
@@ -128,6 +132,7 @@ class Pricer:
         self.bank = bank
         self.network = bank.network
         self.latency = latency
+        self._sizes: dict[tuple[str, Recipe], Sizes] = {}
         self.recipes: dict[str, tuple[Recipe, ...]] = {
             layer.name: legal_recipes(layer, self.network.modules[layer.name]) for layer in self.network.layers
         }
@@ -160,7 +165,7 @@ class Pricer:
         latencies = self._latencies([chain for layer in chains.values() for chain in layer])
         found = []
         for layer in self.network.layers:
-            sizes = [self._sizes(layer, recipe) for recipe in self.recipes[layer.name]]
+            sizes = [self.sizes(layer, recipe) for recipe in self.recipes[layer.name]]
             storage = np.array([size.bytes_of(chain) for size, chain in zip(sizes, chains[layer.name], strict=True)])
             energy = np.array([energy_mj(chain, size) for chain, size in zip(chains[layer.name], storage, strict=True)])
             latency = np.array([latencies[chain] for chain in chains[layer.name]])
@@ -198,7 +203,7 @@ class Pricer:
                 error[row, slot] = found.output_error[rows[layer.name][slot]]
                 level[row, slot] = _level(recipe)
                 features[row, slot] = _recipe_features(recipe, error[row, slot])
-                size = self._sizes(layer, recipe)
+                size = self.sizes(layer, recipe)
                 for a in range(levels):
                     for b in range(levels):
                         chain = chains[layer.name, slot, a, b]
@@ -232,10 +237,18 @@ class Pricer:
         unique = list(dict.fromkeys(chains))
         return dict(zip(unique, self.latency.milliseconds(unique).tolist(), strict=True))
 
-    def _sizes(self, layer: Layer, recipe: Recipe) -> Sizes:
-        cut = recipe.at(Stage.STRUCTURE)
-        state: State = ((layer.group, cut),) if isinstance(cut, FilterPruning) and layer.group is not None else ()
-        return Sizes.of(self.bank.entry(layer.name, recipe, state), recipe.bits)
+    def sizes(self, layer: Layer, recipe: Recipe) -> Sizes:
+        """Returns the bytes of a layer under a recipe of its own, nothing pruned before it; measured once."""
+        base = recipe.without(Stage.ACTIVATIONS)  # the ranges of activations take a few bytes, the same everywhere
+        if (layer.name, base) not in self._sizes:
+            cut = base.at(Stage.STRUCTURE)
+            pruned = isinstance(cut, FilterPruning) and layer.group is not None
+            state = ((layer.group, cut),) if pruned else ()
+            module = self.bank.entry(layer.name, base, state)  # type: ignore[arg-type]
+            self._sizes[layer.name, base] = Sizes.of(module, base.bits)
+        size = self._sizes[layer.name, base]
+        extra = 0 if base == recipe else RANGES_BYTES
+        return replace(size, fixed=size.fixed + extra, total=size.total + extra)
 
     def _chain(self, layer: Layer, recipe: Recipe, in_level: int, out_level: int) -> Chain:
         module = self.network.modules[layer.name]

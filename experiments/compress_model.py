@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
@@ -132,6 +133,4 @@ def show_report(report: Report, console: Console | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from plywise.__main__ import main
-
-    main(["compress"])
+    auto_cli(compress_model, as_positional=False)

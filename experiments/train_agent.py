@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from joblib import Parallel, delayed
+from jsonargparse import auto_cli
 
 from plywise.agent.ppo import PPOSettings, train
 from plywise.agent.recipe_agent import RecipeAgent
@@ -76,6 +77,4 @@ def train_agent(
 
 
 if __name__ == "__main__":
-    from plywise.__main__ import main
-
-    main(["train"])
+    auto_cli(train_agent, as_positional=False)

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import auto_cli
 
@@ -139,7 +139,13 @@ def list_(what: Literal["techniques", "networks", "datasets", "methods"] = "tech
     show_list(what)
 
 
-COMMANDS = {"train": train, "compress": compress, "evaluate": evaluate, "profile": profile, "list": list_}
+COMMANDS: dict[str, Any] = {
+    "train": train,
+    "compress": compress,
+    "evaluate": evaluate,
+    "profile": profile,
+    "list": list_,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

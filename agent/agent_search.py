@@ -44,11 +44,11 @@ class AgentSearch(SearchMethod):
         """Returns the best of up to `budget` walks; `seed` decides what is drawn."""
         trial = Trial(evaluator, budget)
         generator = np.random.default_rng(seed)
-        factor, last, attempts = 1.0, math.inf, 0
+        factor, last, attempts = 1.0, 1.0, 0
         while not trial.spent and attempts < TRIES_PER_EVALUATION * budget:
             table = dataclasses.replace(evaluator.table, drop=evaluator.table.drop * np.float32(factor))
             # A new factor deserves the agent's best walk; with much the same one, only draws show anything new.
-            best = abs(math.log(factor / last)) > NEWS
+            best = attempts == 0 or abs(math.log(factor / last)) > NEWS
             actions = walk(self.agent, table, evaluator.demand, None if best else generator)
             outcome = trial.evaluate(actions)
             expected = float(evaluator.table.drop[np.arange(len(actions)), actions].sum())

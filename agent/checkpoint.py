@@ -20,7 +20,7 @@ from safetensors.numpy import save as save_arrays
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from plywise.agent.recipe_agent import write_atomically
+from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 
 Arrays = dict[str, NDArray[Any]]

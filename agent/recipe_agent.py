@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from plywise.agent.policy import RecipeScorer, legal_rows
+from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
 
 FORMAT = "plywise-agent"
@@ -131,16 +131,6 @@ class RecipeAgent:
 
     def _weights(self) -> bytes:
         return save_tensors({name: tensor.contiguous() for name, tensor in self.scorer.state_dict().items()})
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the file and renames, so that `path` is whole at any moment: the old or the new content."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 
 FORMAT_VERSION = "1"
@@ -42,12 +43,7 @@ def container_header(metadata: Mapping[str, str], payload: bytes) -> bytes:
 def write_container(path: Path, metadata: Mapping[str, str], payload: bytes) -> int:
     """Writes the file atomically and returns its bytes."""
     content = container_header(metadata, payload) + payload
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, content)
     return len(content)
 
 

@@ -1,13 +1,12 @@
 """A plan: a recipe for every layer of one network, as plain YAML that people read and edit."""
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.recipe import Recipe
 
@@ -43,9 +42,7 @@ class Plan(Mapping[str, Recipe]):
             "layers": {name: str(recipe) for name, recipe in self.recipes.items()},
         }
         text = yaml.safe_dump(content, sort_keys=False, width=1000)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.replace(file.name, path)
+        write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> "Plan":

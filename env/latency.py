@@ -7,7 +7,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from plywise.compressors.errors import FileFormatError, ModelError
+from plywise.compressors.errors import ModelError
 from plywise.env.cache import cache_folder
 from plywise.env.device import Device
 from plywise.env.operation import Operation
 from plywise.env.operation_graph import operation_graph
 from plywise.env.runtime import open_session, run_session
+from plywise.env.sqlite_file import open_sqlite
 
 Chain = tuple[Operation, ...]
 
@@ -54,12 +54,12 @@ class LatencyTable:
             device: this machine where None.
 
         Raises:
-            FileFormatError: where the file is no SQLite database.
+            FileFormatError: where the file is locked, not writable or no SQLite database.
         """
         self.path = path if path is not None else cache_folder() / "latency.sqlite"
         self.device = device if device is not None else Device.here()
         self.reasons: dict[Chain, str] = {}
-        with self._open() as connection:
+        with open_sqlite(self.path) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if tables and TABLE not in tables:
                 warnings.warn(f"{self.path} is of another version; latencies will be measured again", stacklevel=2)
@@ -78,7 +78,7 @@ class LatencyTable:
             progress: whether to show a bar with the time left where measuring takes over 2 seconds.
         """
         wanted = {(): _key(())} | {chain: _key(chain) for chain in chains}
-        with self._open() as connection:
+        with open_sqlite(self.path) as connection:
             known = self._known(connection, wanted)
             missing = [chain for chain in wanted if chain not in known]
             for chain in _tracked(missing, progress):
@@ -107,19 +107,6 @@ class LatencyTable:
         except ModelError as error:
             self.reasons[chain] = str(error)
             return None
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
-                # A lost last row costs a measurement, not correctness.
-                connection.execute("PRAGMA synchronous = NORMAL")
-                yield connection
-        except sqlite3.DatabaseError as error:
-            raise FileFormatError(
-                f"{self.path} is no usable latency table ({error}); delete it or name another"
-            ) from error
 
 
 def _net(chain: Chain, cost: float | None, empty: float) -> float:

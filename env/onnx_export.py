@@ -1,8 +1,6 @@
 """Writes a network as a file that ONNX Runtime runs."""
 
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ModelError
 from plywise.env.decoding import drop_idle_relus, strip_notes, write_decoding
 from plywise.env.deployed_layer import deployed
@@ -54,24 +53,13 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     write_decoding(proto)
     drop_idle_relus(proto)
     strip_notes(proto)
-    _write(proto.SerializeToString(), Path(path))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), proto.SerializeToString())
 
 
 def _first_line(error: BaseException) -> str:
     cause = error.__cause__ or error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-
-
-def _write(content: bytes, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
 from plywise.env.prices import PriceTable
 
@@ -23,10 +22,7 @@ def save_prices(table: PriceTable, path: Path) -> None:
     fields = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
     arrays = {name: np.ascontiguousarray(value) for name, value in fields.items() if name not in PLAIN}
     header = {"plywise": FORMAT, "plain": json.dumps({name: fields[name] for name in PLAIN})}
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    os.close(handle)
-    save_file(arrays, temporary, header)
-    os.replace(temporary, path)
+    write_atomically(path, save(arrays, header))
 
 
 def load_prices(path: Path) -> PriceTable:

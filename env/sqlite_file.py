@@ -1,0 +1,38 @@
+"""SQLite files that several processes share, and what to do when one cannot be used."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from plywise.compressors.errors import FileFormatError
+
+PATIENCE_SECONDS = 60.0
+"""How long to wait for another process that writes."""
+
+
+@contextmanager
+def open_sqlite(path: Path) -> Iterator[sqlite3.Connection]:
+    """Opens or creates a file; each statement is committed at once, so a kill loses nothing.
+
+    Raises:
+        FileFormatError: the file is locked, not writable, on a full disk or no SQLite file.
+    """
+    try:
+        with closing(sqlite3.connect(path, timeout=PATIENCE_SECONDS, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            # A lost last row costs a measurement, not correctness.
+            connection.execute("PRAGMA synchronous = NORMAL")
+            yield connection
+    except sqlite3.OperationalError as error:
+        raise FileFormatError(f"{path} cannot be used ({error}); {_remedy(str(error), path)}") from error
+    except sqlite3.DatabaseError as error:
+        raise FileFormatError(f"{path} is damaged or no file of ours ({error}); delete it") from error
+
+
+def _remedy(complaint: str, path: Path) -> str:
+    if "locked" in complaint:
+        return "another process holds it: end that process, or set PLYWISE_CACHE to another folder"
+    if "full" in complaint:
+        return "free some space; what was finished is kept"
+    return f"make {path.parent} writable, or set PLYWISE_CACHE to a writable folder"

@@ -17,10 +17,10 @@ from plywise.env.operation_graph import OPSET
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
-    """Writes `model`, compressed or not, as one self-contained ONNX file with a dynamic batch.
+    """Writes `model`, compressed or not, as one self-contained ONNX file.
 
-    Input `input`, output `output`. Layers with a weight format are stored in its few bits; a layer inside
-    `StaticQuantized` runs on 8-bit integers.
+    Input `input`, output `output`; the batch is dynamic unless the network's own forward fixes it, then it is 1.
+    Layers with a weight format are stored in its few bits; a layer inside `StaticQuantized` runs on 8-bit integers.
 
     Args:
         model: the network; left untouched.
@@ -31,8 +31,20 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         ModelError: where the network cannot be traced.
     """
     # A batch of one would be taken for a fixed size.
-    example = example[:1].expand(2, *example.shape[1:]).contiguous()
-    dynamic = {0: torch.export.Dim("batch")}
+    program = _exported(model, example[:1].expand(2, *example.shape[1:]).contiguous())
+    if program.model_proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+        # The network's forward turns the batch into a plain number; then one image at a time is what it can do.
+        program = _exported(model, example[:1].contiguous())
+    proto = program.model_proto
+    write_decoding(proto)
+    drop_idle_relus(proto)
+    strip_notes(proto)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), proto.SerializeToString())
+
+
+def _exported(model: nn.Module, example: Tensor) -> torch.onnx.ONNXProgram:
+    dynamic = ({0: torch.export.Dim("batch")},) if len(example) > 1 else None
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -40,7 +52,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
                 (example,),
                 dynamo=True,
                 external_data=False,
-                dynamic_shapes=(dynamic,),
+                dynamic_shapes=dynamic,
                 input_names=["input"],
                 output_names=["output"],
                 opset_version=OPSET,
@@ -49,12 +61,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ModelError(f"the network cannot be exported to ONNX: {_first_line(error)}") from error
     assert program is not None
-    proto = program.model_proto
-    write_decoding(proto)
-    drop_idle_relus(proto)
-    strip_notes(proto)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(path), proto.SerializeToString())
+    return program
 
 
 def _first_line(error: BaseException) -> str:

@@ -85,8 +85,10 @@ def time_models(
 
 
 def run_model(path: Path, images: Tensor, batch: int = 256, threads: int = 1) -> Tensor:
-    """Returns the outputs of an exported file for all images `(n, ...)`, in batches."""
+    """Returns the outputs of an exported file for all images `(n, ...)`, in batches, or as many as the file takes."""
     session = open_session(Path(path), threads)
+    fixed = session.get_inputs()[0].shape[0]
+    batch = fixed if isinstance(fixed, int) else batch
     parts = [run_session(session, part.numpy()) for part in torch.split(images.float(), batch)]
     return torch.from_numpy(np.concatenate(parts))
 

@@ -94,6 +94,6 @@ class VisionTransformer(nn.Module):
         """Maps images `(n, c, size, size)` to logits `(n, classes)`."""
         tokens = self.patches(self.stem(images)).flatten(2).transpose(1, 2)  # (n, tokens, width)
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], 1)
         tokens = self.norm(self.blocks(tokens + self.position))
         return self.head(tokens.mean(1) if self.class_token is None else tokens[:, 0])  # type: ignore[no-any-return]

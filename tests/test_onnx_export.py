@@ -243,3 +243,23 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"model\.onnx"):
         time_models([tmp_path / "model.onnx"], (1, 3, 8, 8))
+
+
+class FixesBatch(nn.Module):
+    """Turns the batch into a plain number, as many networks do by accident."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 1, 4))
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(inputs), -1, -1), inputs], 1)
+        return self.linear(tokens.mean(1))
+
+
+def test_a_forward_that_fixes_the_batch_is_exported_for_one_image(tmp_path: Path) -> None:
+    model, images = FixesBatch().eval(), torch.randn(5, 2, 4)
+    export_onnx(model, images, tmp_path / "model.onnx")
+    with torch.no_grad():
+        assert torch.allclose(run_model(tmp_path / "model.onnx", images), model(images), atol=1e-5)

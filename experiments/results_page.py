@@ -1,0 +1,55 @@
+"""A page of results: printed for whoever waits, and kept as Markdown with the command that remakes it."""
+
+import datetime
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from plywise.env.device import Device
+
+FOLDER = Path("experiments/results")
+
+
+class Page:
+    """Collects text and tables, then prints and writes them."""
+
+    def __init__(self, name: str, command: str, seconds: float) -> None:
+        self.name = name
+        self.parts: list[str | Table] = []
+        self.markdown = [
+            f"# {name.replace('_', ' ')}",
+            f"`{command}` ({seconds:.0f} s), {datetime.date.today().isoformat()}, {Device.here().name}, "
+            f"Python {platform.python_version()}, torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}.",
+        ]
+
+    def text(self, text: str) -> None:
+        """Adds a paragraph."""
+        self.parts.append(text)
+        self.markdown.append(text)
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Adds a table; the first column is text, the others are figures."""
+        shown = Table()
+        for place, heading in enumerate(headings):
+            shown.add_column(heading, justify="right" if place else "left")
+        for row in rows:
+            shown.add_row(*row)
+        self.parts.append(shown)
+        ruler = "|".join(["---", *["---:"] * (len(headings) - 1)])
+        lines = ["| " + " | ".join(cells) + " |" for cells in (headings, *rows)]
+        self.markdown.append("\n".join([lines[0], f"|{ruler}|", *lines[1:]]))
+
+    def write(self, console: Console) -> Path:
+        """Prints the page, writes it below `experiments/results` and returns its path."""
+        for part in self.parts:
+            console.print(part)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        path = FOLDER / f"{self.name}.md"
+        path.write_text("\n\n".join(self.markdown) + "\n", encoding="utf-8")
+        console.print(f"written to {path}")
+        return path

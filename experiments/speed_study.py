@@ -1,0 +1,76 @@
+"""How fast the walk and the learning are: `python -m plywise.experiments.speed_study`."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from plywise.agent.ppo import PPOSettings, train
+from plywise.env.demand_sampler import DemandSampler
+from plywise.env.synthetic import synthetic_table
+from plywise.env.vector_env import BatchedCompressionEnv
+from plywise.experiments.results_page import Page
+
+ENVS = 256
+TABLES = 12
+STEPS = 200
+LEARNING_STEPS = 65_536
+
+
+def main() -> None:
+    """Measures both and writes the page."""
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    batches = walking()
+    learning = learning_speed()
+    page = Page("speed_study", "python -m plywise.experiments.speed_study", time.perf_counter() - started)
+    page.text(
+        f"One core (one thread), {ENVS} environments side by side, {TABLES} synthetic networks of 6 to 60 layers with "
+        "32 recipes a layer. Walking: random legal actions. Learning: PPO with rollouts, optimiser and TensorBoard."
+    )
+    low, median, high = (ENVS / seconds for seconds in np.percentile(batches, (75, 50, 25)))
+    page.table(
+        ("what", "steps a second", "quartiles"),
+        [
+            ("walking", f"{median:,.0f}", f"{low:,.0f} to {high:,.0f}"),
+            ("learning included", f"{learning:,.0f}", "one run"),
+        ],
+    )
+    page.write(Console())
+
+
+def environment() -> BatchedCompressionEnv:
+    """Returns the environment that is measured."""
+    rng = np.random.default_rng(0)
+    tables = [synthetic_table(rng, int(layers)) for layers in np.linspace(6, 60, TABLES)]
+    return BatchedCompressionEnv(tables, DemandSampler(), ENVS, 0)
+
+
+def walking() -> list[float]:
+    """Returns the seconds of each batch of steps."""
+    env, rng = environment(), np.random.default_rng(0)
+    env.reset()
+    taken = []
+    for _ in range(STEPS):
+        masks = env.walks.masks
+        actions = (masks * rng.random(masks.shape)).argmax(1)
+        start = time.perf_counter()
+        env.step(actions)
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def learning_speed() -> float:
+    """Returns environment steps a second while learning, start-up included."""
+    settings = PPOSettings(total_steps=LEARNING_STEPS, num_envs=ENVS)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        train(environment(), settings, Path(folder), progress=False)
+        return LEARNING_STEPS / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from gymnasium import spaces
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sb3_contrib import MaskablePPO
@@ -171,6 +172,8 @@ def _learn(env: VecEnv, settings: PPOSettings, folder: Path, curves: Path, progr
         ProgressCallback(bar, settings.total_steps, board),
         CheckpointCallback(path, env, chosen, board),
     ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the scorer is small: a second thread waits more than it works
     with bar:
         try:
             model.learn(
@@ -180,6 +183,7 @@ def _learn(env: VecEnv, settings: PPOSettings, folder: Path, curves: Path, progr
                 reset_num_timesteps=checkpoint is None,
             )
         finally:
+            torch.set_num_threads(threads)
             board.close()
     return model
 

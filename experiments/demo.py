@@ -14,7 +14,7 @@ from plywise.experiments.train_agent import train_agent
 HELD_OUT = ("digits-resnet-a", "digits-vit", "digits-mobilenet")
 DEMAND = Demand(max_accuracy_drop=1.0, max_storage=0.15)
 RUN = Path("runs/demo")
-SETTINGS = PPOSettings(total_steps=200_000, num_envs=128)
+SETTINGS = PPOSettings(total_steps=130_000, num_envs=128)
 
 
 def main() -> None:

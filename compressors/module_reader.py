@@ -147,7 +147,7 @@ def _read_formatted(
 
 def _decoded(form: WeightFormat, packed: bytes, shape: tuple[int, ...]) -> Tensor:
     # One column first: tensors of a wrong shape show here, before they can blow the weights up by broadcasting.
-    if not 1 <= form.bits <= 8:
+    if not 1 <= form.bits <= 16:
         raise ValueError(f"it has symbols of {form.bits} bits")
     column = (*shape[:1], *(1 for _ in shape[1:]))
     if form.decode(torch.zeros(column, dtype=torch.int64)).shape != column:

@@ -25,10 +25,15 @@ _LONG_GAP = 255
 def pack_symbols(symbols: Tensor, bits: int) -> bytes:
     """Packs whole numbers into at most `bits` bits each, plus a byte; into fewer where their histogram allows.
 
+    The upper and the lower byte of wider symbols are packed one after the other: of floats, the upper one holds the
+    exponent, which takes few values.
+
     Args:
         symbols: of any shape, int64, in `[0, 2**bits)`.
-        bits: 1 to 8.
+        bits: 1 to 16.
     """
+    if 8 < bits <= 16:
+        return with_length(pack_symbols(symbols >> 8, bits - 8)) + pack_symbols(symbols & 255, 8)
     flat, counts = _histogram(symbols, bits)
     if not len(flat):
         return b""
@@ -45,6 +50,9 @@ def pack_symbols(symbols: Tensor, bits: int) -> bytes:
 
 def symbols_size(symbols: Tensor, bits: int) -> int:
     """Estimates `len(pack_symbols(symbols, bits))` to a few bytes, without coding."""
+    if 8 < bits <= 16:
+        upper = symbols_size(symbols >> 8, bits - 8)
+        return upper + length_size(upper) + symbols_size(symbols & 255, 8)
     flat, counts = _histogram(symbols, bits)
     if not len(flat) or counts.max() == len(flat):
         return 2 * min(1, len(flat))
@@ -57,6 +65,10 @@ def unpack_symbols(data: bytes, shape: Sequence[int], bits: int) -> Tensor:
     Raises:
         FileFormatError: where the bytes do not hold exactly these symbols.
     """
+    if bits > 8:
+        reader = ByteReader(data)
+        upper = unpack_symbols(reader.block(), shape, bits - 8)
+        return (upper << 8) + unpack_symbols(reader.rest(), shape, 8)
     count = math.prod(shape)
     if not count and not data:
         return torch.zeros(tuple(shape), dtype=torch.int64)
@@ -134,7 +146,7 @@ def raw_floats(data: bytes, shape: Sequence[int]) -> Tensor:
 
 def _histogram(symbols: Tensor, bits: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     if not 1 <= bits <= 8:
-        raise ValueError(f"{bits} bits: symbols of 1 to 8 bits can be packed")
+        raise ValueError(f"{bits} bits: symbols of 1 to 16 bits can be packed")
     flat = symbols.detach().reshape(-1).to(torch.int32).numpy()
     if len(flat) and (flat.min() < 0 or flat.max() >> bits):
         raise ValueError(f"symbols from {flat.min()} to {flat.max()} do not fit into {bits} bits")

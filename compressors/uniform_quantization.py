@@ -1,24 +1,28 @@
 """Weights on a uniform grid of a few bits."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn import functional
 
-from plywise.compressors.layers import WEIGHTED, corrected_bias, weight_matrices, weight_of, with_weights
+from plywise.compressors.grouped_format import GroupedFormat
+from plywise.compressors.layers import weight_of
 from plywise.compressors.leaves import each_leaf
 from plywise.compressors.scale_search import best_uniform_format
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
-from plywise.compressors.weight_format import UniformFormat, set_weight_format
+from plywise.compressors.weight_format import WeightFormat
+from plywise.compressors.weight_rounding import importance_of, quantised, without_weights
 
 
 @dataclass(frozen=True)
 class UniformQuantization(Technique):
     """Rounds weights to a uniform grid, one scale per output channel found by least squared error.
 
-    `rounding="gptq"` lets the weights still to come repair the error of those already rounded. Zeros stay zeros.
+    `rounding="gptq"` lets the weights still to come repair the error of those already rounded; `"adaptive"` then
+    moves single weights for as long as the error falls. Zeros stay zeros.
     """
 
     name: ClassVar[str] = "uniform_quantization"
@@ -26,44 +30,60 @@ class UniformQuantization(Technique):
     summary: ClassVar[str] = "weights of 8 to 2 bits: smaller files; faster only together with int8 activations"
     source: ClassVar[str] = (
         "Krishnamoorthi, Quantizing Deep Convolutional Networks, 2018, section 2 (grids); "
-        "Frantar et al., GPTQ, 2023, section 3 (rounding)"
+        "Frantar et al., GPTQ, 2023, section 3 (gptq); Nagel et al., AdaRound, 2020, section 3 (adaptive: the "
+        "objective, met by coordinate descent)"
     )
 
     bits: int = choice(8, grid=(8, 7, 6, 4, 3, 2), low=1, high=8, help="bits of a weight")
     scheme: str = choice("symmetric", grid=("symmetric", "affine"), help="whether zero sits in the middle")
-    rounding: str = choice("gptq", grid=("nearest", "gptq"), help="each weight alone, or with error feedback")
+    rounding: str = choice(
+        "gptq",
+        grid=("nearest", "gptq", "adaptive"),
+        help="each weight alone, with error feedback, or refined after that",
+    )
+    granularity: str = choice("channel", grid=("channel", "tensor", "group"), help="what shares a scale")
+    group_size: int = choice(32, grid=(32,), low=1, help="features that share a scale where granularity is group")
+    scale: str = choice(
+        "mse", grid=("mse", "minmax", "percentile"), help="range of least error, of all weights, of all but 1 %"
+    )
+
+    @classmethod
+    def grid(cls) -> Iterator[Self]:
+        """Yields bits, schemes and the first two roundings combined, and the other choices one by one.
+
+        All combined would be 324.
+        """
+        for bits in (8, 7, 6, 4, 3, 2):
+            for scheme in ("symmetric", "affine"):
+                yield from (cls(bits=bits, scheme=scheme, rounding=rounding) for rounding in ("nearest", "gptq"))
+        usual = cls(bits=4)
+        yield from (replace(usual, scale=scale) for scale in ("minmax", "percentile"))
+        yield from (replace(usual, granularity=granularity) for granularity in ("tensor", "group"))
+        yield replace(usual, rounding="adaptive")
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses layers without weights."""
-        if not isinstance(layer, WEIGHTED):
-            return f"{type(layer).__name__} has no weights to quantise"
-        return None
+        return without_weights(layer)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns the layer, or each leaf of a chain, with weights of a few bits and their format attached."""
         return each_leaf(layer, statistics, self._leaf)
 
     def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        weights = weight_matrices(layer)  # (groups, out / groups, features)
-        form = self._format(weights, statistics)
-        if self.rounding == "gptq":
-            top = 2**self.bits - 1
+        return quantised(layer, statistics, self._format(layer, statistics), self.rounding)
 
-            def rounding(column: Tensor) -> Tensor:
-                return torch.fake_quantize_per_channel_affine(column, form.scale, form.zero_point, 0, 0, top)
-
-            zeros = weights == 0
-            mask = ~zeros if bool(zeros.any()) else None
-            matrices = statistics.feedback(weights, rounding, mask)
-        else:
-            rows = weights.flatten(0, 1)
-            matrices = form.decode(form.encode(rows)).view_as(weights)
-        new = with_weights(layer, matrices, corrected_bias(layer, matrices, statistics.mean))
-        set_weight_format(new, form, weight_of(new))
-        return new
-
-    def _format(self, weights: Tensor, statistics: LayerStatistics) -> UniformFormat:
-        variance = statistics.covariance.diagonal(dim1=-2, dim2=-1)
-        variance = variance + 0.01 * variance.mean(-1, keepdim=True) + 1e-12  # (groups, features)
-        importance = variance[:, None, :].expand_as(weights).flatten(0, 1)
-        return best_uniform_format(weights.flatten(0, 1), importance, self.bits, self.scheme == "symmetric")
+    def _format(self, layer: nn.Module, statistics: LayerStatistics) -> WeightFormat:
+        weights, importance = weight_of(layer).float().flatten(1), importance_of(layer, statistics)
+        if self.granularity == "tensor":
+            weights, importance = weights.reshape(1, -1), importance.reshape(1, -1)
+        elif self.granularity == "group":
+            # Zeros of no importance fill the last group up.
+            padding = (0, -weights.shape[1] % self.group_size)
+            weights, importance = (
+                functional.pad(values, padding).reshape(-1, self.group_size) for values in (weights, importance)
+            )
+        form = best_uniform_format(weights, importance, self.bits, self.scheme == "symmetric", self.scale)
+        if self.granularity == "group":
+            out = weight_of(layer).shape[0]
+            return GroupedFormat(self.bits, self.group_size, form.scale.view(out, -1), form.zero_point.view(out, -1))
+        return form

@@ -24,7 +24,8 @@ class WeightFormat(ABC):
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        FORMATS[cls.name] = cls
+        if hasattr(cls, "name"):
+            FORMATS[cls.name] = cls
 
     @property
     @abstractmethod
@@ -59,12 +60,12 @@ class WeightFormat(ABC):
 
 @dataclass(frozen=True, eq=False)
 class UniformFormat(WeightFormat):
-    """`value = scale * (symbol - zero_point)`, one scale for each output channel.
+    """`value = scale * (symbol - zero_point)`, one scale for each output channel or one for all.
 
     Attributes:
         width: bits of a symbol, 1 to 8.
-        scale: `(out,)` float32, positive.
-        zero_point: `(out,)` float32 whole numbers in `[0, 2**width)`; `2**(width-1)` where symmetric.
+        scale: `(out,)` or `(1,)` float32, positive.
+        zero_point: like `scale`, whole numbers in `[0, 2**width)`; `2**(width-1)` where symmetric.
     """
 
     name: ClassVar[str] = "uniform"

@@ -75,7 +75,7 @@ def test_symbols_take_the_cheapest_code():
     assert pack_symbols(bell((4096,), 4, 0.1), 4)[0] == CODED
 
 
-@pytest.mark.parametrize(("symbols", "bits"), [([0, 4], 2), ([-1], 4), ([1], 0), ([1], 9)])
+@pytest.mark.parametrize(("symbols", "bits"), [([0, 4], 2), ([-1], 4), ([1], 0), ([1], 17), ([512], 9)])
 def test_symbols_that_do_not_fit_are_refused(symbols, bits):
     with pytest.raises(ValueError, match="bits"):
         pack_symbols(torch.tensor(symbols), bits)

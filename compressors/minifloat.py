@@ -1,0 +1,84 @@
+"""Weights as floats of few bits: fp16, bf16, fp8 and smaller."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.layers import weight_of
+from plywise.compressors.leaves import each_leaf
+from plywise.compressors.minifloat_format import MinifloatFormat, fits_16_bits
+from plywise.compressors.scale_search import best_scale, largest_weights, power_of_two_above
+from plywise.compressors.statistics import LayerStatistics
+from plywise.compressors.technique import Stage, Technique, choice
+from plywise.compressors.weight_rounding import importance_of, quantised, rounding_choice, without_weights
+
+
+@dataclass(frozen=True)
+class Minifloat(Technique):
+    """Rounds weights to floats: (5, 10) is fp16, (8, 7) bf16, (4, 3) and (5, 2) are fp8, (2, 1) is fp4.
+
+    The exponent's bias is a power of two that follows the weights: of each output channel up to 8 bits, of the layer
+    beyond. Departure from the standards: none of the codes is an infinity where the exponent has fewer than 5 bits.
+    """
+
+    name: ClassVar[str] = "minifloat"
+    stage: ClassVar[Stage] = Stage.WEIGHTS
+    summary: ClassVar[str] = "smaller files; large and small weights keep the same relative precision"
+    source: ClassVar[str] = (
+        "IEEE 754; Micikevicius et al., FP8 Formats for Deep Learning, 2022, section 3; Zhao et al., Mayo, 2018"
+    )
+
+    exponent: int = choice(5, grid=(5, 8, 4, 2), low=2, high=8, help="bits of the exponent")
+    mantissa: int = choice(10, grid=(10, 7, 3, 2, 1), low=1, high=10, help="bits of the fraction")
+    rounding: str = rounding_choice()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not fits_16_bits(self.exponent, self.mantissa):
+            raise ConfigurationError(
+                f"minifloat: exponent={self.exponent} with mantissa={self.mantissa} fits no format of 16 bits; "
+                "take at most 5 bits of exponent or at most 7 of mantissa"
+            )
+
+    @classmethod
+    def grid(cls) -> Iterator[Self]:
+        """Yields the formats that have a name: fp16, bf16, both of fp8, and fp4."""
+        for exponent, mantissa in ((5, 10), (8, 7), (4, 3), (5, 2), (2, 1)):
+            yield from (cls(exponent, mantissa, rounding) for rounding in ("nearest", "gptq"))
+
+    @property
+    def bits(self) -> int:
+        """Sign, exponent and mantissa."""
+        return 1 + self.exponent + self.mantissa
+
+    def unsupported(self, layer: nn.Module) -> str | None:
+        """Refuses layers without weights."""
+        return without_weights(layer)
+
+    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        """Returns the layer, or each leaf of a chain, with weights of fewer bits."""
+        return each_leaf(layer, statistics, self._leaf)
+
+    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
+        return quantised(
+            layer, statistics, self._format(weight_of(layer), importance_of(layer, statistics)), self.rounding
+        )
+
+    def _format(self, weight: Tensor, importance: Tensor) -> MinifloatFormat:
+        form = MinifloatFormat(torch.ones(1), self.exponent, self.mantissa)
+        rows = weight.float().flatten(1)
+        if self.bits > 8:
+            return replace(form, scale=_spanning(rows.reshape(1, -1), form))
+        candidates = _spanning(rows, form)[:, None] * torch.tensor([1.0, 0.5])
+        scale = best_scale(rows, importance, candidates, lambda scale: replace(form, scale=scale))
+        return replace(form, scale=scale)
+
+
+def _spanning(rows: Tensor, form: MinifloatFormat) -> Tensor:
+    """Returns the least powers of two that bring each row's largest weight within the levels: `(rows,)`."""
+    # Beyond these the scale itself would leave float32.
+    return power_of_two_above(largest_weights(rows) / form.levels[-1]).clamp(2.0**-120, 2.0**120)

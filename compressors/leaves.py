@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from plywise.compressors.layers import is_pointwise, weight_matrices, weight_of
+from plywise.compressors.composition import composed, dense_kernel
+from plywise.compressors.layers import weight_matrices
 from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.statistics import LayerStatistics, chain_statistics
 
@@ -26,15 +26,5 @@ def effective_matrix(module: nn.Module) -> Tensor:
         return effective_matrix(module.layer)
     if not isinstance(module, nn.Sequential):
         return weight_matrices(module)
-    leaves = [leaf.layer if isinstance(leaf, StaticQuantized) else leaf for leaf in module]
-    positions = max(weight_of(leaf)[0, 0].numel() for leaf in leaves)
-    product: Tensor | None = None
-    for leaf in leaves:
-        matrix = weight_of(leaf).float().flatten(1)
-        if is_pointwise(leaf) and positions > 1:
-            matrix = torch.kron(matrix.contiguous(), torch.eye(positions))
-        else:
-            positions = 1
-        product = matrix if product is None else matrix @ product
-    assert product is not None, "an empty chain replaces no layer"
-    return product[None]
+    leaves = (leaf.layer if isinstance(leaf, StaticQuantized) else leaf for leaf in module)
+    return composed([dense_kernel(leaf) for leaf in leaves]).flatten(1)[None]

@@ -1,18 +1,20 @@
-"""Replaces a layer by a chain of two or three smaller ones."""
+"""Replaces a layer by a chain of two or three thinner ones."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.chain_fit import fitted
+from plywise.compressors.composition import composed
 from plywise.compressors.error_feedback import damped
 from plywise.compressors.layers import (
     WEIGHTED,
     bias_of,
     groups_of,
-    is_pointwise,
     make_layer,
     weight_matrices,
     weight_of,
@@ -26,26 +28,33 @@ STEP = 4
 
 @dataclass(frozen=True)
 class LowRank(Technique):
-    """Activation-aware SVD for linear layers and 1x1 convolutions, Tucker decompositions for larger kernels.
+    """Activation-aware decompositions: SVD of linear layers and 1x1 convolutions, four kinds for larger kernels.
 
-    The output side projects on the leading directions of the *output's* covariance `W C W^T`, which is the SVD
-    weighted by the input's second moment in closed form (no inverse is needed). The input side is whitened by the
-    covariance of the channels, and the core behind it is fitted again by least squares.
+    `spatial` is a k x 1 kernel before a 1 x k one (AdaDeep's 1-D decomposition), `input` a 1x1 kernel before the
+    layer's own, `output` one behind it, `both` one on each side (Tucker-2). A kernel with one axis only has no
+    `spatial` decomposition and takes `input` instead.
 
-    At half of the macs of ResNet-20's layers, `sides="input"` (1x1, then the kernel) loses two to four times less
-    of the output's variance than Tucker-2 on both sides, so it is the default.
+    Each kind starts in closed form: the output side projects on the leading directions of the *output's* covariance
+    `W C W^T`, which is the SVD weighted by the input's second moment (no inverse is needed); the input side is
+    whitened by the covariance of the channels. Then all factors are fitted together by least squares on the data.
+
+    At half of the macs of ResNet-20's layers, `spatial` leaves 0.5 of the error variance of `input` and a fifth of
+    that of `output` and `both`, so it is the default.
     """
 
     name: ClassVar[str] = "low_rank"
     stage: ClassVar[Stage] = Stage.STRUCTURE
     summary: ClassVar[str] = "a chain of thin layers: fewer macs and bytes, more launches"
     source: ClassVar[str] = (
-        "Zhang et al., Accelerating Very Deep Networks, 2016, section 3.1 (output side); "
-        "Kim et al., Compression of Deep CNNs for Fast and Low Power Mobile Applications, 2016, section 3 (Tucker-2)"
+        "Zhang et al., Accelerating Very Deep Networks, 2016, section 3.1 (output); Kim et al., Compression of Deep "
+        "CNNs for Fast and Low Power Mobile Applications, 2016, section 3 (both); Jaderberg et al., Speeding up CNNs "
+        "with Low Rank Expansions, 2014, section 2.2 (spatial)"
     )
 
     ratio: float = choice(0.5, grid=(0.6, 0.4, 0.25), low=0.01, high=0.95, help="share of the macs that remains")
-    sides: str = choice("input", grid=("input", "both"), help="1x1 before the kernel, or around it (Tucker-2)")
+    sides: str = choice(
+        "spatial", grid=("spatial", "input", "output", "both"), help="how a kernel is split: k x 1 and 1 x k, or by 1x1"
+    )
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses grouped convolutions and ranks below 2."""
@@ -62,16 +71,30 @@ class LowRank(Technique):
         outputs, inputs, *kernel = weight_of(layer).shape
         return self.ranks_of(outputs, inputs, tuple(kernel), tuple(getattr(layer, "stride", ())))
 
+    def split(self, kernel: tuple[int, ...]) -> str:
+        """Returns which of `sides` a kernel of this size takes; `pointwise` where there is nothing to choose."""
+        if math.prod(kernel) == 1:
+            return "pointwise"
+        return "input" if self.sides == "spatial" and sum(size > 1 for size in kernel) < 2 else self.sides
+
     def ranks_of(self, outputs: int, inputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the rank of a pointwise layer or of the input side, or the ranks of both sides (Tucker-2)."""
+        """Returns the channels between the leaves: one number, or two for `both` sides.
+
+        They are counted without borders: a layer without padding runs its first leaf on a few positions more.
+        """
         positions = math.prod(kernel)
-        # The 1x1 in front runs at every position, the kernel behind it only where its stride goes.
+        # What runs before a stride runs at more positions.
         density = math.prod(stride)
         budget = self.ratio * inputs * outputs * positions
-        if positions == 1:
+        split = self.split(kernel)
+        if split == "pointwise":
             return (_snapped(budget / (inputs + outputs)),)
-        if self.sides == "input":
+        if split == "input":
             return (_snapped(budget / (inputs * density + outputs * positions)),)
+        if split == "output":
+            return (_snapped(budget / (inputs * positions + outputs)),)
+        if split == "spatial":
+            return (_snapped(budget / (inputs * kernel[0] * stride[1] + outputs * kernel[1])),)
         # in*(b*in)*density + (b*in)*(b*out)*positions + (b*out)*out = budget, solved for b, the share of both sides.
         square, linear = inputs * outputs * positions, inputs * inputs * density + outputs * outputs
         share = (-linear + (linear**2 + 4 * square * budget) ** 0.5) / (2 * square)
@@ -79,12 +102,53 @@ class LowRank(Technique):
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of two or three thinner layers."""
-        factor = _factored if is_pointwise(layer) else _tucker
-        return factor(layer, statistics, *self.ranks(layer)).train(layer.training)
+        outputs, inputs, *kernel = weight_of(layer).shape
+        matrix, covariance = weight_matrices(layer)[0].double(), damped(statistics.covariance)[0]
+        # In units of the largest weight, so that tiny and huge weights do not leave float32; the last leaf takes it.
+        unit = matrix.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        target, split, ranks = matrix / unit, self.split(tuple(kernel)), self.ranks(layer)
+        if split == "pointwise":
+            kernels = _factors(target, covariance, *ranks)
+        else:
+            height, width = (*kernel, 1)[:2]
+            starts: dict[str, Callable[..., list[Tensor]]]
+            starts = {"input": _input, "output": _output, "spatial": _spatial, "both": _both}
+            whole = target.view(outputs, inputs, height, width)
+            kernels = fitted(starts[split](whole, covariance, *ranks), target, covariance)
+        shift = (target - composed([part.double() for part in kernels]).flatten(1)) @ statistics.mean[0].double() * unit
+        kept = bias_of(layer)
+        bias = (shift if kept is None else kept.double() + shift).float()
+        kernels[-1] = kernels[-1].double() * unit
+        return nn.Sequential(*_leaves(layer, kernels, bias)).train(layer.training)
 
 
 def _snapped(rank: float) -> int:
     return int(rank) // STEP * STEP if rank >= 2 * STEP else max(1, int(rank))
+
+
+def _leaves(layer: nn.Module, kernels: Sequence[Tensor], bias: Tensor) -> list[nn.Module]:
+    """Makes leaves of kernels `(out, in, height, width)`; along each axis the longest one has the layer's stride."""
+    axes = weight_of(layer).dim() - 2
+    longest = [max(range(len(kernels)), key=lambda place: kernels[place].shape[2 + axis]) for axis in range(axes)]
+    leaves = []
+    for place, kernel in enumerate(kernels):
+        own = [longest[axis] == place for axis in range(axes)]
+        settings = _settings(layer, own) if axes else {}
+        last = place == len(kernels) - 1
+        leaves.append(make_layer(layer, kernel.reshape(kernel.shape[: 2 + axes]), bias if last else None, **settings))
+    return leaves
+
+
+def _settings(layer: nn.Module, own: list[bool]) -> dict[str, Any]:
+    """Returns the settings of a convolution, neutral along the axes that are not its `own`."""
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    settings: dict[str, Any] = {"padding_mode": layer.padding_mode}
+    for name, neutral in (("stride", 1), ("dilation", 1), ("padding", 0)):
+        value = getattr(layer, name)
+        if not isinstance(value, str):
+            value = tuple(entry if mine else neutral for entry, mine in zip(value, own, strict=True))
+        settings[name] = value
+    return settings
 
 
 def _leading(matrix: Tensor, count: int) -> Tensor:
@@ -94,56 +158,45 @@ def _leading(matrix: Tensor, count: int) -> Tensor:
     return vectors * torch.where(peak < 0, -1.0, 1.0)
 
 
-def _bias(layer: nn.Module, matrix: Tensor, approximation: Tensor, mean: Tensor) -> Tensor:
-    shift = ((matrix - approximation) @ mean.double()).float()
-    bias = bias_of(layer)
-    return shift if bias is None else bias.float() + shift
+def _factors(target: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
+    basis = _leading(target @ covariance @ target.T, rank)
+    return [(basis.T @ target)[..., None, None], basis[..., None, None]]
 
 
-def _unit(inner: Tensor) -> Tensor:
-    """Returns the size of the inner weights: the last leaf takes it, so that what lies between stays in float32."""
-    return inner.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+def _output(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
+    inner, basis = _factors(whole.flatten(1), covariance, rank)
+    return [inner.view(rank, *whole.shape[1:]), basis]
 
 
-def _factored(layer: nn.Module, statistics: LayerStatistics, rank: int) -> nn.Module:
-    matrix = weight_matrices(layer)[0].double()
-    basis = _leading(matrix @ damped(statistics.covariance)[0] @ matrix.T, rank)
-    inner = basis.T @ matrix
-    bias = _bias(layer, matrix, basis @ inner, statistics.mean[0])
-    unit = _unit(inner)
-    ones = (1,) * (weight_of(layer).dim() - 2)
-    strides = {name: getattr(layer, name) for name in ("stride", "padding", "padding_mode") if ones}
-    return nn.Sequential(
-        make_layer(layer, (inner / unit).reshape(*inner.shape, *ones), None, **strides),
-        make_layer(layer, (basis * unit).reshape(*basis.shape, *ones), bias),
-    )
+def _spatial(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
+    """Starts from the SVD of the kernel as `(out * width, in * height)`, by the data of one column of the patch."""
+    outputs, inputs, height, width = whole.shape
+    matrix = whole.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
+    columns = covariance.view(inputs, height, width, inputs, height, width).diagonal(dim1=2, dim2=5).mean(-1)
+    down, across = _factors(matrix, columns.reshape(inputs * height, inputs * height), rank)
+    return [
+        down.view(rank, inputs, height, 1),
+        across.view(outputs, width, rank).transpose(1, 2).reshape(outputs, rank, 1, width),
+    ]
 
 
-def _tucker(layer: nn.Module, statistics: LayerStatistics, rank_in: int, rank_out: int | None = None) -> nn.Module:
-    outputs, inputs, *kernel = weight_of(layer).shape
-    matrix = weight_matrices(layer)[0].double()
-    covariance = damped(statistics.covariance)[0]
-    project = _input_directions(matrix, covariance, inputs, rank_in)
+def _input(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
+    outputs, inputs, height, width = whole.shape
+    target, positions = whole.flatten(1), height * width
+    project = _input_directions(target, covariance, inputs, rank)
     # Core: least squares of the layer's output on the projected patch.
-    wide = torch.kron(project.contiguous(), torch.eye(matrix.shape[1] // inputs, dtype=torch.float64))
-    cross, moment = matrix @ covariance @ wide.T, wide @ covariance @ wide.T
-    core = torch.linalg.solve(moment, cross.T).T  # (out, rank_in * positions)
-    settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
-    ones = (1,) * len(kernel)
-    first = make_layer(layer, project.reshape(rank_in, inputs, *ones), None)
-    if rank_out is None:
-        bias = _bias(layer, matrix, core @ wide, statistics.mean[0])
-        return nn.Sequential(first, make_layer(layer, core.reshape(outputs, rank_in, *kernel), bias, **settings))
+    wide = torch.kron(project.contiguous(), torch.eye(positions, dtype=torch.float64))
+    core = torch.linalg.solve(wide @ covariance @ wide.T, wide @ covariance @ target.T).T  # (out, rank * positions)
+    return [project[..., None, None], core.view(outputs, rank, height, width)]
+
+
+def _both(whole: Tensor, covariance: Tensor, rank_in: int, rank_out: int) -> list[Tensor]:
+    project, core = _input(whole, covariance, rank_in)
     # Output side: the leading directions of what the core can still say.
-    basis = _leading(core @ moment @ core.T, rank_out)
-    bias = _bias(layer, matrix, basis @ basis.T @ core @ wide, statistics.mean[0])
-    inner = basis.T @ core
-    unit = _unit(inner)
-    return nn.Sequential(
-        first,
-        make_layer(layer, (inner / unit).reshape(rank_out, rank_in, *kernel), None, **settings),
-        make_layer(layer, (basis * unit).reshape(outputs, rank_out, *ones), bias),
-    )
+    answer = composed([project, core]).flatten(1)
+    basis = _leading(answer @ covariance @ answer.T, rank_out)
+    inner = torch.einsum("op,oihw->pihw", basis, core)
+    return [project, inner, basis[..., None, None]]
 
 
 def _input_directions(matrix: Tensor, covariance: Tensor, inputs: int, rank: int) -> Tensor:

@@ -7,8 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.composition import dense_kernel, extent_of, on_window, windows
 from plywise.compressors.error_feedback import ErrorFeedback
-from plywise.compressors.layers import bias_of, groups_of, is_pointwise, weight_matrices, weight_of
+from plywise.compressors.layers import bias_of, groups_of, weight_matrices, weight_of
 
 
 @dataclass(frozen=True)
@@ -56,35 +57,37 @@ class LayerStatistics:
 def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[LayerStatistics]:
     """Returns the statistics at each leaf of a chain that replaces one ungrouped layer.
 
-    They follow in closed form from those of the layer: a pointwise leaf in front maps each position of the
-    patch, a leaf with the layer's kernel maps the patch to one position.
+    They follow in closed form from those of the layer: each leaf maps the window that the chain looks at to a
+    smaller one, and sees what its kernel covers, averaged over the places of the window.
     """
     found: list[LayerStatistics] = []
     covariance, mean = statistics.covariance[0], statistics.mean[0]  # over (channels * positions)
-    positions = max(weight_of(leaf)[0, 0].numel() for leaf in chain)
-    for place, leaf in enumerate(chain):
-        channels = mean.numel() // positions
-        weight = weight_of(leaf).float().flatten(1)
-        if is_pointwise(leaf) and positions > 1:
-            at_positions = covariance.view(channels, positions, channels, positions)
-            inner = at_positions.diagonal(dim1=1, dim2=3).mean(-1), mean.view(channels, positions).mean(1)
-            wide = torch.kron(weight.contiguous(), torch.eye(positions))
-        else:
-            inner, wide, positions = (covariance, mean), weight, 1
+    kernels = [dense_kernel(leaf) for leaf in chain]
+    extent = extent_of(kernels)
+    for place, (leaf, kernel) in enumerate(zip(chain, kernels, strict=True)):
+        height, width = kernel.shape[2:]
+        seen = windows(kernel.shape[1], extent, (height, width)).view(
+            -1, groups_of(leaf), kernel[0].numel() // groups_of(leaf)
+        )
+        inner = covariance[seen[..., :, None], seen[..., None, :]].mean(0), mean[seen].mean(0)
         samples = statistics.inputs if place == 0 else _spread(*inner)
-        found.append(replace(statistics, covariance=inner[0][None], mean=inner[1][None], inputs=samples))
-        covariance, mean = wide @ covariance @ wide.T, wide @ mean
-        bias = bias_of(leaf)
-        if bias is not None:
-            mean = mean + bias.float().repeat_interleave(positions)
+        found.append(replace(statistics, covariance=inner[0], mean=inner[1], inputs=samples))
         if place:
             found[place - 1] = replace(found[place - 1], outputs=samples)
+        if place == len(chain) - 1:
+            break
+        wide = on_window(kernel, extent)
+        covariance, mean = wide @ covariance @ wide.T, wide @ mean
+        extent = (extent[0] - height + 1, extent[1] - width + 1)
+        bias = bias_of(leaf)
+        if bias is not None:
+            mean = mean + bias.float().repeat_interleave(extent[0] * extent[1])
     return found
 
 
 def _spread(covariance: Tensor, mean: Tensor, count: int = 64) -> Tensor:
     """Returns sorted values spread as normal variables of these moments: a stand-in for a sample."""
     quantiles = torch.special.ndtri((torch.arange(count) + 0.5) / count * 0.9998 + 0.0001)
-    deviation = covariance.diagonal().clamp(min=0).sqrt()
-    values: Tensor = (mean[:, None] + deviation[:, None] * quantiles).flatten().sort().values
+    deviation = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    values: Tensor = (mean[..., None] + deviation[..., None] * quantiles).flatten().sort().values
     return values

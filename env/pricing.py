@@ -95,22 +95,40 @@ def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: 
     operation = replace(operation, integer=integer, bias=True if recipe.techniques else operation.bias)
     operation = operation.resized(in_channels=inputs, out_channels=None if operation.depthwise else outputs)
     structure = recipe.at(Stage.STRUCTURE)
-    return _factored(operation, structure, layer) if isinstance(structure, LowRank) else (operation,)
+    return _factored(operation, structure) if isinstance(structure, LowRank) else (operation,)
 
 
-def _factored(operation: Operation, technique: LowRank, layer: nn.Module) -> Chain:
-    ranks = technique.ranks_of(
-        operation.out_channels, operation.in_channels, tuple(operation.kernel), tuple(operation.stride)
-    )
-    thin = replace(operation, bias=False)
-    if is_pointwise(layer):
+def _factored(operation: Operation, technique: LowRank) -> Chain:
+    split = technique.split(operation.kernel)
+    ranks = technique.ranks_of(operation.out_channels, operation.in_channels, operation.kernel, operation.stride)
+    thin, last = replace(operation, bias=False), operation.resized(in_channels=ranks[-1])
+    if split in ("pointwise", "output"):
         first = thin.resized(out_channels=ranks[0])
-        return first, _pointwise(operation.resized(in_channels=ranks[0]), first.output_shape)
+        return first, _pointwise(last, first.output_shape)
+    if split == "spatial":
+        first = _along(thin.resized(out_channels=ranks[0]), 0)
+        return first, replace(_along(last, 1), input_shape=first.output_shape)
     first = _pointwise(thin.resized(out_channels=ranks[0]), operation.input_shape)
-    if len(ranks) == 1:
-        return first, operation.resized(in_channels=ranks[0])
+    if split == "input":
+        return first, last
     core = thin.resized(in_channels=ranks[0], out_channels=ranks[1])
-    return first, core, _pointwise(operation.resized(in_channels=ranks[1]), core.output_shape)
+    return first, core, _pointwise(last, core.output_shape)
+
+
+def _along(operation: Operation, axis: int) -> Operation:
+    """Returns the operation with a kernel along one axis only."""
+    mine = [place == axis for place in range(len(operation.kernel))]
+
+    def kept(values: Shape, neutral: int) -> Shape:
+        return tuple(value if own else neutral for value, own in zip(values, mine * 2, strict=False))
+
+    return replace(
+        operation,
+        kernel=kept(operation.kernel, 1),
+        stride=kept(operation.stride, 1),
+        dilation=kept(operation.dilation, 1),
+        padding=kept(operation.padding, 0),
+    )
 
 
 def _pointwise(operation: Operation, input_shape: Shape) -> Operation:

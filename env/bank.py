@@ -76,6 +76,20 @@ class Bank:
             found.append((layer.group, technique))
         return tuple(sorted(found, key=lambda pair: pair[0]))
 
+    def check(self, plan: Plan) -> State:
+        """Returns the state of a plan that can be stitched.
+
+        Raises:
+            ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
+            UnsupportedLayerError: where a recipe cannot be used on its layer.
+        """
+        state = self.state(plan)
+        for name, recipe in plan.items():
+            reason = recipe.unsupported(self.network.modules[name])
+            if reason is not None:
+                raise UnsupportedLayerError(f"layer {name!r} cannot take {recipe}: {reason}; choose another recipe")
+        return state
+
     def kept(self, state: State) -> dict[int, Tensor]:
         """Returns the sorted indices of the channels that stay, for each pruned group."""
         statistics = self.calibration.statistics
@@ -129,11 +143,7 @@ class Bank:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
             UnsupportedLayerError: where a recipe cannot be used on its layer.
         """
-        state = self.state(plan)
-        for name, recipe in plan.items():
-            reason = recipe.unsupported(self.network.modules[name])
-            if reason is not None:
-                raise UnsupportedLayerError(f"layer {name!r} cannot take {recipe}: {reason}; choose another recipe")
+        state = self.check(plan)
         keep = self.kept(state)
         network = self.network
         outputs = cut(network.modules, network.groups, keep)[1]

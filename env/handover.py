@@ -2,13 +2,17 @@
 
 import json
 import os
+import platform
 import tempfile
+import time
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packed_file import load_packed, save_packed
 from plywise.compressors.plan import Plan
@@ -22,11 +26,16 @@ from plywise.env.samples import Samples
 from plywise.env.score import judge
 from plywise.env.subject import Subject, realised_chain
 
-FILES = ("plan.yaml", "model.onnx", "weights.safetensors", "report.json")
-"""What a finished folder holds; the report is written last."""
+UNFINISHED = "UNFINISHED"
+"""A file that stands in the folder until everything else does; the report is written last."""
+
+VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
+"""What figures depend on, for the report."""
 
 UNIFORM = "uniform_quantization(bits=7) + activation_quantization"
 """Uniform int8 as the runtime's fast kernels want it: 8-bit activations, weights in [-64, 63]."""
+
+OFF_TABLE = "not on the price list of this layer: applied as written, priced only as part of the whole network"
 
 LOAD_TOLERANCE = 1e-5
 RUNTIME_TOLERANCE = 0.1
@@ -35,35 +44,47 @@ RUNTIME_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Origin:
-    """Where things come from, for the report: names as the user gave them."""
+    """Where things come from, for the report.
+
+    Attributes:
+        model, data: as the user gave them.
+        seed: of every random choice.
+        method: who found the plan.
+        evaluations: plans that were scored exactly on the way.
+        started: `time.perf_counter()` at the start of the run.
+        validation: what kind of samples plans were scored on.
+    """
 
     model: str
     data: str
     seed: int
     method: str
     evaluations: int
-    seconds: float
+    started: float
+    validation: str
 
 
-def prepare_folder(folder: Path) -> None:
-    """Creates an output folder.
+def check_folder(folder: Path) -> None:
+    """Makes sure that a run may write to a folder, which need not exist yet; changes nothing.
 
     Raises:
-        ConfigurationError: if it holds anything that is not an unfinished run of ours.
+        ConfigurationError: if it holds a finished run or files that are not of an unfinished one, or is not writable.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigurationError(f"{folder} is a file; name a folder")
     if (folder / "report.json").exists():
         raise ConfigurationError(f"{folder} holds a finished run; name another folder or delete it")
-    strangers = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.exists() else []
-    if strangers:
-        raise ConfigurationError(
-            f"{folder} holds other files ({', '.join(sorted(strangers)[:5])}); name an empty folder"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"cannot create {folder}: {error.strerror}; name a writable folder") from error
+    if folder.is_dir() and not (folder / UNFINISHED).exists() and any(folder.iterdir()):
+        some = ", ".join(sorted(path.name for path in folder.iterdir())[:5])
+        raise ConfigurationError(f"{folder} holds other files ({some}); name a new or an empty folder")
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ConfigurationError unless files can be written to a folder, which need not exist yet."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigurationError(f"cannot write to {folder}: {nearest} is a file; name a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"cannot write to {folder}: {nearest} is not writable; name another folder")
 
 
 def hand_over(
@@ -76,7 +97,7 @@ def hand_over(
         plan: how to compress it.
         demand: what was wanted.
         test: samples that nothing has looked at yet.
-        folder: made by `prepare_folder`.
+        folder: that `check_folder` accepts; made where it is missing.
         origin: for the report.
 
     Raises:
@@ -84,6 +105,8 @@ def hand_over(
     """
     model = subject.bank.stitch(plan).model.eval()
     uniform = subject.bank.stitch(uniform_plan(subject)).model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
     plan.save(folder / "plan.yaml")
     save_packed(model, subject.network.original, folder / "weights.safetensors", {"model": origin.model})
     export_onnx(model, subject.network.example, folder / "model.onnx")
@@ -109,6 +132,7 @@ def hand_over(
     ]
     report = _report(subject, plan, demand, origin, blocks)
     write_json(report, folder / "report.json")
+    (folder / UNFINISHED).unlink(missing_ok=True)
     return report
 
 
@@ -126,11 +150,7 @@ def uniform_plan(subject: Subject) -> Plan:
 
 def write_json(content: Any, path: Path) -> None:
     """Writes JSON, atomically."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)
+    write_atomically(path, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def _check_files(subject: Subject, model: nn.Module, test: Samples, folder: Path) -> None:
@@ -187,7 +207,15 @@ def _report(
         "method": origin.method,
         "seed": origin.seed,
         "evaluations": origin.evaluations,
-        "seconds": origin.seconds,
+        "seconds": time.perf_counter() - origin.started,
+        "validation": {
+            "samples": len(subject.validation),
+            "kind": origin.validation,
+            "original_accuracy": subject.accuracy,
+            "compressed_accuracy": subject.measure(plan).accuracy,
+        },
+        "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
+        "versions": {name: found.version for name in VERSIONED for found in metadata.distributions(name=name)},
         "original": original,
         "uniform_int8": uniform,
         "compressed": compressed,
@@ -211,6 +239,8 @@ def _layers(subject: Subject, plan: Plan) -> list[dict[str, Any]]:
                 "energy": float(after[2] / before[2]),
                 "estimated_accuracy_drop": float(table.drop[index, slot]),
             }
+        elif recipe != "identity":
+            row["unpriced"] = OFF_TABLE
         if any(group in layer.reads for group, _ in state):
             row["note"] = "reads fewer channels than in the original"
         if layer.uncut is not None:

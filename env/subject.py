@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -73,7 +74,7 @@ class Subject:
     """A network with its calibration, its bank and its prices.
 
     Attributes:
-        network, bank, table: see their classes.
+        network, bank: see their classes.
         validation: held-out samples that plans are scored on.
         accuracy: of the original on them, percent.
     """
@@ -114,7 +115,29 @@ class Subject:
         self.key = self._key(model, calibration, validation, seed)
         self._original = validation.logits(self.network.model)
         self.accuracy = validation.accuracy(self._original)
-        self.table = self._prices(track)
+        self._track = track
+
+    @cached_property
+    def table(self) -> PriceTable:
+        """The price table: read from the cache, else made the first time that it is asked for, which takes long."""
+        path = cache_folder("prices") / f"{_digest(self.key, self.latency.device.fingerprint)}.safetensors"
+        if path.exists():
+            try:
+                return replace(load_prices(path), network=self.network.name)
+            except FileFormatError:
+                path.unlink(missing_ok=True)
+        pricer = Pricer(self.bank, self.latency)
+        steps = sensitivities(self.bank, pricer.recipes, self.validation.first(PROBE_SAMPLES), self.store, self.key)
+        found: dict[str, Sensitivity] = {}
+        for name, sensitivity in self._track(
+            steps, f"{self.network.name}: how sensitive each layer is", len(self.layers)
+        ):
+            found[name] = sensitivity
+        points = self._points_per_nat(pricer, found)
+        chance = 100.0 / self._original.shape[1]
+        table = pricer.price(found, points, self.accuracy, min(chance, self.accuracy))
+        save_prices(table, path)
+        return table
 
     def plan(self, actions: Sequence[int]) -> Plan:
         """Returns the plan of one slot per layer of the price table."""
@@ -150,38 +173,28 @@ class Subject:
         """Layers of the network, in the order of the walk."""
         return self.network.layers
 
-    def _prices(self, track: Tracker) -> PriceTable:
-        path = cache_folder("prices") / f"{_digest(self.key, self.latency.device.fingerprint)}.safetensors"
-        if path.exists():
-            try:
-                return replace(load_prices(path), network=self.network.name)
-            except FileFormatError:
-                path.unlink()
-        pricer = Pricer(self.bank, self.latency)
-        steps = sensitivities(self.bank, pricer.recipes, self.validation.first(PROBE_SAMPLES), self.store, self.key)
-        found: dict[str, Sensitivity] = {}
-        for name, sensitivity in track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers)):
-            found[name] = sensitivity
-        points = self._points_per_nat(pricer, found, track)
-        chance = 100.0 / self._original.shape[1]
-        table = pricer.price(found, points, self.accuracy, min(chance, self.accuracy))
-        save_prices(table, path)
-        return table
-
-    def _points_per_nat(self, pricer: Pricer, found: dict[str, Sensitivity], track: Tracker) -> float:
+    def _points_per_nat(self, pricer: Pricer, found: dict[str, Sensitivity]) -> float:
         """Learns from trial plans how many points of accuracy a nat of summed single-layer divergence costs.
 
         The ratio of sums, so that plans of a point or more count for most; it includes how layers interact.
         """
         nats, points = 1.0 / USUAL_POINTS_PER_NAT, 1.0
         trials = _trial_plans(self.network, pricer, found)
-        for plan, expected in track(trials, f"{self.network.name}: trial plans", len(trials)):
-            logits = self.validation.logits(self.bank.stitch(plan).model)
-            drop = self.accuracy - self.validation.accuracy(logits)
+        for plan, expected in self._track(trials, f"{self.network.name}: trial plans", len(trials)):
+            drop = self.accuracy - self._trial(plan)
             if 0.0 <= drop <= 15.0:
                 nats += expected
                 points += drop
         return points / nats
+
+    def _trial(self, plan: Plan) -> float:
+        """Returns the accuracy of a plan; no plan twice."""
+        name = f"{self.key}/trial/{_digest(*map(str, plan.values()))}"
+        found = self.store.get(name)
+        if found is None:
+            found = self.validation.accuracy(self.validation.logits(self.bank.stitch(plan).model))
+            self.store.put(name, found)
+        return float(found)
 
     def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int) -> str:
         recipes = _digest(*map(str, catalogue()))

@@ -1,5 +1,6 @@
 """Compresses one network: `python experiments/compress_model.py --help`, or `plywise compress --help`."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ from plywise.agent.agent_search import AgentSearch
 from plywise.agent.methods import SEARCH_METHODS
 from plywise.agent.recipe_agent import RecipeAgent
 from plywise.agent.search_method import SearchMethod
-from plywise.compressors.errors import ConfigurationError, unknown_name
+from plywise.compressors.errors import ConfigurationError, FileFormatError, unknown_name
 from plywise.compressors.plan import Plan
 from plywise.env.demand import Demand
 from plywise.env.evaluator import check_demand
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.handover import Origin, hand_over, prepare_folder
+from plywise.env.handover import Origin, check_folder, hand_over
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
-from plywise.experiments.datasets import load_dataset
-from plywise.experiments.study import study
+from plywise.env.subject import Subject
+from plywise.experiments.mistakes import telling_mistakes
+from plywise.experiments.study import check_seed, load_both, study_network, validation_kind
 
 Report = dict[str, Any]
 
@@ -30,7 +32,7 @@ def compress_model(
     data: str,
     out: Path,
     agent: Path | None = None,
-    method: str = "ppo",
+    method: str | None = None,
     plan: Path | None = None,
     weights: Path | None = None,
     demand: Demand | None = None,
@@ -43,8 +45,8 @@ def compress_model(
         model: `zoo:NAME`, `package.module:factory` or `path.py:factory`.
         data: dataset, for example `digits` or `cifar10:PATH`.
         out: folder to write.
-        agent: folder of a trained agent, for `method="ppo"`.
-        method: who searches: `ppo` or one of the methods in `SEARCH_METHODS`.
+        agent: folder of a trained agent, which looks for the plan.
+        method: who looks for the plan instead: one of `SEARCH_METHODS`.
         plan: a plan to apply instead of searching.
         weights: a state dict for the network.
         demand: what is wanted.
@@ -56,17 +58,21 @@ def compress_model(
     """
     started = time.perf_counter()
     demand = demand or Demand()
-    prepare_folder(out)
-    searcher = None if plan is not None else find_method(method, agent)
-    given = None if plan is None else Plan.load(plan)
-    dataset = load_dataset(data)
-    studied = study(model, dataset, weights, seed)
+    check_seed(seed)
+    if walks < 1:
+        raise ConfigurationError(f"walks={walks} must be at least 1: no plan can be chosen without scoring one")
+    check_folder(out)
+    given = None if plan is None else read_plan(plan, agent, method)
+    searcher = find_method(method, agent) if given is None else None
+    network, dataset = load_both(model, data, weights)
+    studied = study_network(network, model, dataset, seed)
     subject = studied.subject
-    if given is not None:
-        given.check(tuple(layer.name for layer in subject.layers))
+    if searcher is None:
+        assert given is not None
+        subject.bank.check(given)
         chosen, evaluations = given, 0
+        tell_off_table(subject, chosen)
     else:
-        assert searcher is not None
         check_demand(subject.table, demand)
         result = searcher.search(ExactEvaluator(subject, demand), walks, seed)
         chosen, evaluations = subject.plan(result.actions), result.evaluations
@@ -76,61 +82,103 @@ def compress_model(
         seed=seed,
         method="plan" if searcher is None else searcher.name,
         evaluations=evaluations,
-        seconds=time.perf_counter() - started,
+        started=started,
+        validation=validation_kind(model, dataset, weights),
     )
     return hand_over(subject, chosen, demand, studied.test, out, origin)
 
 
-def find_method(name: str, agent: Path | None) -> SearchMethod:
-    """Returns a search method by name.
+def read_plan(plan: Path, agent: Path | None, method: str | None) -> Plan:
+    """Reads a plan that is to be applied as it is.
 
     Raises:
-        ConfigurationError: on an unknown name, or `ppo` without an agent.
+        ConfigurationError: if an agent or a method is named as well, or a recipe is not valid.
+        FileFormatError: if the file is not a plan.
+    """
+    if agent is not None or method is not None:
+        raise ConfigurationError(
+            "a plan is applied as it is, nobody looks for another: leave out either --plan or --agent and --method"
+        )
+    return Plan.load(plan)
+
+
+def tell_off_table(subject: Subject, plan: Plan) -> None:
+    """Says on the standard error stream which recipes are allowed but not on the price list."""
+    for layer, menu in zip(subject.table.layers, subject.table.recipes, strict=True):
+        if str(plan[layer]) not in menu:
+            print(f"note: {plan[layer]} is not on the price list of layer {layer}; applied as written", file=sys.stderr)
+
+
+def find_method(name: str | None, agent: Path | None) -> SearchMethod:
+    """Returns who looks for the plan: the agent where one is given, else the method of a name.
+
+    Raises:
+        ConfigurationError: on an unknown name, on both an agent and another method, or on neither.
         FileFormatError: if the agent cannot be read.
     """
-    if name == AgentSearch.name:
-        if agent is None:
-            raise ConfigurationError(
-                "method 'ppo' needs a trained agent: give --agent FOLDER, or train one with 'plywise train'"
-            )
-        return AgentSearch(RecipeAgent.load(agent, CONTEXT_FEATURES, ROW_FEATURES))
-    if name not in SEARCH_METHODS:
-        raise unknown_name("method", name, (AgentSearch.name, *SEARCH_METHODS))
+    known = (AgentSearch.name, *SEARCH_METHODS)
+    if name is not None and name not in known:
+        raise unknown_name("method", name, known)
+    if agent is not None:
+        if name not in (None, AgentSearch.name):
+            raise ConfigurationError(f"method {name!r} needs no agent: leave out either --method or --agent")
+        return AgentSearch(load_agent(agent))
+    if name is None or name == AgentSearch.name:
+        raise ConfigurationError(
+            "who should look for the plan? Give --agent FOLDER (train one with 'plywise train', or 'make demo' leaves "
+            f"one in runs/demo/agent), or a method that needs no training: --method {', '.join(SEARCH_METHODS)}"
+        )
     return SEARCH_METHODS[name]
+
+
+def load_agent(folder: Path) -> RecipeAgent:
+    """Reads a trained agent that fits this version's observations; raises FileFormatError on anything else."""
+    if not (folder / "agent.json").is_file():
+        inner = folder / "agent"
+        hint = f"did you mean {inner}?" if (inner / "agent.json").is_file() else "train one with 'plywise train'"
+        raise FileFormatError(f"{folder} is not the folder of a trained agent (it has no agent.json); {hint}")
+    agent = RecipeAgent.load(folder, CONTEXT_FEATURES, ROW_FEATURES)
+    sizes, expected = (agent.scorer.context_size, agent.scorer.recipe_size), (len(CONTEXT_FEATURES), len(ROW_FEATURES))
+    if sizes != expected:
+        raise FileFormatError(
+            f"the agent in {folder} was trained on {sizes[0]} and {sizes[1]} features of context and recipe, this "
+            f"version has {expected[0]} and {expected[1]}; train it again"
+        )
+    return agent
 
 
 def show_report(report: Report, console: Console | None = None) -> None:
     """Prints original, uniform int8 and compressed side by side."""
-    table = Table(title=f"{report['model']} on {report['data']} ({report['method']})")
-    for heading in (
-        "",
-        "accuracy %",
-        "bytes",
-        "of original",
-        "ONNX bytes",
-        "latency ms",
-        "M macs",
-        "energy mJ (modelled)",
+    table = Table("", title=f"{report['model']} on {report['data']} ({report['method']})")
+    blocks = [report[name] for name in ("original", "uniform_int8", "compressed")]
+    for heading in ("original", "uniform int8", "compressed", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, key, form in (
+        ("accuracy, %", "accuracy", ".2f"),
+        ("weights.safetensors, bytes", "storage_bytes", ",d"),
+        ("model.onnx, bytes", "onnx_bytes", ",d"),
+        ("latency, ms (ONNX Runtime)", "latency_ms", ".4f"),
+        ("energy, mJ (modelled)", "energy_mj", ".4g"),
+        ("macs", "macs", ",d"),
+        ("parameters", "parameters", ",d"),
     ):
-        table.add_column(heading, justify="left" if not heading else "right")
-    whole = report["original"]["storage_bytes"]
-    for name in ("original", "uniform_int8", "compressed"):
-        block = report[name]
-        table.add_row(
-            name.replace("_", " "),
-            f"{block['accuracy']:.2f}",
-            f"{block['storage_bytes']:,}",
-            f"{block['storage_bytes'] / whole:.3f}",
-            f"{block['onnx_bytes']:,}",
-            f"{block['latency_ms']:.4f}",
-            f"{block['macs'] / 1e6:.3f}",
-            f"{block['energy_mj']:.4f}",
-        )
+        share = "" if key == "accuracy" else f"{blocks[2][key] / blocks[0][key]:.3f}"
+        table.add_row(name, *(format(block[key], form) for block in blocks), share)
     console = console or Console()
     console.print(table)
-    verdict = "met" if report["demand_met"] else f"NOT met: {report['violations']}"
-    console.print(f"demand {verdict}; score {report['score']:.3f}; {report['evaluations']} plans scored exactly")
+    console.print(f"demand {_verdict(report)}; score {report['score']:.3f}; plans scored: {report['evaluations']}")
+
+
+def _verdict(report: Report) -> str:
+    if report["demand_met"]:
+        return "met"
+    units = {"accuracy_drop": "points"}
+    excess = (
+        f"{name} by {value:.3g} {units.get(name, 'of the original')}" for name, value in report["violations"].items()
+    )
+    return f"NOT met: beyond the ceiling of {', '.join(excess)}"
 
 
 if __name__ == "__main__":
-    auto_cli(compress_model, as_positional=False)
+    with telling_mistakes():
+        auto_cli(compress_model, as_positional=False)

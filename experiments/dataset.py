@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+CUT = "cut from the training split"
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -59,6 +61,7 @@ class Dataset:
         train: for calibration, training and fine-tuning.
         validation: for scoring plans; shares no image with `train`.
         test: touched once, for the report.
+        validation_source: where the validation images come from, in words.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    validation_source: str = CUT
 
     @property
     def num_classes(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -9,43 +10,57 @@ from rich.table import Table
 from plywise.compressors.errors import FileFormatError
 from plywise.env.runtime import accuracy_onnx, time_models
 from plywise.experiments.datasets import load_dataset
-from plywise.experiments.loading import WEIGHTS, load_compressed
-from plywise.experiments.model_loading import load_model
+from plywise.experiments.loading import WEIGHTS, architecture, load_compressed
+from plywise.experiments.model_loading import check_runs
 from plywise.experiments.study import samples
 
+FIGURES = ("accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
 
-def evaluate_files(folder: Path, data: str, model: str | None = None) -> None:
+
+def evaluate_files(folder: Path, data: str | None = None, model: str | None = None) -> None:
     """Prints what the report says beside what the files show now.
+
+    Args:
+        folder: a hand-over folder.
+        data: the dataset whose test split is used; that of the report where None.
+        model: the original network, where it is not of the zoo.
 
     Raises:
         PlywiseError: if files are missing or damaged.
     """
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))["compressed"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(
-            f"{folder} holds no finished run (report.json: {error}); name what 'compress' wrote"
-        ) from error
-    dataset = load_dataset(data)
-    test = samples(dataset.test)
-    network = load_compressed(folder, None if model is None else load_model(model))
-    timing = time_models([folder / "model.onnx"], (1, *dataset.input_shape))[0]
+    report = read_report(folder)
+    said = report["compressed"]
+    network = load_compressed(folder, None if model is None else architecture(model))
+    dataset = load_dataset(data or str(report["data"]))
+    check_runs(network, dataset)
+    test, onnx = samples(dataset.test), folder / "model.onnx"
+    timing = time_models([onnx], (1, *dataset.input_shape))[0]
     rows = (
-        ("accuracy in torch, %", report["accuracy"], test.accuracy(test.logits(network))),
-        (
-            "accuracy in ONNX Runtime, %",
-            report["accuracy"],
-            accuracy_onnx(folder / "model.onnx", test.inputs, test.labels),
-        ),
-        ("bytes of weights.safetensors", report["storage_bytes"], (folder / WEIGHTS).stat().st_size),
-        ("bytes of model.onnx", report["onnx_bytes"], (folder / "model.onnx").stat().st_size),
-        ("latency, ms (median)", report["latency_ms"], timing.median_ms),
+        ("accuracy in torch, %", said["accuracy"], test.accuracy(test.logits(network))),
+        ("accuracy in ONNX Runtime, %", said["accuracy"], accuracy_onnx(onnx, test.inputs, test.labels)),
+        (f"bytes of {WEIGHTS}", said["storage_bytes"], (folder / WEIGHTS).stat().st_size),
+        ("bytes of model.onnx", said["onnx_bytes"], onnx.stat().st_size),
+        ("latency, ms (median)", said["latency_ms"], timing.median_ms),
     )
     table = Table("", "report", "now", title=str(folder))
-    for name, said, found in rows:
-        table.add_row(
-            name,
-            f"{said:,.4g}" if isinstance(said, float) else f"{said:,}",
-            f"{found:,.4g}" if isinstance(found, float) else f"{found:,}",
-        )
+    for name, *values in rows:
+        table.add_row(name, *(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in values))
     Console().print(table)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Returns the report of a finished run; raises FileFormatError where there is none."""
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_bytes())
+        numbers = [report["compressed"][name] for name in FIGURES]
+    except OSError as error:
+        raise FileFormatError(
+            f"{folder} holds no finished run ({path.name}: {error.strerror}); name a folder that 'compress' wrote"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FileFormatError(f"{path} is damaged ({error}); compress again or restore it") from error
+    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(report.get("data"), str):
+        raise FileFormatError(f"{path} is damaged: its figures are no numbers; compress again or restore it")
+    found: dict[str, Any] = report
+    return found

@@ -3,11 +3,13 @@
 import dataclasses
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import plywise.compressors  # noqa: F401  (registers the techniques)
 from plywise.agent.agent_search import AgentSearch
 from plywise.agent.methods import SEARCH_METHODS
+from plywise.compressors.errors import unknown_name
 from plywise.compressors.technique import TECHNIQUES
 from plywise.experiments.zoo import ZOO
 
@@ -20,31 +22,40 @@ DATASETS = (
 
 
 def show_list(what: str) -> None:
-    """Prints the techniques, networks, datasets or methods."""
-    Console().print({"techniques": techniques, "networks": networks, "datasets": datasets, "methods": methods}[what]())
+    """Prints the techniques, networks, datasets or methods; raises ConfigurationError on anything else."""
+    lists = {"techniques": techniques, "networks": networks, "datasets": datasets, "methods": methods}
+    if what not in lists:
+        raise unknown_name("list", what, lists)
+    Console().print(lists[what]())
 
 
 def techniques() -> Table:
-    """Returns a table of all registered techniques."""
-    table = Table("technique", "stage", "hyperparameters (grid)", "what it costs and saves", "source", show_lines=True)
-    table.add_row("identity", "", "", "nothing changes", "")
+    """Returns a table of all registered techniques; two columns, so that 80 characters are enough."""
+    table = Table(show_lines=True)
+    table.add_column("technique", no_wrap=True)
+    table.add_column("what it costs and saves, its hyperparameters (the values that are tried) and its source")
+    table.add_row("identity", "nothing changes")
     for name, technique in sorted(TECHNIQUES.items(), key=lambda item: (item[1].stage, item[0])):
         fields = (
-            f"{field.name}: {', '.join(map(str, field.metadata['grid']))}" for field in dataclasses.fields(technique)
+            f"[cyan]{field.name}[/]: {', '.join(map(str, field.metadata['grid']))}"
+            for field in dataclasses.fields(technique)
         )
-        table.add_row(name, technique.stage.name, "\n".join(fields), technique.summary, technique.source)
+        lines = (technique.summary, *fields, f"[dim]{escape(technique.source)}[/]")
+        table.add_row(f"{name}\n[dim]{technique.stage.name}[/]", "\n".join(lines))
     return table
 
 
 def networks() -> Table:
     """Returns a table of the zoo."""
-    table = Table("network", "family", "data", "weights", "description")
+    table = Table()
+    for heading in ("network", "family", "data", "weights", "description"):
+        table.add_column(heading, no_wrap=heading != "description")
     for name, entry in ZOO.items():
         table.add_row(
             name,
             entry.family,
             entry.dataset,
-            "trained on the spot" if entry.training else "--weights",
+            "trained here" if entry.training else "--weights",
             entry.description,
         )
     return table

@@ -6,6 +6,7 @@ from torch import nn
 
 from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.packed_file import load_packed, read_metadata
+from plywise.experiments.model_loading import load_model
 from plywise.experiments.zoo import ZOO, untrained
 
 WEIGHTS = "weights.safetensors"
@@ -24,10 +25,18 @@ def load_compressed(path: Path, model: nn.Module | None = None) -> nn.Module:
     """
     file = path / WEIGHTS if path.is_dir() else path
     if model is None:
-        name = read_metadata(file).get("model", "").removeprefix("zoo:")
+        given = read_metadata(file).get("model", "")
+        name = given.removeprefix("zoo:")
         if name not in ZOO:
             raise ConfigurationError(
-                f"{file} is of the network {name!r}, which is not in the zoo: pass the original architecture as model="
+                f"{file} is of the network {given!r}, which is not in the zoo: give the original network as well "
+                "(plywise.load(path, model), or --model on the command line)"
             )
         model = untrained(name)
     return load_packed(file, model)
+
+
+def architecture(model: str) -> nn.Module:
+    """Returns a network whose weights do not matter: of the zoo, or from a user's factory, which is run."""
+    kind, colon, name = model.rpartition(":")
+    return untrained(name) if not colon or kind == "zoo" else load_model(model)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plywise.compressors.errors import DataError
-from plywise.experiments.dataset import Dataset, Split
+from plywise.experiments.dataset import CUT, Dataset, Split
 
 VALIDATION_SHARE = 0.1
 
@@ -80,6 +80,7 @@ def assemble(
     Raises:
         DataError: too few training images to cut from.
     """
+    source = CUT if validation is None else "the dataset's own validation split"
     if validation is None:
         count = validation_count or round(len(train.labels) * VALIDATION_SHARE)
         smallest = int(torch.bincount(train.labels, minlength=len(classes)).min())
@@ -90,7 +91,8 @@ def assemble(
             )
         train, validation = train.cut(count, seed)
     mean, std = normalisation or channel_moments(train.images)
-    return Dataset(name, classes, *(Split(part.images, part.labels, mean, std) for part in (train, validation, test)))
+    fit, held_out, unseen = (Split(part.images, part.labels, mean, std) for part in (train, validation, test))
+    return Dataset(name, classes, fit, held_out, unseen, source)
 
 
 def channel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

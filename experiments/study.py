@@ -1,19 +1,23 @@
 """From names on the command line to a network under study."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from plywise.env.latency import LatencyTable
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError
 from plywise.env.samples import Samples
-from plywise.env.subject import Subject
+from plywise.env.subject import Subject, untracked
 from plywise.experiments.dataset import Dataset, Split
-from plywise.experiments.model_loading import load_model
+from plywise.experiments.datasets import load_dataset
+from plywise.experiments.model_loading import check_runs, load_model
 from plywise.experiments.progress import tracked
+from plywise.experiments.zoo import zoo_entry
 
 CALIBRATION_IMAGES = 512
 VALIDATION_IMAGES = 2000
+MOST_SEED = 2**32 - 1
+"""The largest that every generator takes."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +41,55 @@ def study(model: str, dataset: Dataset, weights: Path | None = None, seed: int =
     Raises:
         PlywiseError: if the network or the data are not usable.
     """
-    network = load_model(model, weights, dataset)
+    return study_network(load_model(model, weights, dataset), model, dataset, seed, progress)
+
+
+def study_network(network: nn.Module, name: str, dataset: Dataset, seed: int = 0, progress: bool = True) -> Study:
+    """Does what `study` does with a network that is loaded; `name` is what it was loaded as."""
     subject = Subject(
         network,
         samples(dataset.train, CALIBRATION_IMAGES),
         samples(dataset.validation, VALIDATION_IMAGES),
-        name=model.removeprefix("zoo:"),
-        latency=LatencyTable(),
+        name=name.removeprefix("zoo:"),
         track=tracked if progress else untracked,
         seed=seed,
     )
     return Study(subject, samples(dataset.test))
 
 
-def untracked(items: Iterable[Any], description: str, count: int) -> Iterable[Any]:
-    """Returns `items`: no bar, for worker processes."""
-    return items
+def load_both(model: str, data: str, weights: Path | None) -> tuple[nn.Module, Dataset]:
+    """Loads a network and the data that it must run on: first what is quick, so that mistakes are told soon.
+
+    Raises:
+        PlywiseError: if the network or the data are not usable.
+    """
+    if weights is None and trains_here(model):
+        dataset = load_dataset(data)
+        return load_model(model, None, dataset), dataset
+    network = load_model(model, weights)
+    dataset = load_dataset(data)
+    check_runs(network, dataset)
+    return network, dataset
+
+
+def trains_here(model: str) -> bool:
+    """Returns whether a network is of the zoo and trained on the spot; raises ConfigurationError on unknown names."""
+    kind, colon, name = model.rpartition(":")
+    return (not colon or kind == "zoo") and zoo_entry(name).training is not None
+
+
+def validation_kind(model: str, dataset: Dataset, weights: Path | None) -> str:
+    """Returns in words what plans are scored on."""
+    seen = "the network was not trained on them"
+    if weights is not None or not trains_here(model):
+        seen = "whether the network was trained on them is not known; if it was, drops look larger than they are"
+    return f"{dataset.validation_source}; {seen}"
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigurationError unless every generator takes the seed."""
+    if not 0 <= seed <= MOST_SEED:
+        raise ConfigurationError(f"seed={seed} must lie between 0 and {MOST_SEED}")
 
 
 def samples(split: Split, most: int | None = None) -> Samples:

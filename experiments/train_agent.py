@@ -1,25 +1,34 @@
 """Trains an agent over a zoo of networks: `python experiments/train_agent.py --help`, or `plywise train --help`."""
 
+import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from joblib import Parallel, delayed
 from jsonargparse import auto_cli
 
 from plywise.agent.ppo import PPOSettings, train
 from plywise.agent.recipe_agent import RecipeAgent
-from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.atomic_file import write_atomically
+from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.env.demand_sampler import DemandSampler
+from plywise.env.handover import check_writable
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.prices import PriceTable
 from plywise.env.vector_env import BatchedCompressionEnv
 from plywise.experiments.datasets import load_dataset
+from plywise.experiments.mistakes import telling_mistakes
 from plywise.experiments.progress import tracked
-from plywise.experiments.study import study
-from plywise.experiments.zoo import ZOO
+from plywise.experiments.study import check_seed, study
+from plywise.experiments.zoo import ZOO, trainable, zoo_entry
 
 DIGITS_ZOO = tuple(name for name, entry in ZOO.items() if entry.dataset == "digits")
+
+RUN = "run.json"
+"""What the run in a folder was asked to do."""
 
 
 def price_networks(networks: Sequence[str], data: str, seed: int = 0) -> list[PriceTable]:
@@ -27,7 +36,9 @@ def price_networks(networks: Sequence[str], data: str, seed: int = 0) -> list[Pr
 
     An interrupted run goes on where it stopped: tables and probes are kept as they come.
     """
-    load_dataset(data)  # a mistake in its name should be told once, and before anything starts
+    dataset = load_dataset(data)  # a mistake should be told once, and before anything starts
+    for name in networks:
+        trainable(name, dataset)
     # joblib's processes need no guard around the caller's main module, and get one thread each.
     results = Parallel(n_jobs=min(os.cpu_count() or 1, len(networks)), return_as="generator")(
         delayed(_price)(name, data, seed) for name in networks
@@ -58,16 +69,18 @@ def train_agent(
     Raises:
         PlywiseError: on anything that the user can mend.
     """
-    strangers = sorted(set(hold_out) - set(networks))
-    if strangers:
-        raise ConfigurationError(f"hold_out names {', '.join(strangers)}, not among the networks {', '.join(networks)}")
-    seen = [name for name in networks if name not in hold_out]
-    if not seen:
-        raise ConfigurationError("no network is left to train on; hold out fewer or name more")
     settings = settings or PPOSettings()
-    env = BatchedCompressionEnv(price_networks(seen, data), DemandSampler(), settings.num_envs, settings.seed)
+    check_seed(settings.seed)
+    seen = seen_networks(networks, hold_out)
+    asked = {"networks": list(seen), "data": data, **dataclasses.asdict(settings)}
+    check_run(out, asked)
+    if (out / "agent" / "agent.json").exists():
+        return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
+    tables = price_networks(seen, data)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
     return train(
-        env,
+        BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),
         settings,
         out / "agent",
         context_features=CONTEXT_FEATURES,
@@ -76,5 +89,43 @@ def train_agent(
     )
 
 
+def seen_networks(networks: Sequence[str], hold_out: Sequence[str]) -> tuple[str, ...]:
+    """Returns the networks that the agent may see; raises ConfigurationError on names that are not known."""
+    for name in (*networks, *hold_out):
+        zoo_entry(name)
+    strangers = sorted(set(hold_out) - set(networks))
+    if strangers:
+        raise ConfigurationError(f"hold_out names {', '.join(strangers)}, not among the networks {', '.join(networks)}")
+    seen = tuple(dict.fromkeys(name for name in networks if name not in hold_out))
+    if not seen:
+        raise ConfigurationError("no network is left to train on; hold out fewer or name more")
+    return seen
+
+
+def check_run(out: Path, asked: dict[str, Any]) -> None:
+    """Makes sure that a folder is new, or holds the same run, finished or not; changes nothing.
+
+    Raises:
+        ConfigurationError: it holds another run or files that are not of a run, or is not writable.
+        FileFormatError: its description of the run is damaged.
+    """
+    check_writable(out)
+    if not (out / RUN).exists():
+        taken = [name for name in ("agent", "tensorboard") if (out / name).exists()]
+        if taken:
+            raise ConfigurationError(
+                f"{out} holds {' and '.join(taken)} of another run (it has no {RUN}); name another folder or delete it"
+            )
+        return
+    try:
+        there = json.loads((out / RUN).read_bytes())
+        differing = [f"{key}: {there[key]!r} there, {asked[key]!r} now" for key in asked if there[key] != asked[key]]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{out / RUN} is damaged ({error!r}); name another folder or delete {out}") from error
+    if differing:
+        raise ConfigurationError(f"{out} holds another run ({'; '.join(differing)}); name another folder or delete it")
+
+
 if __name__ == "__main__":
-    auto_cli(train_agent, as_positional=False)
+    with telling_mistakes():
+        auto_cli(train_agent, as_positional=False)

@@ -136,6 +136,21 @@ def trained(name: str, dataset: Dataset) -> nn.Module:
         ModelError: the network needs a file of weights, or the dataset has other images or classes.
         ConfigurationError: no network has this name.
     """
+    settings = trainable(name, dataset)
+    network = untrained(name, settings.seed)
+    cached = cache_folder("zoo") / f"{name}-{_training_key(network, settings, dataset)}.safetensors"
+    weights = read_tensors(cached)
+    if weights is None:
+        with reproducible(settings.seed):
+            fit(network, dataset.train, settings, f"Training {name}")
+        write_tensors(cached, network.state_dict())
+    else:
+        network.load_state_dict(weights)
+    return network.eval()
+
+
+def trainable(name: str, dataset: Dataset) -> TrainingSettings:
+    """Returns how a network is trained on the spot; raises as `trained` does."""
     entry = zoo_entry(name)
     if entry.training is None:
         raise ModelError(
@@ -147,16 +162,7 @@ def trained(name: str, dataset: Dataset) -> nn.Module:
             f"network {name!r} is for the digits, images (1, 8, 8) of 10 classes; the dataset {dataset.name!r} has "
             f"{dataset.input_shape} and {dataset.num_classes}"
         )
-    network = untrained(name, entry.training.seed)
-    cached = cache_folder("zoo") / f"{name}-{_training_key(network, entry.training, dataset)}.safetensors"
-    weights = read_tensors(cached)
-    if weights is None:
-        with reproducible(entry.training.seed):
-            fit(network, dataset.train, entry.training, f"Training {name}")
-        write_tensors(cached, network.state_dict())
-    else:
-        network.load_state_dict(weights)
-    return network.eval()
+    return entry.training
 
 
 def _training_key(network: nn.Module, settings: TrainingSettings, dataset: Dataset) -> str:

@@ -34,7 +34,7 @@ def compress(
         data: `digits`, `mnist:PATH`, `cifar10:PATH` or `folder:PATH`.
         out: folder to write.
         agent: folder of a trained agent.
-        method: who searches; `ppo` where an agent is given, else `knapsack`.
+        method: who searches where no agent is given, such as `knapsack`.
         plan: a plan to apply instead of searching.
         weights: a state dict.
         walks: plans that are scored exactly, at most.
@@ -52,7 +52,7 @@ def compress(
         data,
         Path(out),
         None if agent is None else Path(agent),
-        method or ("knapsack" if agent is None else "ppo"),
+        method,
         None if plan is None else Path(plan),
         None if weights is None else Path(weights),
         make_demand(demand),

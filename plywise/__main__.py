@@ -4,22 +4,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 from jsonargparse import auto_cli
 
 from plywise import __version__
-from plywise.compressors.errors import PlywiseError
+from plywise.experiments.mistakes import telling_mistakes
+from plywise.experiments.options import OptionParser
 
-USAGE_ERROR = 2
 DEMAND_NOT_MET = 3
-INTERRUPTED = 130
 
 
 def train(
     out: Path = Path("runs/agent"),
-    networks: list[str] | None = None,
-    hold_out: list[str] | None = None,
+    networks: str | None = None,
+    hold_out: str | None = None,
     data: str = "digits",
     steps: int = 200_000,
     envs: int = 128,
@@ -30,9 +29,9 @@ def train(
 
     Args:
         out: folder that receives agent/ and tensorboard/
-        networks: names of zoo networks (see 'plywise list networks'); all digits networks where not given
-        hold_out: names among them that the agent must not see
-        data: dataset that they run on
+        networks: names of zoo networks, with commas between (see 'plywise list networks'); all of them where not given
+        hold_out: names among them that the agent must not see, with commas between
+        data: dataset that they are trained and compressed on
         steps: environment steps
         envs: environments side by side
         learning_rate: of Adam, at the start
@@ -41,8 +40,10 @@ def train(
     from plywise.agent.ppo import PPOSettings
     from plywise.experiments.train_agent import DIGITS_ZOO, train_agent
 
-    settings = PPOSettings(total_steps=steps, num_envs=envs, learning_rate=learning_rate, seed=seed)
-    agent = train_agent(networks or DIGITS_ZOO, hold_out or (), data, out, settings)
+    settings = PPOSettings(
+        total_steps=steps, num_envs=envs, minibatch=16 * envs, learning_rate=learning_rate, seed=seed
+    )
+    agent = train_agent(_names(networks) or DIGITS_ZOO, _names(hold_out), data, out, settings)
     print(
         f"agent of {agent.trained_steps:,} steps in {out / 'agent'}; curves: tensorboard --logdir {out / 'tensorboard'}"
     )
@@ -53,7 +54,7 @@ def compress(
     data: str,
     out: Path,
     agent: Path | None = None,
-    method: str = "ppo",
+    method: str | None = None,
     plan: Path | None = None,
     weights: Path | None = None,
     max_accuracy_drop: float | None = 1.0,
@@ -75,8 +76,8 @@ def compress(
         model: zoo:NAME, package.module:factory or path.py:factory
         data: digits, mnist:PATH, cifar10:PATH or folder:PATH
         out: folder to write; must not hold another run
-        agent: folder of a trained agent, for the method ppo
-        method: who looks for the plan: ppo, knapsack, greedy, uniform or random
+        agent: folder of a trained agent, which looks for the plan (what 'plywise train' wrote, or runs/demo/agent)
+        method: who looks for the plan where no agent is given: knapsack, greedy, uniform or random
         plan: a plan to apply as it is, instead of looking for one
         weights: state dict of the network (.safetensors, or a torch file of tensors)
         max_accuracy_drop: points of accuracy that may be lost; null for no ceiling
@@ -102,12 +103,12 @@ def compress(
         raise SystemExit(DEMAND_NOT_MET)
 
 
-def evaluate(folder: Path, data: str, model: str | None = None) -> None:
+def evaluate(folder: Path, data: str | None = None, model: str | None = None) -> None:
     """Measures the files of a compressed network again: accuracy in ONNX Runtime and in torch, bytes, latency.
 
     Args:
         folder: what 'plywise compress' wrote
-        data: dataset; its test split is used
+        data: dataset, whose test split is used; the one in the report where not given
         model: the network as in 'plywise compress'; only needed for networks outside the zoo
     """
     from plywise.experiments.evaluate_files import evaluate_files
@@ -128,7 +129,7 @@ def profile(model: str, data: str, weights: Path | None = None) -> None:
     profile_model(model, data, weights)
 
 
-def list_(what: Literal["techniques", "networks", "datasets", "methods"] = "techniques") -> None:
+def list_(what: str = "techniques") -> None:
     """Lists techniques, networks, datasets or search methods.
 
     Args:
@@ -158,25 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given == ["--version"]:
         print(f"plywise {__version__}")
         return
-    try:
+    with telling_mistakes(debug):
         auto_cli(
             COMMANDS,
-            args=given,
+            args=given or ["--help"],
             as_positional=False,
             prog="plywise",
             description="Compresses trained networks, layer by layer. Add --debug to any command for tracebacks.",
+            parser_class=OptionParser,
         )
-    except PlywiseError as error:
-        if debug:
-            raise
-        fail(str(error), error)
-    except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
-    except OSError as error:
-        if debug:
-            raise
-        fail(f"{error.strerror or error}: {error.filename or ''} (what was finished is kept)", error)
 
 
 def _underscored(argument: str) -> str:
@@ -185,10 +176,8 @@ def _underscored(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
-def fail(message: str, cause: Exception | None = None) -> NoReturn:
-    """Ends with one message and exit code 2."""
-    print(f"plywise: {message}", file=sys.stderr)
-    raise SystemExit(USAGE_ERROR) from cause
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""What a command says when it cannot go on: one message on the standard error stream, and an exit code."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+@contextmanager
+def telling_mistakes(debug: bool = False) -> Iterator[None]:
+    """Turns whatever a user can mend into one message and exit code 2, and Ctrl-C into exit code 130.
+
+    Args:
+        debug: leave errors as they are, with their traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        # Imported late, as it brings torch along: `--help` and a mistyped option need not wait for that.
+        from plywise.compressors.errors import PlywiseError
+
+        if debug or not isinstance(error, PlywiseError | OSError):
+            raise
+        fail(str(error) if isinstance(error, PlywiseError) else _about_files(error))
+
+
+def fail(message: str) -> NoReturn:
+    """Ends with one message and exit code 2."""
+    print(f"plywise: {message}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR) from None
+
+
+def _about_files(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{where}; what was finished is kept, and the same command goes on from there"

@@ -9,12 +9,12 @@ from rich.console import Console
 from plywise.agent.ppo import PPOSettings
 from plywise.env.demand import Demand
 from plywise.experiments.compress_model import compress_model, show_report
-from plywise.experiments.train_agent import train_agent
+from plywise.experiments.train_agent import DIGITS_ZOO, price_networks, train_agent
 
 HELD_OUT = ("digits-resnet-a", "digits-vit", "digits-mobilenet")
 DEMAND = Demand(max_accuracy_drop=1.0, max_storage=0.15)
 RUN = Path("runs/demo")
-SETTINGS = PPOSettings(total_steps=130_000, num_envs=128)
+SETTINGS = PPOSettings(total_steps=110_000, num_envs=128)
 
 
 def main() -> None:
@@ -22,7 +22,10 @@ def main() -> None:
     started = time.perf_counter()
     console = Console()
     console.rule("1  train: an agent learns over the digits zoo, three networks held out")
+    price_networks(DIGITS_ZOO, "digits")
+    console.print(f"{len(DIGITS_ZOO)} networks trained and priced after {time.perf_counter() - started:.0f} s")
     train_agent(hold_out=HELD_OUT, out=RUN, settings=SETTINGS)
+    console.print(f"agent trained after {time.perf_counter() - started:.0f} s")
     console.rule("2  compress: the networks that it has never seen")
     reports = []
     for name in HELD_OUT:

@@ -75,7 +75,10 @@ class Plan(Mapping[str, Recipe]):
         """Raises ConfigurationError, naming the first mismatch, unless the plan covers exactly `layers`."""
         for name in layers:
             if name not in self.recipes:
-                raise ConfigurationError(f"the plan for {self.network!r} has no recipe for layer {name!r}")
+                raise ConfigurationError(
+                    f"the plan for {self.network!r} has no recipe for layer {name!r} of this network; give the plan of "
+                    "this network, or write 'identity' for a layer that should stay as it is"
+                )
         for name in self.recipes:
             if name not in layers:
                 raise ConfigurationError(

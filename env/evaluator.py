@@ -1,5 +1,6 @@
 """What scores a plan: the protocol that every search method sees, and the evaluator that only reads prices."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -110,5 +111,7 @@ def check_demand(table: PriceTable, demand: Demand) -> None:
     asked = {name: ceiling for name, ceiling in zip(METRICS, demand.ceilings, strict=True) if ceiling is not None}
     if all(least[name] <= ceiling for name, ceiling in asked.items()):
         return
-    lines = ", ".join(f"max_{name}={ceiling:g} (reachable: {least[name]:.4g})" for name, ceiling in asked.items())
+    # Rounded up, so that the value given is one that can be held.
+    reachable = {name: math.ceil(least[name] * 1e4) / 1e4 for name in asked}
+    lines = ", ".join(f"max_{name}={ceiling:g} (reachable: {reachable[name]:g})" for name, ceiling in asked.items())
     raise DemandError(f"no plan for {table.network} holds {lines}; raise the ceilings to what is reachable or above")

@@ -83,8 +83,11 @@ def check_writable(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise ConfigurationError(f"cannot write to {folder}: {nearest} is a file; name a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"cannot write to {folder}: {nearest} is not writable; name another folder")
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".plywise"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"cannot write to {folder}: {error.strerror}; name another folder") from error
 
 
 def hand_over(

@@ -99,6 +99,8 @@ def read_plan(plan: Path, agent: Path | None, method: str | None) -> Plan:
         raise ConfigurationError(
             "a plan is applied as it is, nobody looks for another: leave out either --plan or --agent and --method"
         )
+    if not plan.is_file():
+        raise FileFormatError(f"{plan} does not exist; give a plan.yaml, such as 'plywise compress' writes")
     return Plan.load(plan)
 
 

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from plywise.compressors.errors import ModelError
 from plywise.experiments.dataset import Dataset
@@ -107,7 +107,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise ModelError(f"the file of weights {path} is damaged or no safetensors file ({error})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the unpickler may raise anything on bytes that are no pickle
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"the file of weights {path} is damaged or holds more than tensors ({reason}); "
@@ -148,6 +148,9 @@ def _from_factory(spec: str, location: str, name: str) -> nn.Module:
         raise ModelError(f"{spec}() failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec}() returned a {type(model).__name__}; it must return a torch.nn.Module")
+    lazy = [name for name, value in model.state_dict(keep_vars=True).items() if is_lazy(value)]
+    if lazy:
+        raise ModelError(f"{spec}() leaves the shape of {_few(lazy)} open; run it once on an input before returning it")
     return model
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import struct
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from plywise.compressors.byte_reader import ByteReader
 from plywise.compressors.errors import FileFormatError
 from plywise.compressors.module_spec import LEAVES, build_leaf, is_count, leaf_settings
-from plywise.compressors.packed_module import is_range, tensor_names
+from plywise.compressors.packed_module import RANGES, is_range, tensor_names
 from plywise.compressors.packing import raw_floats, unpack_floats, unpack_symbols
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.weight_format import FORMATS, WeightFormat
@@ -56,8 +55,8 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
         raise FileFormatError(f"the description of {name} is not valid: the file is damaged")
     kind, inside, *form = spec
     if kind == "StaticQuantized":
-        low, high = _read_range(name, reader), _read_range(name, reader)
-        return StaticQuantized(build(f"{name}.layer", inside, original, reader, depth + 1), low, high)
+        before, after = _read_ranges(name, reader, form[0] if form else [8, 8])
+        return StaticQuantized(build(f"{name}.layer", inside, original, reader, depth + 1), before, after)
     if not isinstance(inside, dict):
         raise FileFormatError(f"the description of {name} is not valid: the file is damaged")
     if kind == "Sequential":
@@ -102,11 +101,15 @@ def fill(name: str, module: nn.Module, reader: PayloadReader, form: Any = None) 
         raise FileFormatError(f"{name} has a weight format but no weights: the file is damaged")
 
 
-def _read_range(name: str, reader: PayloadReader) -> ActivationRange:
-    scale, zero_point = struct.unpack("<dB", reader.take(9))
-    if not is_range(scale, zero_point):
-        raise FileFormatError(f"{name}: an activation range has the scale {scale}: the file is damaged")
-    return ActivationRange(scale, zero_point)
+def _read_ranges(name: str, reader: PayloadReader, bits: Any) -> list[ActivationRange]:
+    if not isinstance(bits, list) or len(bits) != 2 or not all(is_count(value, 1) for value in bits):
+        raise FileFormatError(f"{name}: activation ranges of {bits!r:.60} bits are not valid: the file is damaged")
+    values = RANGES.unpack(reader.take(RANGES.size))
+    ranges = [ActivationRange(values[0], values[1], bits[0]), ActivationRange(values[2], values[3], bits[1])]
+    for each in ranges:
+        if not is_range(each.scale, each.zero_point, each.bits):
+            raise FileFormatError(f"{name}: an activation range has {each}, which is not valid: the file is damaged")
+    return ranges
 
 
 def _bare_leaf(name: str, kind: Any, changed: dict[str, Any], original: nn.Module) -> nn.Module:

@@ -28,7 +28,7 @@ from plywise.compressors.weight_format import WeightFormat, weight_format
 
 Spec = list[Any]
 """A module in JSON: `[type or null for the original's, settings that differ, weight format]` for a leaf,
-`["Sequential", {name: spec}]` and `["StaticQuantized", spec]` for the containers."""
+`["Sequential", {name: spec}]` and `["StaticQuantized", spec, bits of input and output unless 8]` for the containers."""
 
 PRESET = (
     b'["Embedding",["ConvTranspose1d",["Conv1d",["BatchNorm2d",{"num_features":,"eps":1e-05,"momentum":0.1,'
@@ -67,7 +67,9 @@ def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
         ModelError: where its type is not among those that a file may hold.
     """
     if isinstance(module, StaticQuantized):
-        return ["StaticQuantized", describe(f"{name}.layer", module.layer, original)]
+        bits = [module.input_range.bits, module.output_range.bits]
+        inner = describe(f"{name}.layer", module.layer, original)
+        return ["StaticQuantized", inner] if bits == [8, 8] else ["StaticQuantized", inner, bits]
     if type(module) is nn.Sequential:
         return ["Sequential", {key: describe(f"{name}.{key}", part, original) for key, part in parts_of(module)}]
     settings, known = leaf_settings(module), leaf_settings(original) or {}
@@ -139,9 +141,9 @@ def tensor_names(module: nn.Module) -> list[str]:
     return [key for key in [*module._parameters, *lasting] if getattr(module, key) is not None]
 
 
-def is_range(scale: float, zero_point: int) -> bool:
-    """Returns whether an activation range can be stored: a positive, finite scale and a byte."""
-    return math.isfinite(scale) and scale > 0 and 0 <= zero_point <= 255
+def is_range(scale: float, zero_point: int, bits: int) -> bool:
+    """Returns whether an activation range can be stored: a positive, finite scale and a code of at most 8 bits."""
+    return math.isfinite(scale) and scale > 0 and 1 <= bits <= 8 and 0 <= zero_point < 2**bits
 
 
 def packed_size(module: nn.Module) -> int:
@@ -181,6 +183,6 @@ def _symbols(name: str, weight: Tensor, form: WeightFormat) -> Tensor:
 def _ranges_bytes(name: str, module: StaticQuantized) -> bytes:
     ranges = (module.input_range, module.output_range)
     for each in ranges:
-        if not is_range(each.scale, each.zero_point):
-            raise ModelError(f"{name}: {each} needs a positive, finite scale and a zero point in 0 to 255")
+        if not is_range(each.scale, each.zero_point, each.bits):
+            raise ModelError(f"{name}: {each} needs a positive, finite scale and a zero point of at most 8 bits")
     return RANGES.pack(*(value for each in ranges for value in (each.scale, each.zero_point)))

@@ -1,4 +1,4 @@
-"""A layer whose inputs and outputs are 8-bit integers in deployment, simulated exactly in float."""
+"""A layer whose inputs and outputs are integers of at most 8 bits in deployment, simulated exactly in float."""
 
 from dataclasses import dataclass
 
@@ -8,26 +8,39 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ActivationRange:
-    """An asymmetric unsigned 8-bit range: `value = scale * (code - zero_point)`, code in `[0, 255]`."""
+    """An asymmetric unsigned range: `value = scale * (code - zero_point)`, code in `[0, 2**bits)`.
+
+    Runtimes have 8-bit kernels: fewer bits are simulated on them, with codes cut to their range.
+    """
 
     scale: float
     zero_point: int
+    bits: int = 8
 
     @classmethod
-    def spanning(cls, low: float, high: float) -> "ActivationRange":
+    def spanning(cls, low: float, high: float, bits: int = 8) -> "ActivationRange":
         """Returns the range that holds `[low, high]` and represents zero exactly."""
-        low, high = min(low, 0.0), max(high, 0.0)
+        return cls.stepping((max(high, 0.0) - min(low, 0.0)) / (2**bits - 1), low, bits)
+
+    @classmethod
+    def stepping(cls, step: float, low: float, bits: int = 8) -> "ActivationRange":
+        """Returns the range of a given step that starts at `low` and represents zero exactly."""
         # The scale is rounded to float32 because that is what the deployed file holds.
-        scale = float(torch.tensor(max(high - low, 1e-8) / 255.0, dtype=torch.float32))
-        return cls(scale, min(255, max(0, round(-low / scale))))
+        scale = float(torch.tensor(max(step, 1e-8 / 255.0), dtype=torch.float32))
+        return cls(scale, min(2**bits - 1, max(0, round(-min(low, 0.0) / scale))), bits)
+
+    @property
+    def largest_code(self) -> int:
+        """Of `bits` bits."""
+        return (1 << self.bits) - 1
 
     def __call__(self, values: Tensor) -> Tensor:
         """Rounds `values` (any shape) to the range; same rounding as ONNX QuantizeLinear."""
-        return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, 255)
+        return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, self.largest_code)
 
 
 class StaticQuantized(nn.Module):
-    """Runs `layer` between two 8-bit roundings.
+    """Runs `layer` between two roundings to integers.
 
     The runtime has integer kernels only for a layer whose input *and* output are integers, hence both.
     Where a ReLU follows the layer, `output_range` starts at zero and the ReLU costs nothing any more.

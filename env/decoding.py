@@ -1,5 +1,6 @@
 """Finishes an exported graph: stored weights decoded by plain ONNX, no idle ReLUs, no debugging notes."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,22 +79,44 @@ def _is_idle(node: onnx.NodeProto, source: dict[str, onnx.NodeProto], constants:
 
 def _decoding(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> Iterator[onnx.NodeProto]:
     symbols, *tables = node.input
-    bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
-    shape = tuple(constants[symbols].dims)
-    result = node.output[0]
-    stored = _stored(constants, symbols, bits)
+    settings = {attribute.name: attribute.i for attribute in node.attribute}
+    shape, result = tuple(constants[symbols].dims), node.output[0]
+    stored, values = _stored(constants, symbols, settings["bits"]), f"{result}_cast"
+    index = node.op_type in ("Look", "Levels")
+    yield helper.make_node("Cast", [stored], [values], to=TensorProto.INT64 if index else TensorProto.FLOAT)
     if node.op_type == "Look":
         flat = _added(constants, f"{result}_rows", np.array([shape[0], -1]))
-        full = _added(constants, f"{result}_shape", np.array(shape))
-        yield helper.make_node("Cast", [stored], [f"{result}_cast"], to=TensorProto.INT64)
-        yield helper.make_node("Reshape", [f"{result}_cast", flat], [f"{result}_flat"])
+        yield helper.make_node("Reshape", [values, flat], [f"{result}_flat"])
         yield helper.make_node("GatherElements", [tables[0], f"{result}_flat"], [f"{result}_values"], axis=1)
-        yield helper.make_node("Reshape", [f"{result}_values", full], [result])
+        yield helper.make_node("Reshape", [f"{result}_values", _shape(constants, result, shape)], [result])
         return
-    zero, scale = (_column(constants, name, len(shape)) for name in tables)
-    yield helper.make_node("Cast", [stored], [f"{result}_cast"], to=TensorProto.FLOAT)
-    yield helper.make_node("Sub", [f"{result}_cast", zero], [f"{result}_centred"])
-    yield helper.make_node("Mul", [f"{result}_centred", scale], [result])
+    if node.op_type == "Levels":
+        yield helper.make_node("Gather", [tables.pop(0), values], [f"{result}_values"])
+        values = f"{result}_values"
+    if node.op_type == "ScaleGroups":
+        yield from _spread(constants, tables, result, shape, settings["size"])
+        *zero, scale = (f"{result}_{table}" for table in tables)
+    else:
+        *zero, scale = (_column(constants, table, len(shape)) for table in tables)
+    if zero:
+        yield helper.make_node("Sub", [values, *zero], [f"{result}_centred"])
+        values = f"{result}_centred"
+    yield helper.make_node("Mul", [values, scale], [result])
+
+
+def _spread(
+    constants: dict[str, TensorProto], tables: list[str], result: str, shape: tuple[int, ...], size: int
+) -> Iterator[onnx.NodeProto]:
+    """Spreads tables `(out, groups)` over the weights of groups of `size` features."""
+    group = _added(constants, f"{result}_group", np.arange(math.prod(shape[1:]), dtype=np.int32) // size)
+    for table in tables:
+        yield helper.make_node("Gather", [table, group], [f"{result}_{table}_rows"], axis=1)
+        full = _shape(constants, result, shape)
+        yield helper.make_node("Reshape", [f"{result}_{table}_rows", full], [f"{result}_{table}"])
+
+
+def _shape(constants: dict[str, TensorProto], result: str, shape: tuple[int, ...]) -> str:
+    return _added(constants, f"{result}_shape", np.array(shape))
 
 
 def _stored(constants: dict[str, TensorProto], name: str, bits: int) -> str:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
+from plywise.compressors.grouped_format import GroupedFormat
+from plywise.compressors.level_format import LevelFormat
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.weight_format import UniformFormat, WeightFormat, weight_format
 
 DOMAIN = "plywise"
-"""Domain of the place-holders `Scale` and `Look`, which `decoding` replaces by plain ONNX."""
+"""Domain of the place-holders for stored weights, which `decoding` replaces by plain ONNX."""
 
 LARGEST_BIAS = 2.0**30
 """Bias codes stay below this, so that sums of 32 bits do not overflow."""
@@ -57,10 +59,11 @@ class _StoredLayer(nn.Module):
         super().__init__()
         weight: Tensor = layer.get_parameter("weight").detach()
         self.layer = _without(layer, "weight")
-        self.operator = "Scale" if isinstance(form, UniformFormat) else "Look"
+        self.operator, tables = _coding(form, weight)
         self.bits = form.bits
-        self.register_buffer("symbols", form.encode(weight).to(torch.uint8))
-        tables = (form.zero_point, form.scale) if isinstance(form, UniformFormat) else (_table(form, weight),)
+        self.size = form.size if isinstance(form, GroupedFormat) else 0
+        symbols = form.encode(weight)
+        self.register_buffer("symbols", symbols.to(torch.uint8) if form.bits <= 8 else _halves(form, symbols))
         for place, table in enumerate(tables):
             self.register_buffer(f"table{place}", table.float().clone())
         self.tables = len(tables)
@@ -70,7 +73,7 @@ class _StoredLayer(nn.Module):
         weight = symbolic(
             f"{DOMAIN}::{self.operator}",
             (self.symbols, *tables),
-            {"bits": self.bits},
+            {"bits": self.bits, "size": self.size},
             dtype=torch.float32,
             shape=self.symbols.shape,
             version=1,
@@ -96,7 +99,7 @@ class _IntegerLayer(nn.Module):
         assert isinstance(form, UniformFormat)
         column = (-1,) + (1,) * (weight.dim() - 1)
         codes = form.encode(weight) - form.zero_point.view(column)
-        scale = form.scale.float()
+        scale = form.scale.float().expand(len(weight))
         bias = module.layer._parameters["bias"]
         if bias is not None:
             # A channel of tiny weights under a large bias gets a coarser scale, so that the bias fits 32 bits.
@@ -120,13 +123,13 @@ class _IntegerLayer(nn.Module):
 
 
 class _RoundedLayer(nn.Module):
-    """A layer between two roundings to 8 bits."""
+    """A layer between two roundings to integers."""
 
     def __init__(self, layer: nn.Module, before: ActivationRange, after: ActivationRange) -> None:
         super().__init__()
-        self.before = _Rounding(before)
+        self.before = _Rounding(before, cut_first=True)
         self.layer = layer
-        self.after = _Rounding(after)
+        self.after = _Rounding(after, cut_first=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.after(self.layer(self.before(inputs)))
@@ -134,18 +137,48 @@ class _RoundedLayer(nn.Module):
 
 
 class _Rounding(nn.Module):
+    """Rounds to 8 bits and back; fewer are 8 bits that are cut.
+
+    The cut lies on the side that is turned away from the layer, which else would lose its integer kernel.
+    """
+
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, span: ActivationRange) -> None:
+    def __init__(self, span: ActivationRange, cut_first: bool) -> None:
         super().__init__()
+        lowest, highest = ((code - span.zero_point) * span.scale for code in (0, span.largest_code))
+        self.cut = None if span.bits == 8 else (lowest, highest)
+        self.cut_first = cut_first
         self.register_buffer("scale", torch.tensor(span.scale, dtype=torch.float32))
         self.register_buffer("zero", torch.tensor(span.zero_point, dtype=torch.uint8))
 
     def forward(self, values: Tensor) -> Tensor:
         pair = (self.scale, self.zero)
+        if self.cut and self.cut_first:
+            values = values.clamp(*self.cut)
         codes = symbolic("QuantizeLinear", (values, *pair), dtype=torch.uint8, shape=values.shape)
-        return symbolic("DequantizeLinear", (codes, *pair), dtype=torch.float32, shape=values.shape)
+        values = symbolic("DequantizeLinear", (codes, *pair), dtype=torch.float32, shape=values.shape)
+        return values.clamp(*self.cut) if self.cut and not self.cut_first else values
+
+
+def _coding(form: WeightFormat, weight: Tensor) -> tuple[str, tuple[Tensor, ...]]:
+    """Returns the place-holder that decodes a format, and what it needs beside the symbols."""
+    if isinstance(form, UniformFormat):
+        return "Scale", (form.zero_point, form.scale)
+    if isinstance(form, GroupedFormat):
+        return "ScaleGroups", (form.zero_point, form.scale)
+    if isinstance(form, LevelFormat):
+        return ("Levels", (form.levels, form.scale)) if form.bits <= 8 else ("Halves", (form.scale,))
+    return "Look", (_table(form, weight),)
+
+
+def _halves(form: WeightFormat, symbols: Tensor) -> Tensor:
+    """Returns weights before scaling as fp16 or bf16, whichever holds all of them exactly."""
+    assert isinstance(form, LevelFormat), f"the runtime cannot store symbols of {form.bits} bits"
+    values = form.levels[symbols]
+    half = values.half()
+    return half if torch.equal(half.float(), values) else values.bfloat16()
 
 
 def _table(form: WeightFormat, weight: Tensor) -> Tensor:

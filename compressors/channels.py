@@ -36,7 +36,8 @@ def kept_channels(importance: Tensor, ratio: float) -> Tensor:
 def keep_outputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> tuple[nn.Module, LayerStatistics]:
     """Returns the layer with only the output channels `keep` (indices), and its statistics.
 
-    A depthwise convolution, which must have one output for each input, loses the inputs as well.
+    A depthwise convolution, which must have one output for each input, loses the inputs as well. The importance of
+    channels is not kept: it has served.
     """
     weight, bias = weight_of(layer)[keep], bias_of(layer)
     bias = None if bias is None else bias[keep]
@@ -45,8 +46,7 @@ def keep_outputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) ->
         statistics = dataclasses.replace(statistics, covariance=statistics.covariance[keep], mean=statistics.mean[keep])
     else:
         new = _rebuilt(layer, weight, bias, groups=groups_of(layer))
-    importance = {name: values[keep] for name, values in statistics.importance.items()}
-    return new, dataclasses.replace(statistics, importance=importance)
+    return new, dataclasses.replace(statistics, importance={})
 
 
 def keep_inputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> tuple[nn.Module, LayerStatistics]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from plywise.compressors.channels import keep_outputs, kept_channels
 from plywise.compressors.layers import WEIGHTED, groups_of, out_channels
-from plywise.compressors.statistics import LayerStatistics
+from plywise.compressors.statistics import CRITERIA, LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
 
 
@@ -19,12 +19,13 @@ class FilterPruning(Technique):
     stage: ClassVar[Stage] = Stage.STRUCTURE
     summary: ClassVar[str] = "fewer channels here and in all layers that read them: less of everything, most accuracy"
     source: ClassVar[str] = (
-        "Li et al., Pruning Filters for Efficient ConvNets, 2017 (l2); Molchanov et al., Importance Estimation, "
-        "2019, section 3.1, gate form (taylor)"
+        "Li et al., Pruning Filters for Efficient ConvNets, 2017 (l1, l2); He et al., Filter Pruning via Geometric "
+        "Median, 2019 (median); Liu et al., Network Slimming, 2017 (scale); Molchanov et al., Importance Estimation, "
+        "2019, section 3.1, gate form (taylor); He et al., Channel Pruning, 2017, section 3.1 (reconstruction)"
     )
 
     ratio: float = choice(0.5, grid=(0.25, 0.5, 0.75), low=0.0, high=0.99, help="share of the channels removed")
-    importance: str = choice("taylor", grid=("l2", "taylor"), help="what ranks the channels")
+    importance: str = choice("taylor", grid=CRITERIA, help="what ranks the channels")
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses grouped convolutions and layers of one channel."""

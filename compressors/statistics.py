@@ -11,6 +11,19 @@ from plywise.compressors.composition import dense_kernel, extent_of, on_window, 
 from plywise.compressors.error_feedback import ErrorFeedback
 from plywise.compressors.layers import bias_of, groups_of, weight_matrices, weight_of
 
+CRITERIA = (
+    "l1",
+    "l2",
+    "median",
+    "scale",
+    "taylor",
+    "taylor_batch",
+    "taylor_second",
+    "reconstruction",
+    "random",
+)
+"""By what the channels of a layer can be ranked; `env/channel_importance.py` says how."""
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
@@ -24,8 +37,8 @@ class LayerStatistics:
         mean: `(groups, features)` float32.
         inputs: `(n,)` sorted sample of input values.
         outputs: `(n,)` sorted sample of output values, behind the ReLU where one follows directly.
-        importance: for each criterion (`l2`, `taylor`) the importance of every output channel `(out,)`, summed
-            over the layers that share the channel.
+        importance: for each of CRITERIA the importance of every output channel `(out,)`, summed over the layers that
+            share the channel.
     """
 
     covariance: Tensor
@@ -50,7 +63,7 @@ class LayerStatistics:
             torch.zeros(groups, features),
             spread,
             spread * float(rows.max()),
-            {"l2": rows, "taylor": rows},
+            dict.fromkeys(CRITERIA, rows),
         )
 
 

@@ -1,19 +1,17 @@
 """One pass over calibration data: what every closed-form repair needs to know of each layer."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.layers import groups_of, weight_of
+from plywise.compressors.layers import groups_of
 from plywise.compressors.statistics import LayerStatistics
-from plywise.env.channel_groups import NORMS
+from plywise.env.channel_importance import channel_importance
+from plywise.env.layer_outputs import layer_outputs
 from plywise.env.network import Network
 
 ROWS = 16384
@@ -53,29 +51,31 @@ class Calibration:
             def record(name: str, module: nn.Module, _: Tensor, outputs: Tensor) -> None:
                 found[name] = moments(outputs, isinstance(module, nn.Linear))
 
-            with torch.no_grad(), _outputs(network, record):
+            with torch.no_grad(), layer_outputs(network, record):
                 network.model(self.inputs[:count])
             self.outputs[count] = found
         return self.outputs[count]
 
 
 def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
-    """Runs the network over calibration data, once forwards and once backwards (for Taylor importance).
+    """Runs the network over calibration data, once forwards and once backwards (for the importance of channels).
 
     Args:
         network: what to calibrate.
         inputs: `(n, ...)` normalised training inputs; the whole set runs as one batch.
         labels: `(n,)`.
-        seed: of the choice of patches and values.
+        seed: of the choice of patches and values, and of the random importance.
 
     Raises:
         ModelError: if activations are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     recorder = _Recorder(network, generator)
-    with torch.no_grad(), _outputs(network, recorder.record):
+    with torch.no_grad(), layer_outputs(network, recorder.record):
         network.model(inputs)
-    importance = _importance(network, inputs, labels)
+    covariances = {name: parts[0] for name, parts in recorder.statistics.items()}
+    deviations = {name: recorder.moments[name].deviation for name in covariances}
+    importance = channel_importance(network, inputs, labels, covariances, deviations, seed)
     statistics = {name: LayerStatistics(*parts, importance[name]) for name, parts in recorder.statistics.items()}
     return Calibration(inputs, statistics, {len(inputs): recorder.moments})
 
@@ -139,72 +139,3 @@ def _sampled(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     if rows.shape[0] <= count:
         return rows
     return rows[torch.randperm(rows.shape[0], generator=generator)[:count]]
-
-
-def _importance(network: Network, inputs: Tensor, labels: Tensor, batch: int = 64) -> dict[str, dict[str, Tensor]]:
-    """Returns for each layer the importance of its output channels, summed over each channel group."""
-    taylor = _taylor(network, inputs, labels, batch)
-    own = {
-        name: {"l2": weight_of(network.modules[name]).float().flatten(1).norm(dim=1), "taylor": taylor[name]}
-        for name in taylor
-    }
-    for group in network.groups:
-        sides = [side for side in group.producers if side.module in own]
-        for criterion in ("l2", "taylor"):
-            shared = torch.zeros(group.channels)
-            for side in sides:
-                shared.index_add_(0, side.root, own[side.module][criterion][side.local])
-            for side in sides:
-                own[side.module][criterion] = own[side.module][criterion].index_copy(0, side.local, shared[side.root])
-    return own
-
-
-def _taylor(network: Network, inputs: Tensor, labels: Tensor, batch: int) -> dict[str, Tensor]:
-    """First-order Taylor importance in gate form: mean squared sum of gradient times activation of each channel."""
-    names = {layer.name for layer in network.layers}
-    total: dict[str, Tensor] = {}
-    for start in range(0, inputs.shape[0], batch):
-        kept: dict[str, Tensor] = {}
-
-        def keep(name: str, module: nn.Module, _: Tensor, outputs: Tensor, kept: dict[str, Tensor] = kept) -> None:
-            if name in names:
-                kept[name] = outputs
-
-        images = inputs[start : start + batch].clone().requires_grad_(True)
-        with torch.enable_grad(), _outputs(network, keep):
-            loss = F.cross_entropy(network.model(images), labels[start : start + batch], reduction="sum")
-            gradients = torch.autograd.grad(loss, list(kept.values()))
-        for (name, outputs), gradient in zip(kept.items(), gradients, strict=True):
-            product = (outputs * gradient).detach()
-            if isinstance(network.modules[name], nn.Linear):
-                gate = product.reshape(product.shape[0], -1, product.shape[-1]).sum(1)
-            else:
-                gate = product.flatten(2).sum(2)
-            total[name] = total.get(name, torch.zeros(gate.shape[1])) + gate.square().sum(0)
-    return {name: value / inputs.shape[0] for name, value in total.items()}
-
-
-Record = Callable[[str, nn.Module, Tensor, Tensor], None]
-
-
-@contextmanager
-def _outputs(network: Network, record: Record) -> Iterator[None]:
-    """Calls `record(name, module, inputs, outputs)` for each layer and remaining BatchNorm of a forward pass."""
-    names = {layer.name for layer in network.layers}
-
-    def hook(name: str) -> Callable[..., None]:
-        def after(module: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> None:
-            record(name, module, args[0], outputs)
-
-        return after
-
-    handles = [
-        module.register_forward_hook(hook(name))
-        for name, module in network.modules.items()
-        if name in names or isinstance(module, NORMS)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from plywise.compressors.layers import out_channels
-from plywise.compressors.statistics import LayerStatistics
+from plywise.compressors.statistics import CRITERIA, LayerStatistics
 from plywise.env.calibration import patches
 
 IMAGE, SIGNAL = (32, 12, 7, 7), (32, 12, 9)
@@ -60,7 +60,7 @@ def statistics_of(layer, inputs, seed=2):
     centred = (rows - mean).transpose(0, 1)
     with torch.no_grad():
         outputs = layer(inputs)
-    importance = {name: torch.rand(out_channels(layer), generator=generator) for name in ("l2", "taylor")}
+    importance = {name: torch.rand(out_channels(layer), generator=generator) for name in CRITERIA}
     return LayerStatistics(
         centred.transpose(1, 2) @ centred / len(rows),
         mean,

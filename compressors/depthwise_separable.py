@@ -80,11 +80,8 @@ def _start(whole: Tensor, covariance: Tensor, count: int) -> list[Tensor]:
     channels = covariance.view(inputs, positions, inputs, positions).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     root = torch.linalg.cholesky(channels)  # (in, positions, positions)
     _, _, right = torch.linalg.svd(whole.transpose(0, 1) @ root, full_matrices=False)
-    right = right[:, :count]
-    if right.shape[1] < count:
-        right = torch.cat([right, right.new_zeros(inputs, count - right.shape[1], positions)], 1)
     # Directions of the weighted kernels, taken back: rows f with f root = right.
-    filters = torch.linalg.solve_triangular(root, right, upper=False, left=False)  # (in, filters, positions)
+    filters = torch.linalg.solve_triangular(root, right[:, :count], upper=False, left=False)  # (in, filters, positions)
     filters = filters / filters.abs().amax(2, keepdim=True).clamp(min=1e-30)
     wide: Tensor = torch.block_diag(*filters)  # type: ignore[no-untyped-call]  # (in * filters, in * positions)
     moment = damped((wide @ covariance @ wide.T)[None], 1e-6)[0]

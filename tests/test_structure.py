@@ -1,0 +1,219 @@
+"""Structures in the place of a layer: what they promise about its output, and that they pack, export and quantise."""
+
+from functools import cache
+
+import pytest
+import torch
+from layer_kinds import inputs_of, layer_of, prepared, statistics_of
+from torch import nn
+from torch.nn import functional as F
+
+from plywise.compressors.composition import composed, dense_kernel
+from plywise.compressors.error_feedback import relative_output_error
+from plywise.compressors.layers import weight_matrices, weight_of
+from plywise.compressors.leaves import effective_matrix
+from plywise.compressors.packed_file import load_packed, save_packed
+from plywise.compressors.recipe import Recipe
+from plywise.compressors.statistics import chain_statistics
+from plywise.env.onnx_export import export_onnx
+from plywise.env.operation import operations
+from plywise.env.pricing import chain_of
+from plywise.env.runtime import run_model
+
+KERNELS = ("conv2d", "conv2d-stride", "conv2d-dilation", "conv2d-reflect", "conv1d", "conv1d-same")
+POINTWISE = ("pointwise", "pointwise-stride", "linear", "linear-tokens")
+STRUCTURES = (
+    "low_rank(ratio=0.5)",
+    "low_rank(ratio=0.5, sides=input)",
+    "low_rank(ratio=0.5, sides=output)",
+    "low_rank(ratio=0.5, sides=both)",
+    "depthwise_separable(filters=2)",
+    "sparse_coding",
+)
+INTEGER = " + uniform_quantization(bits=7) + activation_quantization"
+EXPORTED = [("low_rank(ratio=0.5)", "conv2d-stride"), ("depthwise_separable", "conv2d"), ("sparse_coding", "linear")]
+CASES = [
+    (text, kind)
+    for text in STRUCTURES
+    for kind in (*KERNELS, *POINTWISE)
+    if Recipe.parse(text).unsupported(layer_of(kind)) is None
+]
+
+
+@cache
+def compressed(text, kind):
+    layer, _, statistics = prepared(kind)
+    return Recipe.parse(text).compress(layer, statistics)
+
+
+def error(matrix, kind):
+    layer, _, statistics = prepared(kind)
+    return relative_output_error(weight_matrices(layer), matrix.float(), statistics.covariance)
+
+
+def error_of(text, kind):
+    return error(effective_matrix(compressed(text, kind)), kind)
+
+
+def with_matrix(layer, matrix, bias):
+    new = layer_of(layer)
+    with torch.no_grad():
+        new.weight.copy_(matrix.reshape(weight_of(new).shape))
+    new.bias = nn.Parameter(bias)
+    return new
+
+
+@pytest.mark.parametrize(("text", "kind"), CASES)
+def test_a_chain_computes_its_effective_matrix(text, kind):
+    module = compressed(text, kind)
+    same = with_matrix(kind, effective_matrix(module)[0], module[-1].bias.detach())
+    with torch.no_grad():
+        assert torch.allclose(module(inputs_of(kind)), same(inputs_of(kind)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d-stride", "conv2d-dilation"])
+def test_spatial_never_loses_more_than_the_plain_decomposition(kind):
+    layer = layer_of(kind)
+    outputs, inputs, height, width = weight_of(layer).shape
+    down, across = (weight_of(leaf) for leaf in compressed("low_rank(ratio=0.5)", kind))
+    assert down.shape[2:] == (height, 1)
+    assert across.shape[2:] == (1, width)
+    matrix = weight_of(layer).permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    rank = len(down)
+    first = right[:rank].view(rank, inputs, height, 1)
+    second = (
+        (left[:, :rank] * values[:rank]).view(outputs, width, rank).transpose(1, 2).reshape(outputs, rank, 1, width)
+    )
+    plain = composed([first, second]).flatten(1)[None]
+    assert error_of("low_rank(ratio=0.5)", kind) < 0.95 * error(plain, kind)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d-stride", "conv1d"])
+def test_filters_never_lose_more_than_plain_separation(kind):
+    whole = weight_matrices(layer_of(kind))[0].view(*weight_of(layer_of(kind)).shape[:2], -1)
+    left, values, right = torch.linalg.svd(whole.transpose(0, 1), full_matrices=False)  # of each input channel
+    plain = torch.einsum("iof,if,ifp->oip", left[:, :, :1], values[:, :1], right[:, :1]).flatten(1)[None]
+    assert error_of("depthwise_separable(filters=1)", kind) < 0.95 * error(plain, kind)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d-stride", "conv2d-reflect"])
+def test_more_filters_never_lose_more(kind):
+    errors = [error_of(f"depthwise_separable(filters={count})", kind) for count in (1, 2, 3, 4)]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "linear", "linear-tokens"])
+def test_more_atoms_in_a_code_never_lose_more(kind):
+    errors = [error_of(f"sparse_coding(atoms=0.5, density={density})", kind) for density in (0.2, 0.34, 0.5, 0.67)]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "linear", "linear-tokens"])
+def test_codes_have_the_zeros_that_they_name_and_beat_random_atoms(kind):
+    dictionary, codes = compressed("sparse_coding(atoms=0.5, density=0.5)", kind)
+    assert weight_of(dictionary).shape[0] == 6
+    assert bool(((weight_of(codes) != 0).flatten(1).sum(1) == 3).all())
+    atoms = torch.randn(6, 12, generator=torch.Generator().manual_seed(0)).double()
+    matrix = weight_matrices(layer_of(kind))[0].double()
+    covariance = prepared(kind)[2].covariance[0].double()
+    best = torch.linalg.solve(atoms @ covariance @ atoms.T, atoms @ covariance @ matrix.T).T  # dense codes
+    assert error_of("sparse_coding(atoms=0.5, density=0.5)", kind) < error((best @ atoms)[None], kind)
+
+
+@pytest.mark.parametrize("filters", [1, 2])
+def test_statistics_behind_filters_are_those_of_what_they_give(filters):
+    layer, inputs, statistics = prepared("conv2d-bare")
+    chain = Recipe.parse(f"depthwise_separable(filters={filters})").compress(layer, statistics)
+    first, second = chain_statistics(chain, statistics)
+    assert first.covariance.shape == (12, 9, 9)
+    with torch.no_grad():
+        realised = statistics_of(chain[1], chain[0](inputs))
+    assert torch.allclose(second.covariance, realised.covariance, rtol=1e-3, atol=1e-4 * realised.covariance.max())
+    assert torch.allclose(second.mean, realised.mean, rtol=1e-3, atol=1e-4)
+
+
+def test_kernels_of_groups_have_zeros_between_them():
+    layer = layer_of("grouped")
+    kernel = dense_kernel(layer)
+    assert kernel.shape == (16, 12, 3, 3)
+    assert int((kernel != 0).sum()) == layer.weight.numel()
+    dense = nn.Conv2d(12, 16, 3, padding=1)
+    with torch.no_grad():
+        dense.weight.copy_(kernel)
+        dense.bias.copy_(layer.bias)
+        assert torch.allclose(dense(inputs_of("grouped")), layer(inputs_of("grouped")), atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [text for text in STRUCTURES if text.startswith("low_rank")])
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d-stride", "conv2d-dilation", "conv1d", "pointwise-stride"])
+def test_low_rank_is_priced_as_it_runs(text, kind):
+    layer, recipe = layer_of(kind), Recipe.parse(text)
+    if recipe.unsupported(layer):
+        pytest.skip("too small a rank")
+    shape = tuple(inputs_of(kind).shape[1:])
+    priced = chain_of(operations(layer, shape), recipe, layer.in_channels, layer.out_channels, layer)
+    assert priced == operations(compressed(text, kind), shape)
+
+
+@pytest.mark.parametrize(("text", "kind"), [case for case in CASES if case[1] in ("conv2d-stride", "linear")])
+def test_structures_pack_with_codes_and_ranges(text, kind, tmp_path):
+    layer, inputs, statistics = prepared(kind)
+    model = nn.Sequential(Recipe.parse(text + INTEGER).compress(layer, statistics)).eval()
+    save_packed(model, nn.Sequential(layer), tmp_path / "weights", {})
+    with torch.no_grad():
+        assert torch.equal(load_packed(tmp_path / "weights", nn.Sequential(layer))(inputs), model(inputs))
+
+
+@pytest.mark.parametrize(("text", "kind"), EXPORTED)
+@pytest.mark.parametrize("more", ["", INTEGER])
+def test_structures_run_in_the_runtime(text, kind, more, tmp_path):
+    layer, inputs, statistics = prepared(kind)
+    model = nn.Sequential(Recipe.parse(text + more).compress(layer, statistics)).eval()
+    export_onnx(model, inputs, tmp_path / "model.onnx")
+    with torch.no_grad():
+        expected = model(inputs)
+    found = run_model(tmp_path / "model.onnx", inputs)
+    assert F.mse_loss(found, expected) < 1e-4 * expected.var()
+
+
+@pytest.mark.parametrize("text", ["depthwise_separable(filters=2)", "sparse_coding"])
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
+def test_tiny_huge_and_zero_weights_lose_as_much_as_usual_ones(text, factor):
+    kind = "linear" if text == "sparse_coding" else "conv2d"
+    layer, inputs, statistics = prepared(kind)
+    with torch.no_grad():
+        for value in layer.parameters():
+            value.mul_(factor)
+    module = Recipe.parse(text).compress(layer, statistics)
+    with torch.no_grad():
+        assert bool(torch.isfinite(module(inputs)).all())
+    lost = relative_output_error(weight_matrices(layer), effective_matrix(module), statistics.covariance)
+    expected = error_of(text, kind) if factor else 0.0
+    assert lost == pytest.approx(expected, rel=0.05, abs=1e-9)
+
+
+@pytest.mark.parametrize("text", ["low_rank(ratio=0.5)", "depthwise_separable(filters=2)", "sparse_coding"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_other_precisions_come_back_as_they_were(text, dtype):
+    kind = "linear" if text == "sparse_coding" else "conv2d"
+    layer, _, statistics = prepared(kind)
+    module = Recipe.parse(text).compress(layer.to(dtype), statistics)
+    assert {value.dtype for value in module.parameters()} == {dtype}
+    assert error(effective_matrix(module), kind) < 1.1 * error_of(text, kind) + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "layer", "words"),
+    [
+        ("depthwise_separable", nn.Conv2d(8, 8, 1), "1x1"),
+        ("depthwise_separable", nn.Conv2d(8, 8, 3, groups=2), "grouped"),
+        ("depthwise_separable(filters=9)", nn.Conv2d(8, 64, 3), "no smaller"),
+        ("depthwise_separable", nn.Linear(8, 8), "no kernel"),
+        ("sparse_coding", nn.Conv2d(8, 8, 3), "not linear"),
+        ("sparse_coding", nn.Linear(2, 2), "too few"),
+        ("sparse_coding(atoms=1.0)", nn.Linear(8, 8), "no smaller"),
+    ],
+)
+def test_layers_that_gain_nothing_are_refused_with_the_reason(text, layer, words):
+    assert words in Recipe.parse(text).unsupported(layer)

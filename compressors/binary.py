@@ -20,13 +20,15 @@ class Binary(Technique):
     """Rounds the weights of each output channel to minus s or plus s.
 
     s is the mean magnitude, which has the least squared error; departure: the mean is weighted by the inputs' variance.
-    There is no zero: zeros that another technique has made become plus or minus s.
+    There is no zero, so no recipe can have it behind a technique that makes zeros.
     """
 
     name: ClassVar[str] = "binary"
     stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = "files of one bit a weight; a network rarely survives it without fine-tuning"
     source: ClassVar[str] = "Rastegari et al., XNOR-Net, 2016, section 3.1"
+
+    keeps_zeros: ClassVar[bool] = False
 
     rounding: str = rounding_choice()
 

@@ -59,6 +59,11 @@ class Recipe:
             reason = technique.unsupported(layer)
             if reason is not None:
                 return f"{technique.name}: {reason}"
+        weights, sparsity = self.at(Stage.WEIGHTS), self.at(Stage.SPARSITY)
+        if weights is not None and sparsity is not None and not weights.keeps_zeros:
+            return (
+                f"{weights.name}: it has no zero, so the zeros of {sparsity.name} would be lost; leave one of them out"
+            )
         if self.at(Stage.ACTIVATIONS) is not None and not self.bits <= 7:
             return "activation_quantization: 8-bit kernels need weights of at most 7 bits in the same recipe"
         return None

@@ -52,12 +52,14 @@ class Technique(ABC):
         stage: where in a recipe it acts.
         summary: what it costs and saves, one line for the listing.
         source: paper, year, section.
+        keeps_zeros: whether weights that are zero stay zero; asked of the WEIGHTS stage.
     """
 
     name: ClassVar[str]
     stage: ClassVar[Stage]
     summary: ClassVar[str]
     source: ClassVar[str]
+    keeps_zeros: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -26,7 +26,7 @@ from plywise.compressors.recentralized_format import RecentralizedFormat
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.scale_search import power_of_two_above
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
-from plywise.compressors.technique import make_technique
+from plywise.compressors.technique import Stage, make_technique
 from plywise.compressors.weight_format import FORMATS, UniformFormat, set_weight_format, weight_format
 from plywise.compressors.weight_rounding import importance_of
 from plywise.env.moment_matching import _apply
@@ -81,7 +81,7 @@ def test_symbols_come_back_from_values_and_scaled_values(form):
         values = scaled.decode(symbols)
         assert torch.equal(scaled.decode(scaled.encode(values)), values)
         expected = form.decode(symbols) * factor[:, None]
-        normal = expected.abs() > 1e-34
+        normal = (expected.abs() > 1e-34) & (form.decode(symbols).abs() > 1e-34)
         torch.testing.assert_close(values[normal], expected[normal], rtol=1e-6, atol=0)
 
 
@@ -359,6 +359,12 @@ def test_zeros_stay_exactly_zero(technique, rounding, bits):
     recipe = Recipe.parse(f"magnitude_pruning(sparsity=0.5) + {technique}(bits={bits}, rounding={rounding})")
     zeros = weight_of(recipe.techniques[0].compress(layer, statistics)) == 0
     assert bool((weight_of(recipe.compress(layer, statistics))[zeros] == 0).all())
+
+
+def test_an_alphabet_without_zero_is_refused_behind_zeros():
+    recipe = Recipe.parse("magnitude_pruning(sparsity=0.5) + binary")
+    assert "no zero" in recipe.unsupported(layer_of("conv2d"))
+    assert recipe.without(Stage.SPARSITY).unsupported(layer_of("conv2d")) is None
 
 
 def test_clustering_keeps_zero_and_finds_clusters():

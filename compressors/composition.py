@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.layers import groups_of, weight_of
 
 Extent = tuple[int, int]
@@ -14,6 +15,8 @@ Extent = tuple[int, int]
 
 def dense_kernel(leaf: nn.Module) -> Tensor:
     """Returns the weights of a leaf as `(out, in, height, width)` float32, with zeros between its groups."""
+    if isinstance(leaf, ChannelOrder):
+        return torch.eye(len(leaf.order))[list(leaf.order)][..., None, None]
     weight = weight_of(leaf).float()
     kernel = weight.reshape(*weight.shape[:2], *weight.shape[2:], *(1,) * (4 - weight.dim()))
     return ungrouped(kernel, groups_of(leaf))

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.grouped_linear import GroupedLinear
+
 WeightedLayer = nn.Conv1d | nn.Conv2d | nn.Linear
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """Layer types that techniques compress."""
@@ -31,7 +33,7 @@ def is_pointwise(layer: nn.Module) -> bool:
 
 def groups_of(layer: nn.Module) -> int:
     """Returns the number of groups, 1 for a linear layer."""
-    return layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
+    return layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d | GroupedLinear) else 1
 
 
 def is_depthwise(layer: nn.Module) -> bool:

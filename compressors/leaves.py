@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.composition import composed, dense_kernel
 from plywise.compressors.layers import weight_matrices
 from plywise.compressors.static_quantized import StaticQuantized
@@ -17,7 +18,8 @@ def each_leaf(module: nn.Module, statistics: LayerStatistics, function: LeafFunc
     if not isinstance(module, nn.Sequential):
         return function(module, statistics)
     each = zip(module, chain_statistics(module, statistics), strict=True)
-    return nn.Sequential(*(function(leaf, found) for leaf, found in each)).train(module.training)
+    parts = (leaf if isinstance(leaf, ChannelOrder) else function(leaf, found) for leaf, found in each)
+    return nn.Sequential(*parts).train(module.training)
 
 
 def effective_matrix(module: nn.Module) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.errors import FileFormatError, ModelError
+from plywise.compressors.grouped_linear import GroupedLinear
 from plywise.compressors.static_quantized import StaticQuantized
 
 Settings = Mapping[str, Any]
@@ -21,6 +23,8 @@ LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "ConvTranspose1d": (nn.ConvTranspose1d, (*_CONVOLUTION, "output_padding")),
     "ConvTranspose2d": (nn.ConvTranspose2d, (*_CONVOLUTION, "output_padding")),
     "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
+    "GroupedLinear": (GroupedLinear, ("in_features", "out_features", "groups", "bias")),
+    "ChannelOrder": (ChannelOrder, ("order", "axis")),
     "Embedding": (
         nn.Embedding,
         ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
@@ -126,6 +130,10 @@ def _is_allowed(leaf: str, field: str, value: Any) -> bool:
         return isinstance(value, bool)
     if field in _NUMBERS:
         return type(value) in (int, float) and math.isfinite(value)
+    if field == "order":
+        return isinstance(value, list) and bool(value) and all(is_count(entry, 0) for entry in value)
+    if field == "axis":
+        return type(value) is int
     if field in _SIZES or field in _PADDINGS:
         least = int(field in _SIZES)
         lengths = (int(leaf[-2]),) if leaf.startswith("Conv") else range(1, 9)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.byte_reader import length_size, with_length
+from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.errors import ModelError
 from plywise.compressors.module_spec import leaf_settings, unstorable
 from plywise.compressors.packing import (
@@ -163,6 +164,8 @@ def packed_size(module: nn.Module) -> int:
             total += size + length_size(size)
         else:
             total += 4 * tensor.numel()
+    if isinstance(module, ChannelOrder):
+        total += len(compressed_json(module.order))
     if total or leaf_settings(module) is not None:
         total += _MARK_BYTES
     if form is not None or isinstance(module, StaticQuantized | nn.Identity):

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.composition import dense_kernel, extent_of, on_window, windows
 from plywise.compressors.error_feedback import ErrorFeedback
 from plywise.compressors.layers import bias_of, groups_of, weight_matrices, weight_of
@@ -92,7 +93,7 @@ def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[
         wide = on_window(kernel, extent)
         covariance, mean = wide @ covariance @ wide.T, wide @ mean
         extent = (extent[0] - height + 1, extent[1] - width + 1)
-        bias = bias_of(leaf)
+        bias = None if isinstance(leaf, ChannelOrder) else bias_of(leaf)
         if bias is not None:
             mean = mean + bias.float().repeat_interleave(extent[0] * extent[1])
     return found

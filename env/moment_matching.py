@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.channel_order import ChannelOrder, inverted
 from plywise.compressors.layers import bias_of, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.weight_format import attach_format, weight_format
@@ -46,7 +47,7 @@ def match_moments(
         return hook
 
     for name, module in changed.items():
-        handles.append(last_leaf(module).register_forward_hook(correct(targets[name])))
+        handles.append(last_leaf(module).register_forward_hook(correct(_before_order(targets[name], module))))
     try:
         with torch.no_grad():
             model(inputs)
@@ -58,8 +59,22 @@ def match_moments(
 def last_leaf(module: nn.Module) -> nn.Module:
     """Returns the leaf that makes the outputs of a compressed layer."""
     while isinstance(module, nn.Sequential | StaticQuantized):
-        module = module.layer if isinstance(module, StaticQuantized) else module[-1]
+        module = module.layer if isinstance(module, StaticQuantized) else _last_weighted(module)
     return module
+
+
+def _last_weighted(chain: nn.Sequential) -> nn.Module:
+    return chain[-2] if isinstance(chain[-1], ChannelOrder) else chain[-1]
+
+
+def _before_order(target: Moments, module: nn.Module) -> Moments:
+    """Returns the moments as the last leaf has them, where a gather puts its channels in order afterwards."""
+    while isinstance(module, StaticQuantized):
+        module = module.layer
+    if not isinstance(module, nn.Sequential) or not isinstance(module[-1], ChannelOrder):
+        return target
+    order = inverted(torch.tensor(module[-1].order))
+    return Moments(target.mean[order], target.deviation[order])
 
 
 def _correction(found: Moments, target: Moments) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
+from plywise.compressors.layers import groups_of
 from plywise.compressors.static_quantized import StaticQuantized
 
 Shape = tuple[int, ...]
@@ -23,7 +25,7 @@ class Operation:
         input_shape: what it sees without the batch: `(c, ...)`; for a linear layer `(..., features)`.
         kernel, stride, dilation: one entry for each spatial axis; empty for a linear layer.
         padding: ONNX order: the begins of all axes, then the ends.
-        groups: groups of a convolution, 1 for a linear layer.
+        groups: groups within which channels mix.
         bias: whether it adds a bias.
         integer: whether it runs on 8-bit integers.
     """
@@ -113,8 +115,8 @@ def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = Fa
     if isinstance(module, StaticQuantized):
         # A chain inside has no ranges between its leaves, without which the runtime computes on floats.
         return operations(module.layer, input_shape, integer=not isinstance(module.layer, nn.Sequential))
-    if isinstance(module, nn.Identity):
-        return ()
+    if isinstance(module, nn.Identity | ChannelOrder):
+        return ()  # a gather moves a few numbers and computes nothing
     if isinstance(module, nn.Sequential):
         chain: tuple[Operation, ...] = ()
         for part in module:
@@ -126,7 +128,13 @@ def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = Fa
 def _leaf(module: nn.Module, shape: Shape, integer: bool) -> Operation:
     if isinstance(module, nn.Linear):
         return Operation(
-            "linear", module.in_features, module.out_features, shape, bias=module.bias is not None, integer=integer
+            "linear",
+            module.in_features,
+            module.out_features,
+            shape,
+            groups=groups_of(module),
+            bias=module.bias is not None,
+            integer=integer,
         )
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return Operation(

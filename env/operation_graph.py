@@ -69,6 +69,8 @@ class _Builder:
 
     def linear(self, operation: Operation, value: str, weight: str, *bias: str) -> str:
         rows = operation.input_shape[:-1]
+        if operation.groups > 1:
+            return self.grouped(operation, value, weight, *bias)
         if not rows:
             return self.node("Gemm", value, weight, *bias, transB=1)
         if operation.integer:
@@ -77,6 +79,15 @@ class _Builder:
             return self.node("Reshape", product, self.constant(np.array([-1, *rows, operation.out_channels])))
         product = self.node("MatMul", value, self.node("Transpose", weight, perm=[1, 0]))
         return self.node("Add", product, *bias) if bias else product
+
+    def grouped(self, operation: Operation, value: str, weight: str, *bias: str) -> str:
+        groups, outputs, inputs = operation.groups, *operation.weight_shape
+        blocks = self.node("Reshape", weight, self.constant(np.array([groups, outputs // groups, inputs])))
+        rows = self.node("Reshape", value, self.constant(np.array([-1, groups, 1, inputs])))
+        product = self.node("MatMul", rows, self.node("Transpose", blocks, perm=[0, 2, 1]))
+        shape = [-1, *operation.output_shape]
+        flat = self.node("Reshape", product, self.constant(np.array(shape)))
+        return self.node("Add", flat, *bias) if bias else flat
 
 
 def operation_graph(chain: tuple[Operation, ...]) -> bytes:

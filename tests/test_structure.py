@@ -2,6 +2,8 @@
 
 from functools import cache
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from layer_kinds import inputs_of, layer_of, prepared, statistics_of
@@ -10,13 +12,18 @@ from torch.nn import functional as F
 
 from plywise.compressors.composition import composed, dense_kernel
 from plywise.compressors.error_feedback import relative_output_error
+from plywise.compressors.errors import FileFormatError
 from plywise.compressors.layers import weight_matrices, weight_of
 from plywise.compressors.leaves import effective_matrix
+from plywise.compressors.module_spec import build_leaf
 from plywise.compressors.packed_file import load_packed, save_packed
 from plywise.compressors.recipe import Recipe
-from plywise.compressors.statistics import chain_statistics
+from plywise.compressors.statistics import LayerStatistics, chain_statistics
+from plywise.env.calibration import moments
+from plywise.env.moment_matching import match_moments
 from plywise.env.onnx_export import export_onnx
 from plywise.env.operation import operations
+from plywise.env.operation_graph import operation_graph
 from plywise.env.pricing import chain_of
 from plywise.env.runtime import run_model
 
@@ -29,9 +36,11 @@ STRUCTURES = (
     "low_rank(ratio=0.5, sides=both)",
     "depthwise_separable(filters=2)",
     "sparse_coding",
+    "block_diagonal",
 )
 INTEGER = " + uniform_quantization(bits=7) + activation_quantization"
 EXPORTED = [("low_rank(ratio=0.5)", "conv2d-stride"), ("depthwise_separable", "conv2d"), ("sparse_coding", "linear")]
+EXPORTED += [("block_diagonal", kind) for kind in ("linear-tokens", "pointwise-stride")]
 CASES = [
     (text, kind)
     for text in STRUCTURES
@@ -66,7 +75,10 @@ def with_matrix(layer, matrix, bias):
 @pytest.mark.parametrize(("text", "kind"), CASES)
 def test_a_chain_computes_its_effective_matrix(text, kind):
     module = compressed(text, kind)
-    same = with_matrix(kind, effective_matrix(module)[0], module[-1].bias.detach())
+    with torch.no_grad():
+        bias = module(torch.zeros_like(inputs_of(kind)[:1]))  # padding with zeros changes nothing
+    bias = bias.flatten(0, -2)[0] if kind.startswith("linear") else bias[0].flatten(1)[:, 0]
+    same = with_matrix(kind, effective_matrix(module)[0], bias)
     with torch.no_grad():
         assert torch.allclose(module(inputs_of(kind)), same(inputs_of(kind)), atol=1e-4, rtol=1e-4)
 
@@ -217,3 +229,54 @@ def test_other_precisions_come_back_as_they_were(text, dtype):
 )
 def test_layers_that_gain_nothing_are_refused_with_the_reason(text, layer, words):
     assert words in Recipe.parse(text).unsupported(layer)
+
+
+@pytest.mark.parametrize("kind", POINTWISE)
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_assigned_blocks_lose_less_than_random_ones_and_those_less_than_cut_ones(kind, blocks):
+    layer = layer_of(kind)
+    control = compressed(f"block_diagonal(blocks={blocks}, permutation=random)", kind)
+    cut = torch.where(effective_matrix(control) == 0, 0.0, weight_matrices(layer))
+    errors = [
+        error_of(f"block_diagonal(blocks={blocks})", kind),
+        error_of(f"block_diagonal(blocks={blocks}, permutation=random)", kind),
+        error(cut, kind),
+    ]
+    assert errors == sorted(errors)
+    assert int((effective_matrix(control) != 0).sum()) == layer.weight.numel() // blocks
+
+
+def test_hidden_blocks_are_found():
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.block_diag(*torch.randn(4, 5, 6, generator=generator))
+    layer = nn.Linear(24, 20).eval()
+    with torch.no_grad():
+        layer.weight.copy_(weight[torch.randperm(20, generator=generator)][:, torch.randperm(24, generator=generator)])
+    module = Recipe.parse("block_diagonal(blocks=4)").compress(layer, LayerStatistics.white(layer))
+    assert torch.allclose(effective_matrix(module)[0], layer.weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear-tokens", "pointwise"])
+def test_moments_are_matched_before_the_gather(kind):
+    layer, inputs, statistics = prepared(kind)
+    module = Recipe.parse("block_diagonal(blocks=4)").compress(layer, statistics)
+    model = nn.Sequential(module)
+    with torch.no_grad():
+        target = moments(layer(inputs), kind.startswith("linear"))
+        match_moments(model, inputs, {"0": target}, {"0": module})
+        assert torch.allclose(moments(model(inputs), kind.startswith("linear")).mean, target.mean, atol=1e-4)
+
+
+@pytest.mark.parametrize(("text", "kind"), [case for case in CASES if case[1] in ("linear-tokens", "pointwise")])
+def test_the_runtime_takes_the_price_of_every_structure(text, kind):
+    chain = operations(compressed(text, kind), tuple(inputs_of(kind).shape[1:]))
+    session = onnxruntime.InferenceSession(operation_graph(chain), providers=["CPUExecutionProvider"])
+    shape = (2, *chain[0].input_shape)
+    (outputs,) = session.run(None, {"input": np.zeros(shape, np.float32)})
+    assert outputs.shape == (2, *chain[-1].output_shape)
+
+
+@pytest.mark.parametrize("order", [[0, 0], [1, 2], [], ["0"], [0.0], 3, [0, -1]])
+def test_an_order_from_a_file_that_is_no_permutation_is_refused(order):
+    with pytest.raises(FileFormatError):
+        build_leaf("ChannelOrder", {"order": order, "axis": 1})

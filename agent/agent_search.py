@@ -1,16 +1,17 @@
-"""The trained agent as a search method: one walk, then more where the budget allows."""
+"""The trained agent as a search method: walks on paper, the most promising of which are scored."""
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
 from plywise.agent.recipe_agent import RecipeAgent
 from plywise.agent.search_method import SearchMethod, SearchResult, Trial
-from plywise.env.compression_env import CompressionEnv
 from plywise.env.demand import Demand
 from plywise.env.evaluator import Evaluator
-from plywise.env.prices import PriceTable
+from plywise.env.prices import Floats, PriceTable
+from plywise.env.vector_env import BatchedCompressionEnv
 
 CAUTION = (0.5, 4.0)
 """Bounds of the factor by which one exact score may change the estimated drops of the walks after it."""
@@ -18,41 +19,45 @@ CAUTION = (0.5, 4.0)
 LEAST_POINTS = 0.1
 """Drops below this say nothing about how far the estimates are off."""
 
-NEWS = 0.1
-"""Logarithm of a change of the factor that makes the agent's best walk worth another look."""
+SIDE_BY_SIDE = 64
+"""Walks taken on paper for each exact score: together they cost little more than one."""
 
-TRIES_PER_EVALUATION = 4
-"""Walks for each exact score, as draws may repeat plans that are known."""
+HOTTEST = 4.0
+"""Temperature of the last of the walks side by side; that of the others lies between 1 and this."""
 
 
 class AgentSearch(SearchMethod):
-    """Walks with the agent's best choices first, then with choices drawn from its policy.
+    """Takes several walks on paper at once, the first with the agent's best choices, and scores the most promising.
 
     After each exact score the estimated drops are scaled by what it showed (the geometric mean so far), so that a
     walk that lost more accuracy than promised is followed by more careful ones.
 
     Attributes:
         agent: who decides.
+        side_by_side: walks on paper for each exact score; 1 takes the agent's best choices only.
     """
 
     name = "ppo"
 
-    def __init__(self, agent: RecipeAgent) -> None:
+    def __init__(self, agent: RecipeAgent, side_by_side: int = SIDE_BY_SIDE) -> None:
         self.agent = agent
+        self.side_by_side = side_by_side
 
     def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
-        """Returns the best of up to `budget` walks; `seed` decides what is drawn."""
+        """Returns the best of up to `budget` scored plans; `seed` decides what is drawn."""
         trial = Trial(evaluator, budget)
         generator = np.random.default_rng(seed)
-        factor, last, attempts = 1.0, 1.0, 0
-        while not trial.spent and attempts < TRIES_PER_EVALUATION * budget:
+        factor = 1.0
+        tried: set[tuple[int, ...]] = set()
+        while not trial.spent:
             table = dataclasses.replace(evaluator.table, drop=evaluator.table.drop * np.float32(factor))
-            # A new factor deserves the agent's best walk; with much the same one, only draws show anything new.
-            best = attempts == 0 or abs(math.log(factor / last)) > NEWS
-            actions = walk(self.agent, table, evaluator.demand, None if best else generator)
+            plans = walk(self.agent, table, evaluator.demand, self.side_by_side, generator)
+            actions = next((plan for plan in plans if plan not in tried), None)
+            if actions is None:
+                break
+            tried.add(actions)
             outcome = trial.evaluate(actions)
             expected = float(evaluator.table.drop[np.arange(len(actions)), actions].sum())
-            attempts, last = attempts + 1, factor
             if max(expected, outcome.drop) > LEAST_POINTS:
                 seen = max(outcome.drop, LEAST_POINTS) / max(expected, LEAST_POINTS)
                 factor = float(np.clip(math.sqrt(factor * seen), *CAUTION))
@@ -60,28 +65,30 @@ class AgentSearch(SearchMethod):
 
 
 def walk(
-    agent: RecipeAgent, table: PriceTable, demand: Demand, generator: np.random.Generator | None = None
-) -> list[int]:
-    """Returns the slots that the agent picks, one per layer.
+    agent: RecipeAgent, table: PriceTable, demand: Demand, count: int, generator: np.random.Generator
+) -> list[tuple[int, ...]]:
+    """Returns the distinct plans of walks side by side, one slot per layer, the best estimated score first.
 
     Args:
         agent: who decides.
         table: prices of the network.
         demand: what is wanted.
-        generator: where draws come from; None for the agent's best choices.
+        count: how many walks; the first takes the agent's best choices, the others draw from its policy.
+        generator: where draws come from.
     """
-    env = CompressionEnv(table, demand)
-    observation, _ = env.reset(seed=0)
-    actions: list[int] = []
-    done = False
-    while not done:
-        chosen = agent.act(
-            observation["context"][None],
-            observation["recipes"][None],
-            env.action_masks()[None],
-            deterministic=generator is None,
-            generator=generator,
-        )
-        actions.append(int(chosen[0]))
-        observation, _, done, _, _ = env.step(chosen[0])
-    return actions
+    env = BatchedCompressionEnv([table], demand, count, seed=0, noise=0.0, jitter=0.0)
+    temperature = np.linspace(1.0, HOTTEST, count, dtype=np.float32)
+    context, recipes = _menus(env.reset())
+    infos: list[dict[str, Any]] = []
+    for _ in table.layers:
+        masks = env.action_masks()
+        actions = agent.act(context, recipes, masks, False, generator, temperature)
+        actions[:1] = agent.act(context[:1], recipes[:1], masks[:1])
+        observation, _, _, infos = env.step(actions)
+        context, recipes = _menus(observation)
+    scores = {tuple(info["plan"]["actions"]): float(info["plan"]["score"]) for info in infos}
+    return sorted(scores, key=scores.__getitem__, reverse=True)
+
+
+def _menus(observation: Any) -> tuple[Floats, Floats]:
+    return observation["context"], observation["recipes"]

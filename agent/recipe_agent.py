@@ -55,6 +55,7 @@ class RecipeAgent:
         masks: NDArray[np.bool_],
         deterministic: bool = True,
         generator: np.random.Generator | None = None,
+        temperature: NDArray[np.float32] | float = 1.0,
     ) -> NDArray[np.int64]:
         """Picks one row of each menu.
 
@@ -64,6 +65,7 @@ class RecipeAgent:
             masks: `(n, K)`, True on legal rows.
             deterministic: the best row; otherwise a row drawn from the policy.
             generator: where draws come from; needed if not deterministic.
+            temperature: one for all menus or `(n,)`; above 1, draws stray further from the best row.
 
         Returns:
             Row indices `(n,)`.
@@ -76,6 +78,7 @@ class RecipeAgent:
         with torch.no_grad():
             rows = torch.as_tensor(recipes, dtype=torch.float32)
             logits, _ = self.scorer(torch.as_tensor(context, dtype=torch.float32), rows)
+            logits = logits / torch.as_tensor(temperature, dtype=torch.float32).reshape(-1, 1)
             scores = logits.masked_fill(~legal_rows(rows, masks), -torch.inf).numpy()
         if not deterministic and generator is not None:
             scores = scores + generator.gumbel(size=scores.shape)  # the largest is then a draw from the softmax

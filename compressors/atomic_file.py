@@ -14,5 +14,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where, and the temporary name would puzzle
+        raise
     finally:
         temporary.unlink(missing_ok=True)

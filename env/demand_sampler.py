@@ -9,6 +9,9 @@ from plywise.env.least_plans import COMBINATIONS
 from plywise.env.prices import METRICS
 from plywise.env.score import Array
 
+TIGHTNESS = 1.7
+"""Above 1, ceilings near the least that is reachable come more often: they are the hard ones."""
+
 
 @dataclass(frozen=True)
 class DemandSampler:
@@ -25,7 +28,7 @@ class DemandSampler:
     accuracy_drops: tuple[float | None, ...] = (0.5, 1.0, 2.0, 3.0, None)
     chances: tuple[float, float, float] = (0.7, 0.3, 0.15)
     largest: tuple[float, float, float] = (0.5, 1.0, 1.0)
-    margin: float = 1.3
+    margin: float = 1.1
     weights: tuple[float, float, float, float] = (1.0, 0.25, 0.25, 0.05)
 
     def sample(self, reachable: Array, generator: np.random.Generator) -> Demand:
@@ -38,7 +41,7 @@ class DemandSampler:
         drop = self.accuracy_drops[generator.integers(len(self.accuracy_drops))]
         chosen = tuple(np.flatnonzero(generator.random(len(METRICS)) < self.chances).tolist())
         ceilings: dict[str, float | None] = {f"max_{name}": None for name in METRICS}
-        position = generator.random(len(METRICS))
+        position = generator.random(len(METRICS)) ** TIGHTNESS
         if chosen:
             least = reachable[COMBINATIONS.index(chosen)]
             for metric in chosen:

@@ -14,7 +14,7 @@ from torch import nn
 
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, ModelError
-from plywise.compressors.packed_file import load_packed, save_packed
+from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
@@ -111,15 +111,13 @@ def hand_over(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
     plan.save(folder / "plan.yaml")
-    save_packed(model, subject.network.original, folder / "weights.safetensors", {"model": origin.model})
+    subject.pack(model, folder / "weights.safetensors")
     export_onnx(model, subject.network.example, folder / "model.onnx")
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / "original.onnx", Path(scratch) / "uniform.onnx", folder / "model.onnx"]
         export_onnx(subject.network.model, subject.network.example, paths[0])
         export_onnx(uniform, subject.network.example, paths[1])
-        uniform_bytes = save_packed(
-            uniform, subject.network.original, Path(scratch) / "uniform", {"model": origin.model}
-        )
+        uniform_bytes = subject.pack(uniform, Path(scratch) / "uniform")
         timings = time_models(paths, (1, *subject.network.example.shape[1:]))
         sizes = [path.stat().st_size for path in paths]
     _check_files(subject, model, test, folder)

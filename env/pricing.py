@@ -42,6 +42,9 @@ SLOTS = 32
 """Recipes offered at a layer, at most."""
 
 FLOAT_BYTES = 4
+STORAGE_MARGIN = 1.005
+"""Packed bytes are foretold to half a percent; what just holds a ceiling on paper has to hold it on disk."""
+
 RANGES_BYTES = 20
 """Two ranges and their mark in the packed file."""
 
@@ -78,7 +81,7 @@ class Sizes:
         """Returns the bytes of the same recipe on a chain of other channel counts."""
         weights = sum(int(np.prod(operation.weight_shape)) for operation in chain)
         outputs = sum(operation.out_channels for operation in chain)
-        return self.fixed + self.per_output * outputs + self.per_weight * weights
+        return STORAGE_MARGIN * (self.fixed + self.per_output * outputs + self.per_weight * weights)
 
 
 def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: nn.Module) -> Chain:

@@ -33,6 +33,4 @@ def open_sqlite(path: Path) -> Iterator[sqlite3.Connection]:
 def _remedy(complaint: str, path: Path) -> str:
     if "locked" in complaint:
         return "another process holds it: end that process, or set PLYWISE_CACHE to another folder"
-    if "full" in complaint:
-        return "free some space; what was finished is kept"
-    return f"make {path.parent} writable, or set PLYWISE_CACHE to a writable folder"
+    return f"make sure that {path.parent} is writable and its disk not full, or set PLYWISE_CACHE to another folder"

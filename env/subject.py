@@ -1,15 +1,18 @@
 """A network under study: everything that is found out about it once, before anyone decides how to compress it."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from torch import nn
 
 from plywise.compressors.errors import DataError, FileFormatError
+from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
@@ -28,7 +31,7 @@ from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
 from plywise.env.sensitivity import Sensitivity, divergence, sensitivities
 
-VERSION = "2"
+VERSION = "3"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 PROBE_SAMPLES = 512
@@ -146,7 +149,7 @@ class Subject:
 
     def measure(self, plan: Plan) -> Measured:
         """Looks at a plan for real: stitches it and runs it over the validation samples; no plan twice."""
-        name = f"{self.key}/plan/{_digest(*(f'{layer}={recipe}' for layer, recipe in plan.items()))}"
+        name = f"{self.key}/built/{_digest(*(f'{layer}={recipe}' for layer, recipe in plan.items()))}"
         found = self.store.get(name)
         if found is None:
             stitched = self.bank.stitch(plan)
@@ -156,14 +159,19 @@ class Subject:
         storage, latency, energy = found[2]
         return Measured(found[0], found[1], (storage, latency, energy))
 
+    def pack(self, model: nn.Module, path: Path) -> int:
+        """Writes the file of packed weights that is handed over and returns its bytes."""
+        return save_packed(model, self.network.original, path, {"model": self.network.name})
+
     def cost(self, stitched: Stitched) -> tuple[float, float, float]:
-        """Returns storage, latency and energy of a stitched plan, layer by layer in its real shapes."""
+        """Returns the file's bytes, and latency and energy layer by layer in their real shapes, of a stitched plan."""
         modules = {
             layer.name: stitched.replaced.get(layer.name, self.network.modules[layer.name]) for layer in self.layers
         }
         chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in self.layers}
         sizes = {name: packed_size(module) for name, module in modules.items()}
-        storage = float(self.table.fixed[0]) + sum(sizes.values())
+        with tempfile.TemporaryDirectory() as folder:
+            storage = float(self.pack(stitched.model, Path(folder) / "weights"))
         latency = float(self.latency.milliseconds(list(chains.values()), progress=False).sum())
         energy = sum(energy_mj(chains[name], sizes[name]) for name in chains)
         return storage, latency + float(self.table.fixed[1]), energy + float(self.table.fixed[2])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError
@@ -93,5 +94,10 @@ def check_seed(seed: int) -> None:
 
 
 def samples(split: Split, most: int | None = None) -> Samples:
-    """Returns the first images of a split, normalised; splits are shuffled once and for all."""
-    return Samples(split.inputs(0, most), split.labels[:most])
+    """Returns images of a split, normalised: all, or a random choice that is always the same.
+
+    A choice, for many datasets come sorted by class.
+    """
+    if most is not None and most < len(split):
+        split = split.select(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:most])
+    return Samples(split.inputs(), split.labels)

@@ -15,9 +15,11 @@ from plywise.compressors.errors import ConfigurationError, DataError
 from plywise.env.cache import cache_folder
 from plywise.experiments import image_folder
 from plywise.experiments.cifar_batches import CLASSES, TEST_FILES, TRAIN_FILES
+from plywise.experiments.dataset import Split
 from plywise.experiments.datasets import CIFAR10_NORMALISATION, load_dataset
 from plywise.experiments.progress import tracked
 from plywise.experiments.splits import LabelledImages, assemble, channel_moments, stratified
+from plywise.experiments.study import samples
 from plywise.experiments.tensor_file import read_tensors, write_tensors
 
 
@@ -435,3 +437,13 @@ def test_some_real_cifar10_images(real_data, tmp_path):
     assert data.input_shape == (3, 32, 32)
     assert len(data.test) == 30
     assert (data.mean, data.std) == CIFAR10_NORMALISATION
+
+
+def test_a_choice_of_samples_is_not_the_first_class_only():
+    labels = torch.arange(10).repeat_interleave(100)
+    split = Split(torch.zeros(1000, 1, 2, 2, dtype=torch.uint8), labels, (0.0,), (1.0,))
+    chosen = samples(split, 200).labels
+    assert len(chosen) == 200
+    assert len(chosen.unique()) == 10
+    assert (samples(split, 200).labels == chosen).all()
+    assert (samples(split).labels == labels).all()

@@ -1,0 +1,123 @@
+"""The trained agent as a search method, on price lists of networks that do not exist."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from plywise.agent.agent_search import CAUTION, AgentSearch, walk
+from plywise.agent.recipe_agent import RecipeAgent
+from plywise.compressors.errors import ConfigurationError
+from plywise.env.demand import Demand
+from plywise.env.evaluator import SurrogateEvaluator
+from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
+from plywise.env.synthetic import synthetic_table
+
+LAYERS = 10
+DEMAND = Demand(2.0, max_storage=0.3)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return synthetic_table(np.random.default_rng(1), LAYERS)
+
+
+@pytest.fixture(scope="module")
+def agent():
+    return RecipeAgent.untrained(len(CONTEXT_FEATURES), len(ROW_FEATURES), seed=0)
+
+
+class Strict(SurrogateEvaluator):
+    """Finds drops `times` as large as the price list says, and remembers the plans."""
+
+    def __init__(self, table, demand, times):
+        super().__init__(table, demand)
+        self.times = times
+        self.plans = []
+
+    def evaluate(self, actions):
+        self.plans.append(list(actions))
+        outcome = super().evaluate(actions)
+        return dataclasses.replace(outcome, drop=self.times * outcome.drop)
+
+
+@pytest.mark.parametrize("budget", [1, 3, 8])
+def test_it_keeps_to_its_budget(agent, table, budget):
+    evaluator = SurrogateEvaluator(table, DEMAND)
+    result = AgentSearch(agent).search(evaluator, budget, seed=0)
+    assert 1 <= result.evaluations <= budget
+    assert result.evaluations == evaluator.evaluations == len(result.history)
+    assert list(result.history) == sorted(result.history)
+    assert result.history[-1] == result.outcome.score
+    assert table.legal[range(LAYERS), result.actions].all()
+    assert SurrogateEvaluator(table, DEMAND).evaluate(result.actions) == result.outcome
+
+
+def test_a_budget_of_nothing_is_refused(agent, table):
+    with pytest.raises(ConfigurationError, match="budget=0"):
+        AgentSearch(agent).search(SurrogateEvaluator(table, DEMAND), 0, seed=0)
+
+
+def test_a_single_walk_is_the_agents_best_whatever_the_seed(agent, table):
+    plans = [AgentSearch(agent, 1).search(SurrogateEvaluator(table, DEMAND), 1, seed).actions for seed in (0, 1)]
+    assert plans[0] == plans[1]
+
+
+def test_walks_on_paper_come_sorted_by_what_they_promise(agent, table):
+    plans = walk(agent, table, DEMAND, 16, np.random.default_rng(0))
+    scores = [SurrogateEvaluator(table, DEMAND).evaluate(plan).score for plan in plans]
+    assert len(set(plans)) == len(plans) > 1
+    assert scores == pytest.approx(sorted(scores, reverse=True), abs=1e-4)
+
+
+def test_more_walks_on_paper_never_promise_less(agent, table):
+    one, many = (
+        AgentSearch(agent, count).search(SurrogateEvaluator(table, DEMAND), 1, 0).outcome.score for count in (1, 64)
+    )
+    assert many >= one
+
+
+def test_equal_seeds_give_equal_results_and_other_seeds_draw_others(agent, table):
+    plans = []
+    for seed in (3, 3, 4):
+        evaluator = Strict(table, DEMAND, 1.0)
+        AgentSearch(agent).search(evaluator, 6, seed)
+        plans.append(evaluator.plans)
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_the_best_plan_wins_not_the_last(agent, table):
+    evaluator = Strict(table, DEMAND, 1.0)
+    result = AgentSearch(agent).search(evaluator, 8, seed=0)
+    scores = [SurrogateEvaluator(table, DEMAND).evaluate(plan).score for plan in evaluator.plans]
+    assert result.outcome.score == max(scores) > min(scores)
+
+
+@pytest.fixture(scope="module")
+def mild():
+    """A price list whose drops are of a few points, so that four times as much is still possible."""
+    table = synthetic_table(np.random.default_rng(1), LAYERS)
+    return dataclasses.replace(table, drop=np.minimum(table.drop, 1.0) + np.float32(0.05))
+
+
+def test_walks_after_a_surprise_see_scaled_drops(agent, mild, monkeypatch):
+    """Drops four times as large as promised make the next walk see them twice as large: the geometric mean."""
+    seen = []
+
+    def watching(agent, table, demand, count, generator):
+        seen.append(float(table.drop.max() / mild.drop.max()))
+        return walk(agent, table, demand, count, generator)
+
+    monkeypatch.setattr("plywise.agent.agent_search.walk", watching)
+    evaluator = Strict(mild, DEMAND, 4.0)
+    AgentSearch(agent).search(evaluator, 4, seed=0)
+    expected = mild.drop[range(LAYERS), evaluator.plans[0]].sum()
+    assert 0.1 < expected < 10.0
+    assert seen[:2] == pytest.approx([1.0, 2.0])
+    assert max(seen) <= CAUTION[1]
+
+
+def test_it_gives_up_where_nothing_is_new(agent):
+    table = synthetic_table(np.random.default_rng(0), 2, num_slots=2)
+    result = AgentSearch(agent).search(SurrogateEvaluator(table, Demand(None)), 50, seed=0)
+    assert result.evaluations <= 4

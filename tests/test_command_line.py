@@ -1,0 +1,689 @@
+"""The command line, above all what it says when something is wrong: one message, exit code 2, no traceback."""
+
+import dataclasses
+import errno
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import plywise
+from plywise.__main__ import main
+from plywise.agent.ppo import PPOSettings
+from plywise.agent.recipe_agent import RecipeAgent
+from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.packed_file import load_packed
+from plywise.compressors.technique import TECHNIQUES
+from plywise.env import handover
+from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
+from plywise.env.result_store import ResultStore
+from plywise.env.runtime import Timing
+from plywise.env.subject import Subject
+from plywise.experiments.train_agent import train_agent
+from plywise.experiments.zoo import ZOO
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def make():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
+            nn.Linear(72, 10),
+        )
+
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 10))
+
+def five():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+
+def nothing():
+    return nn.Sequential(nn.AdaptiveAvgPool2d((1, 10)), nn.Flatten())
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+def broken():
+    raise RuntimeError("boom")
+
+answer = 42
+"""
+
+PLAN = "plywise: plan/1\nnetwork: tiny\nlayers:\n  '0': {}\n  '2': {}\n  '5': {}\n"
+COMPRESS = {"--model": "net.py:make", "--data": "digits", "--out": "out"}
+KNAPSACK = {**COMPRESS, "--method": "knapsack"}
+
+
+def command(name, options):
+    return [name, *(part for option in options.items() for part in option)]
+
+
+def fake_time(chain, threads):
+    return 0.01 + sum(0.001 + operation.macs * 3e-8 for operation in chain)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A cache in which the tiny network is priced already, and one finished run."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "net.py").write_text(FACTORIES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLYWISE_CACHE", str(home / "cache"))
+        patch.setattr("plywise.env.latency._time_chain", fake_time)
+        patch.chdir(home)
+        main(command("compress", {**KNAPSACK, "--out": "done", "--max-accuracy-drop": "null", "--max-storage": "0.3"}))
+        yield home
+
+
+@pytest.fixture
+def place(prepared, tmp_path, monkeypatch):
+    """A folder to work in, with the network's factory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(FACTORIES)
+    return tmp_path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Neither exports nor times: for tests that are not about the files."""
+    monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(handover, "time_models", lambda paths, shape: [Timing(1.0, 0.9, 1.1)] * 3)
+    monkeypatch.setattr(handover, "_check_files", lambda *_: None)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must be refused; returns the message."""
+
+    def run(arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        shown = capsys.readouterr()
+        assert ended.value.code == 2
+        assert shown.err.startswith("plywise: ")
+        assert shown.err.count("\n") <= 4  # a line of a YAML file is shown with its place
+        assert "Traceback" not in shown.err
+        assert shown.out == ""
+        return shown.err
+
+    return run
+
+
+# What is typed wrongly
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compres"], "unknown command compres. Did you mean compress?"),
+        (["compress"], "missing: --model, --data, --out ('plywise compress --help'"),
+        ([*command("compress", KNAPSACK), "--walks", "x"], "--walks takes a whole number, not 'x'"),
+        ([*command("compress", KNAPSACK), "--max-storage", "0,15"], "--max-storage takes a number or null, not '0,15'"),
+        ([*command("compress", KNAPSACK), "--max-strage", "1"], "unknown option --max-strage. Did you mean --max-stor"),
+        (["list", "network"], "unknown list 'network'. Did you mean 'networks'"),
+        (["--verion"], "unknown option --verion"),
+    ],
+)
+def test_typing_mistakes(refused, arguments, said):
+    assert said in refused(arguments)
+
+
+def test_version_and_help_start_without_torch():
+    for option, said in (("--version", plywise.__version__), ("--help", "compress")):
+        code = (
+            f"import sys; from plywise.__main__ import main\ntry: main([{option!r}])\n"
+            "finally: assert 'torch' not in sys.modules"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert found.returncode == 0, found.stderr
+        assert said in found.stdout
+
+
+def test_help_names_options_as_people_type_them(capsys):
+    with pytest.raises(SystemExit):
+        main(["compress", "--help"])
+    shown = capsys.readouterr().out
+    assert "--max-accuracy-drop" in shown
+    assert "--max_accuracy_drop" not in shown
+
+
+# Mistakes that are told before anything is computed
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """Anything expensive is a failure of the test."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("too late: something expensive has begun")
+
+    monkeypatch.setattr("plywise.experiments.study.Subject", forbidden)
+    monkeypatch.setattr("plywise.experiments.train_agent.Parallel", forbidden)
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "who should look for the plan? Give --agent FOLDER"),
+        ({"--method": "ppo"}, "a method that needs no training: --method random, uniform, greedy, knapsack"),
+        ({"--method": "knapsak"}, "unknown method 'knapsak'. Did you mean 'knapsack'?"),
+        ({"--agent": "nowhere"}, "nowhere is not the folder of a trained agent"),
+        ({"--agent": "net.py"}, "net.py is not the folder of a trained agent"),
+        ({"--agent": "nowhere", "--method": "greedy"}, "method 'greedy' needs no agent"),
+        ({"--plan": "plan.yaml", "--method": "greedy"}, "leave out either --plan or --agent and --method"),
+        ({"--plan": "nowhere.yaml"}, "nowhere.yaml does not exist"),
+        ({"--plan": "net.py"}, "net.py cannot be read as a plan"),
+        ({"--method": "knapsack", "--walks": "0"}, "walks=0 must be at least 1"),
+        ({"--method": "knapsack", "--seed": "-1"}, "seed=-1 must lie between 0 and"),
+        ({"--method": "knapsack", "--seed": "9999999999"}, "seed=9999999999 must lie between 0 and"),
+        ({"--method": "knapsack", "--max-storage": "1.5"}, "max_storage=1.5 must be a share of the original's"),
+        ({"--method": "knapsack", "--max-latency": "0"}, "max_latency=0.0 must be a share of the original's"),
+        ({"--method": "knapsack", "--max-accuracy-drop": "-1"}, "max_accuracy_drop=-1.0 must be percentage points"),
+        ({"--method": "knapsack", "--storage-weight": "-1"}, "must be at least 0, finite"),
+        (
+            {"--method": "knapsack", "--accuracy-weight": "0", "--storage-weight": "0", "--latency-weight": "0"},
+            "and not all 0",
+        ),
+        ({"--method": "knapsack", "--out": "net.py"}, "net.py is a file; name a folder"),
+        ({"--method": "knapsack", "--out": "."}, "holds other files (net.py); name a new or an empty folder"),
+        (
+            {"--method": "knapsack", "--model": "digits-lenett"},
+            "unknown network 'digits-lenett'. Did you mean 'digits-le",
+        ),
+        (
+            {"--method": "knapsack", "--model": "zoo:resnet20"},
+            "needs weights for cifar10; give their file with --weigh",
+        ),
+        ({"--method": "knapsack", "--model": "nowhere.py:make"}, "nowhere.py does not exist"),
+        ({"--method": "knapsack", "--model": "net.py:mke"}, "net.py has no function 'mke'; it has make"),
+        ({"--method": "knapsack", "--model": "net.py:broken"}, "net.py:broken() failed: RuntimeError: boom"),
+        ({"--method": "knapsack", "--model": "net.py:lazy"}, "leaves the shape of 1.weight, 1.bias open"),
+        ({"--method": "knapsack", "--model": "net.py:colour"}, "the network fails on images (1, 8, 8)"),
+        ({"--method": "knapsack", "--model": "net.py:five"}, "it must give one tensor of 10 logits"),
+        ({"--method": "knapsack", "--data": "digit"}, "unknown dataset 'digit'. Did you mean 'digits'"),
+        ({"--method": "knapsack", "--data": "mnist"}, "a path is missing"),
+        ({"--method": "knapsack", "--data": "folder:nowhere"}, "nowhere does not exist"),
+        ({"--method": "knapsack", "--data": "folder:."}, "needs images"),
+    ],
+)
+def test_mistakes_of_compress(place, refused, changes, said):
+    assert said in refused(command("compress", {**COMPRESS, **changes}))
+    assert not (place / "out").exists()
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"--networks": "digits-mlp,digits-lent"}, "unknown network 'digits-lent'. Did you mean 'digits-lenet'"),
+        ({"--networks": "resnet20"}, "network 'resnet20' is not trained on the spot"),
+        ({"--networks": "digits-mlp", "--hold-out": "digits-mlp"}, "no network is left to train on"),
+        ({"--networks": "digits-mlp", "--hold-out": "digits-vgg"}, "hold_out names digits-vgg, not among"),
+        ({"--data": "digitz"}, "unknown dataset 'digitz'"),
+        ({"--steps": "0"}, "total_steps=0 must be above 0"),
+        ({"--envs": "0"}, "num_envs=0 must be above 0"),
+        ({"--seed": "-1"}, "seed=-1 must be at least 0"),
+        ({"--seed": "9999999999"}, "seed=9999999999 must lie between 0 and"),
+        ({"--out": "net.py"}, "net.py is a file; name a folder"),
+    ],
+)
+def test_mistakes_of_train(place, refused, changes, said):
+    assert said in refused(command("train", {"--out": "out", **changes}))
+    assert not (place / "out").exists()
+
+
+def weights(change):
+    tensors = {
+        "0.weight": torch.zeros(8, 1, 3, 3),
+        "0.bias": torch.zeros(8),
+        "2.weight": torch.zeros(8, 8, 3, 3),
+        "2.bias": torch.zeros(8),
+        "5.weight": torch.zeros(10, 72),
+        "5.bias": torch.zeros(10),
+    }
+    change(tensors)
+    return tensors
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop("0.bias"), "missing: 0.bias"),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), "unexpected: extra"),
+        (lambda tensors: tensors.update({"5.bias": torch.zeros(9)}), "of another shape: 5.bias (9,) instead of (10,)"),
+        (lambda tensors: tensors["2.weight"].fill_(float("nan")), "hold NaN or infinite values in 2.weight"),
+    ],
+)
+def test_weights_that_do_not_fit(place, refused, change, said):
+    save_file(weights(change), "weights.safetensors")
+    assert said in refused(command("compress", {**KNAPSACK, "--weights": "weights.safetensors"}))
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.safetensors", b"", "is empty"),
+        ("empty.pt", b"", "is empty"),
+        ("junk.safetensors", b"abc" * 50, "damaged or no safetensors file"),
+        ("junk.pt", b"abc" * 50, "damaged or holds more than tensors"),
+        ("nowhere.pt", None, "does not exist"),
+    ],
+)
+def test_files_of_weights_that_cannot_be_read(place, refused, name, content, said):
+    if content is not None:
+        (place / name).write_bytes(content)
+    assert said in refused(command("compress", {**KNAPSACK, "--weights": name}))
+
+
+@pytest.mark.usefixtures("cheap", "place")
+def test_an_agent_of_other_features_is_refused(refused):
+    RecipeAgent.untrained(len(CONTEXT_FEATURES) + 1, len(ROW_FEATURES), seed=0).save(Path("sizes"))
+    assert "train it again" in refused(command("compress", {**COMPRESS, "--agent": "sizes"}))
+    scorer = RecipeAgent.untrained(len(CONTEXT_FEATURES), len(ROW_FEATURES), seed=0).scorer
+    RecipeAgent(scorer, ("other", *CONTEXT_FEATURES[1:]), ROW_FEATURES).save(Path("names"))
+    assert "was trained on other context_features" in refused(command("compress", {**COMPRESS, "--agent": "names"}))
+    RecipeAgent(scorer, CONTEXT_FEATURES, ROW_FEATURES).save(Path("runs/agent"))
+    assert "did you mean runs/agent?" in refused(command("compress", {**COMPRESS, "--agent": "runs"}))
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_finished_run_is_not_overwritten(prepared, place, refused):
+    before = (prepared / "done" / "report.json").read_bytes()
+    said = refused(command("compress", {**KNAPSACK, "--out": str(prepared / "done")}))
+    assert "done holds a finished run; name another folder or delete it" in said
+    assert (prepared / "done" / "report.json").read_bytes() == before
+
+
+# Plans
+
+
+@pytest.fixture
+def unpriced(monkeypatch):
+    """Pricing is a failure of the test: a plan must be checked before it."""
+
+    def forbidden(_):
+        raise AssertionError("too late: pricing has begun")
+
+    monkeypatch.setattr(Subject, "table", property(forbidden))
+
+
+@pytest.mark.usefixtures("place", "unpriced")
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (
+            PLAN.format("low_rnk", "identity", "identity"),
+            "layer 0: unknown technique 'low_rnk'. Did you mean 'low_rank'",
+        ),
+        (
+            PLAN.format("identity", "uniform_quantization(bits=99)", "identity"),
+            "layer 2: uniform_quantization: bits=99",
+        ),
+        (PLAN.format("identity", "identity", "filter_pruning(ratio=0.5)"), "layer '5' cannot take filter_pruning"),
+        (PLAN.format("activation_quantization", "identity", "identity"), "layer '0' cannot take activation_quant"),
+        (PLAN.replace("'2'", "'7'").format(*["identity"] * 3), "the plan for 'tiny' has no recipe for layer '2'"),
+        (PLAN.format(*["identity"] * 3) + "  '9': identity\n", "names layer '9', which this network does not have"),
+        ("hello", "is not a plan: it must begin with 'plywise: plan/1'"),
+        ("", "is not a plan"),
+    ],
+)
+def test_plans_that_do_not_fit(refused, plan, said):
+    Path("plan.yaml").write_text(plan)
+    assert said in refused(command("compress", {**COMPRESS, "--plan": "plan.yaml"}))
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_edited_plan_is_applied_as_it_is(place, capsys):
+    """5 bits are not on the price list, but allowed, and it is said."""
+    recipes = ("uniform_quantization(bits=5)", "identity", "uniform_quantization(bits=4)")
+    Path("plan.yaml").write_text(PLAN.format(*recipes))
+    main(command("compress", {**COMPRESS, "--plan": "plan.yaml", "--max-accuracy-drop": "null"}))
+    shown = capsys.readouterr()
+    report = json.loads((place / "out" / "report.json").read_text())
+    assert [row["recipe"] for row in report["layers"]] == list(recipes)
+    assert report["method"] == "plan"
+    assert report["evaluations"] == 0
+    assert "note: uniform_quantization(bits=5) is not on the price list of layer 0; applied as written" in shown.err
+    assert "unpriced" in report["layers"][0]
+    assert report["compressed"]["storage_bytes"] < report["original"]["storage_bytes"]
+
+
+# Demands
+
+
+@pytest.mark.usefixtures("place")
+def test_a_demand_that_no_plan_can_meet(refused, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("too late: the search has begun")
+
+    monkeypatch.setattr("plywise.env.exact_evaluator.ExactEvaluator.evaluate", forbidden)
+    said = refused(command("compress", {**KNAPSACK, "--max-storage": "0.001", "--max-energy": "0.5"}))
+    assert "holds max_storage=0.001 (reachable: 0." in said
+    assert "max_energy=0.5 (reachable: 0." in said
+    assert "max_latency" not in said
+
+
+@pytest.mark.usefixtures("place", "quick")
+def test_the_reachable_value_that_is_named_can_be_asked_for(refused):
+    options = {**KNAPSACK, "--max-accuracy-drop": "null"}
+    said = refused(command("compress", {**options, "--max-storage": "0.001"}))
+    reachable = said.partition("reachable: ")[2].partition(")")[0]
+    with suppress(SystemExit):  # the file may be a few bytes larger than the estimate
+        main(command("compress", {**options, "--max-storage": reachable}))
+    report = json.loads(Path("out/report.json").read_text())
+    share = report["compressed"]["storage_bytes"] / report["original"]["storage_bytes"]
+    assert share == pytest.approx(float(reachable), rel=0.05)
+
+
+@pytest.mark.usefixtures("place", "quick")
+def test_a_broken_ceiling_ends_with_another_exit_code(capsys):
+    Path("plan.yaml").write_text(PLAN.format(*["identity"] * 3))
+    with pytest.raises(SystemExit) as ended:
+        main(command("compress", {**COMPRESS, "--plan": "plan.yaml", "--max-storage": "0.5"}))
+    assert ended.value.code == 3
+    assert "NOT met: beyond the ceiling of storage by 0." in capsys.readouterr().out
+
+
+# A whole run
+
+
+def test_the_folder_of_a_run(prepared):
+    report = json.loads((prepared / "done" / "report.json").read_text())
+    assert report["demand_met"]
+    assert report["method"] == "knapsack"
+    assert report["validation"]["samples"] == 360
+    assert report["validation"]["kind"].startswith("cut from the training split; whether the network was trained on")
+    assert report["compressed"]["storage_bytes"] == (prepared / "done" / "weights.safetensors").stat().st_size
+    assert report["compressed"]["onnx_bytes"] == (prepared / "done" / "model.onnx").stat().st_size
+    assert report["seconds"] > 0.5
+
+
+def test_evaluate_finds_what_the_report_says(prepared, place, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["evaluate", "--folder", str(prepared / "done"), "--model", "net.py:make"])
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    said = {row[1].strip(): (row[2].strip(), row[3].strip()) for row in rows}
+    for name in ("accuracy in torch, %", "bytes of weights.safetensors", "bytes of model.onnx"):
+        assert said[name][0] == said[name][1], name
+    assert abs(float(said["accuracy in ONNX Runtime, %"][1]) - float(said["accuracy in torch, %"][1])) < 0.3
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "is of the network 'net.py:make', which is not in the zoo"),
+        ({"--model": "net.py:five"}, "the file is of another network"),
+        ({"--model": "digits-mlpp"}, "unknown network 'digits-mlpp'"),
+        ({"--model": "net.py:make", "--data": "digitz"}, "unknown dataset 'digitz'"),
+        ({"--folder": "nowhere"}, "nowhere holds no finished run"),
+    ],
+)
+def test_mistakes_of_evaluate(prepared, refused, changes, said):
+    assert said in refused(command("evaluate", {"--folder": str(prepared / "done"), **changes}))
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"compressed": {"accuracy": "x"}}', b"\xff"])
+def test_a_damaged_report_is_told(refused, content):
+    Path("made").mkdir()
+    Path("made/report.json").write_bytes(content)
+    assert "made/report.json is damaged" in refused(["evaluate", "--folder", "made"])
+
+
+def test_the_python_front_door_gives_the_same(prepared, place):
+    with pytest.raises(ConfigurationError, match="who should look for the plan"):
+        plywise.compress("net.py:make", "digits", "out")
+    with pytest.raises(ConfigurationError, match="Did you mean 'max_storage'"):
+        plywise.compress("net.py:make", "digits", "out", method="knapsack", max_strage=0.1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(72, 10),
+    )
+    images = torch.randn(3, 1, 8, 8)
+    loaded = plywise.load(prepared / "done", model)
+    assert torch.equal(loaded(images), load_packed(prepared / "done" / "weights.safetensors", model)(images))
+
+
+def test_profile_lists_layers(place, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["profile", "--model", "net.py:make", "--data", "digits"])
+    shown = capsys.readouterr().out
+    assert "4,608" in shown  # 64 places x 8 channels x 9 weights
+    assert "sum" in shown
+
+
+# Interruptions, and caches that cannot be used
+
+FREE = {**KNAPSACK, "--max-accuracy-drop": "null"}
+FILES = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
+
+
+class Stop:
+    """Keeps results as the store does; presses Ctrl-C after `count` of them whose key holds `part`."""
+
+    def __init__(self, monkeypatch, part="", count=None):
+        self.keys = []
+        put = ResultStore.put
+
+        def keep(store, key, value):
+            put(store, key, value)
+            self.keys.append(key)
+            if sum(part in key for key in self.keys) == count:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(ResultStore, "put", keep)
+
+
+def interrupted(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 130
+    shown = capsys.readouterr().err
+    assert shown.strip() == "stopped; what was finished is kept, and the same command goes on from there"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("stage", ["/probe/", "/trial/", "/built/"])
+def test_ctrl_c_keeps_what_was_found_and_the_same_command_finishes(place, monkeypatch, capsys, stage):
+    """While pricing, while trying plans, while searching; each stage with the probes of the tiny network cached."""
+    if stage != "/built/":
+        monkeypatch.setenv("PLYWISE_CACHE", str(place / "cache"))
+    options = command("compress", {**FREE, "--method": "random", "--walks": "3", "--seed": "0"})
+    with monkeypatch.context() as patch:
+        first = Stop(patch, stage, 2)
+        interrupted(options, capsys)
+    assert not (place / "out").exists()
+    with monkeypatch.context() as patch:
+        second = Stop(patch)
+        main(options)
+    assert sum(stage in key for key in first.keys) == 2
+    assert any(stage in key for key in second.keys)
+    assert not set(first.keys) & set(second.keys)
+    assert sorted(path.name for path in (place / "out").iterdir()) == FILES
+
+
+@pytest.mark.usefixtures("quick")
+def test_ctrl_c_while_handing_over_leaves_a_folder_that_the_same_command_finishes(place, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handover, "export_onnx", stop)
+        interrupted(command("compress", FREE), capsys)
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["UNFINISHED", "plan.yaml", "weights.safetensors"]
+    main(command("compress", FREE))
+    assert sorted(path.name for path in (place / "out").iterdir()) == FILES
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_full_disk(place, refused, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path, content):
+        if "weights.safetensors" in path.name and path.parent.name == "out":
+            write(path, content[:10])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        said = refused(command("compress", FREE))
+    assert "No space left on device: out/weights.safetensors; what was finished is kept" in said
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["UNFINISHED", "plan.yaml"]
+    main(command("compress", FREE))
+    assert sorted(path.name for path in (place / "out").iterdir()) == FILES
+
+
+@pytest.fixture
+def new_plan():
+    """A command that has something to keep: a plan that nobody has scored yet."""
+    return command("compress", {**FREE, "--method": "random", "--walks": "1", "--seed": "77"})
+
+
+@pytest.mark.usefixtures("place")
+def test_a_locked_cache(prepared, refused, monkeypatch, new_plan):
+    monkeypatch.setattr("plywise.env.sqlite_file.PATIENCE_SECONDS", 0.05)
+    with closing(sqlite3.connect(prepared / "cache" / "results.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        said = refused(new_plan)
+    assert "results.sqlite cannot be used (database is locked); another process holds it" in said
+
+
+@pytest.mark.usefixtures("place")
+def test_a_cache_that_is_only_read(refused, monkeypatch, new_plan):
+    connect = sqlite3.connect
+
+    def read_only(path, **options):
+        return connect(f"file:{path}?mode=ro", uri=True, **options)
+
+    monkeypatch.setattr("plywise.env.sqlite_file.sqlite3.connect", read_only)
+    said = refused(new_plan)
+    assert "attempt to write a readonly database" in said
+    assert "is writable and its disk not full, or set PLYWISE_CACHE to another folder" in said
+
+
+def test_a_damaged_cache(place, refused, monkeypatch, new_plan):
+    monkeypatch.setenv("PLYWISE_CACHE", str(place))
+    (place / "results.sqlite").write_bytes(b"not a database, but long enough to be looked at" * 50)
+    assert "results.sqlite is damaged or no file of ours" in refused(new_plan)
+
+
+def test_a_cache_that_cannot_be_made(place, refused, monkeypatch, new_plan):
+    monkeypatch.setenv("PLYWISE_CACHE", str(place / "net.py"))
+    assert "set PLYWISE_CACHE to a writable folder" in refused(new_plan)
+
+
+def test_runs_at_the_same_time_share_a_cache(tmp_path):
+    """Each opens the file anew for each value, as runs do; the first ones create it."""
+    barrier, failed = threading.Barrier(6), []
+
+    def fill(number):
+        barrier.wait()
+        try:
+            for value in range(10):
+                ResultStore(tmp_path / "results.sqlite").put(f"{number}/{value}", value)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=fill, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    store = ResultStore(tmp_path / "results.sqlite")
+    assert all(store.get(f"{number}/{value}") == value for number in range(6) for value in range(10))
+
+
+# Defects of ours
+
+
+@pytest.mark.usefixtures("place")
+def test_debug_shows_the_traceback():
+    with pytest.raises(ConfigurationError, match="walks=0"):
+        main([*command("compress", KNAPSACK), "--walks", "0", "--debug"])
+
+
+def test_defects_are_not_dressed_up_as_mistakes(monkeypatch):
+    def defect(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("plywise.experiments.listings.show_list", defect)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+# Training runs
+
+
+def test_a_folder_of_another_training_run(tmp_path, refused, monkeypatch):
+    """Runs are compared by what they were asked, before anything is priced."""
+    monkeypatch.chdir(tmp_path)
+    asked = {"networks": ["digits-mlp"], "data": "digits", **dataclasses.asdict(PPOSettings(seed=0))}
+    Path("out").mkdir()
+    Path("out/run.json").write_text(json.dumps(asked))
+    with pytest.raises(ConfigurationError, match=r"networks: \['digits-mlp'\] there, \['digits-vgg'\] now"):
+        train_agent(["digits-vgg"], out=Path("out"), settings=PPOSettings(seed=0))
+    with pytest.raises(ConfigurationError, match="seed: 0 there, 1 now"):
+        train_agent(["digits-mlp"], out=Path("out"), settings=PPOSettings(seed=1))
+    Path("out/run.json").write_text("{")
+    assert "out/run.json is damaged" in refused(["train", "--out", "out"])
+    Path("out/run.json").unlink()
+    Path("out/tensorboard").mkdir()
+    assert "out holds tensorboard of another run" in refused(["train", "--out", "out"])
+    assert Path("out/tensorboard").exists()
+
+
+def test_a_finished_training_run_is_loaded_without_pricing(tmp_path, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("priced again")
+
+    monkeypatch.setattr("plywise.experiments.train_agent.price_networks", forbidden)
+    settings = PPOSettings(seed=0)
+    asked = {"networks": ["digits-mlp"], "data": "digits", **dataclasses.asdict(settings)}
+    agent = RecipeAgent.untrained(len(CONTEXT_FEATURES), len(ROW_FEATURES), seed=5)
+    agent.save(tmp_path / "agent")
+    (tmp_path / "run.json").write_text(json.dumps(asked))
+    found = train_agent(["digits-mlp"], out=tmp_path, settings=settings)
+    assert found.weights_hash == agent.weights_hash
+
+
+# Lists
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("what", ["techniques", "networks", "datasets", "methods"])
+def test_lists_are_readable(capsys, monkeypatch, width, what):
+    monkeypatch.setenv("COLUMNS", str(width))
+    main(["list", what])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    names = {
+        "techniques": ["identity", *TECHNIQUES],
+        "networks": ZOO,
+        "datasets": ["digits", "mnist:PATH", "cifar10:PATH", "folder:PATH"],
+        "methods": ["ppo", "random", "uniform", "greedy", "knapsack"],
+    }
+    first = {line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")}
+    assert set(names[what]) <= first

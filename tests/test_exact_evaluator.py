@@ -1,0 +1,153 @@
+"""Exact scores: what comes out must be what a stitched network really does."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_networks import Plain, build, images
+
+from plywise.compressors.errors import ConfigurationError, DataError
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.env.demand import Demand
+from plywise.env.exact_evaluator import ExactEvaluator
+from plywise.env.menu import catalogue
+from plywise.env.samples import Samples
+from plywise.env.score import judge
+from plywise.env.subject import Subject
+
+
+class FakeDevice:
+    fingerprint = "made up"
+
+
+class FakeLatency:
+    """A device whose latency is macs and a start for each operation."""
+
+    device = FakeDevice()
+
+    def milliseconds(self, chains, progress=True):
+        return np.array([sum(0.001 + operation.macs * 3e-8 for operation in chain) for chain in chains])
+
+
+def samples(model, count, seed):
+    inputs = images(count, seed)
+    with torch.no_grad():
+        return Samples(inputs, model(inputs).argmax(1))
+
+
+def study():
+    model = build(Plain)
+    return Subject(model, samples(model, 48, 1), samples(model, 96, 3), "plain", FakeLatency())
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLYWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        found = study()
+        assert found.table.num_layers == 3
+        yield found
+
+
+DEMAND = Demand(5.0, max_storage=0.5, storage_weight=1.0)
+
+
+def heaviest(subject):
+    """The slots that store the least, one per layer."""
+    cost = np.where(subject.table.legal, subject.table.cost[0, :, :, 0, 0], np.inf)
+    return cost.argmin(1).tolist()
+
+
+def test_the_original_loses_nothing(subject):
+    outcome = ExactEvaluator(subject, Demand(0.0)).evaluate([0, 0, 0])
+    assert subject.accuracy == 100.0
+    assert outcome.drop == 0.0
+    assert outcome.demand_met
+    assert outcome.ratios[1:] == pytest.approx((1.0, 1.0), rel=0.01)
+
+
+def test_it_counts_what_it_was_asked(subject):
+    evaluator = ExactEvaluator(subject, DEMAND)
+    assert evaluator.evaluations == 0
+    evaluator.evaluate([0, 0, 0])
+    evaluator.evaluate([0, 0, 0])
+    assert evaluator.evaluations == 2
+    assert evaluator.table is subject.table
+
+
+def test_scores_are_those_of_the_stitched_network(subject, tmp_path):
+    actions = heaviest(subject)
+    outcome = ExactEvaluator(subject, DEMAND).evaluate(actions)
+    model = subject.bank.stitch(subject.plan(actions)).model
+    held_out = subject.validation
+    drop = subject.accuracy - held_out.accuracy(held_out.logits(model))
+    assert drop > 0
+    assert outcome.drop == pytest.approx(drop)
+    assert outcome == judge(DEMAND, subject.table.original, outcome.cost, outcome.drop)
+    assert outcome.cost[0] == subject.pack(model, tmp_path / "weights") == (tmp_path / "weights").stat().st_size
+    assert outcome.cost[0] < 0.2 * subject.table.original[0]
+
+
+def test_no_plan_is_run_twice_not_even_by_another_run(subject, monkeypatch):
+    actions = heaviest(subject)
+    first = ExactEvaluator(subject, DEMAND).evaluate(actions)
+
+    def forbidden(*_):
+        raise AssertionError("looked at again")
+
+    monkeypatch.setattr(type(subject.bank), "stitch", forbidden)
+    assert ExactEvaluator(subject, DEMAND).evaluate(actions) == first
+    again = study()
+    assert ExactEvaluator(again, DEMAND).evaluate(actions) == first
+
+
+def test_prices_wait_until_they_are_asked_for(subject, monkeypatch):
+    """A plan can be checked before minutes of pricing."""
+
+    def forbidden(*_):
+        raise AssertionError("priced")
+
+    monkeypatch.setattr("plywise.env.subject.load_prices", forbidden)
+    fresh = study()
+    with pytest.raises(ConfigurationError, match="no recipe for layer 'conv2'"):
+        fresh.bank.check(Plan("plain", {"conv1": Recipe()}))
+    with pytest.raises(AssertionError, match="priced"):
+        _ = fresh.table
+
+
+def test_an_interrupted_pricing_keeps_its_probes(tmp_path, monkeypatch):
+    """Ctrl-C in the middle: what the first run found is not measured again."""
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    model = build(Plain)
+    made = []
+
+    def interrupted(items, what, count):
+        for done, item in enumerate(items):
+            made.append(item)
+            if done == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    first = Subject(model, samples(model, 32, 1), samples(model, 48, 3), "plain", FakeLatency(), interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _ = first.table
+    kept = stored(first)
+    assert kept
+    assert not list((tmp_path / "prices").iterdir())
+    second = Subject(model, samples(model, 32, 1), samples(model, 48, 3), "plain", FakeLatency())
+    put = []
+    monkeypatch.setattr(type(second.store), "put", lambda self, key, value: put.append(key))
+    assert second.table.num_layers == 3
+    assert put
+    assert not kept & set(put)
+
+
+def stored(subject):
+    keys = (f"{subject.key}/probe/{layer.name}/{recipe}" for layer in subject.layers for recipe in catalogue())
+    return {key for key in keys if subject.store.get(key) is not None}
+
+
+def test_no_samples_are_refused(subject):
+    nothing = Samples(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(DataError, match="no validation samples"):
+        Subject(build(Plain), subject.validation, nothing)

@@ -1,0 +1,299 @@
+"""The hand-over folder: its files give what was scored, and its report says what the files are."""
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_networks import Plain, build, images
+
+from plywise.compressors.errors import ConfigurationError, ModelError
+from plywise.compressors.packed_file import load_packed, read_metadata
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.env import handover
+from plywise.env.demand import Demand
+from plywise.env.device import Device
+from plywise.env.handover import UNFINISHED, Origin, check_folder, check_writable, hand_over, uniform_plan
+from plywise.env.runtime import Timing, accuracy_onnx, run_model
+from plywise.env.samples import Samples
+from plywise.env.subject import Subject
+
+PLAN = {
+    "conv1": "filter_pruning(ratio=0.5) + uniform_quantization(bits=4)",
+    "conv2": "uniform_quantization(bits=7) + activation_quantization",
+    "head": "uniform_quantization(bits=5)",  # allowed, but not on the price list
+}
+FILES = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
+DEMAND = Demand(50.0, max_storage=0.5)
+
+
+class FakeLatency:
+    """A device whose latency is macs and a start for each operation."""
+
+    device = Device("made up", "fingerprint")
+
+    def milliseconds(self, chains, progress=True):
+        return np.array([sum(0.001 + operation.macs * 3e-8 for operation in chain) for chain in chains])
+
+
+def samples(model, count, seed):
+    inputs = images(count, seed)
+    with torch.no_grad():
+        return Samples(inputs, model(inputs).argmax(1))
+
+
+def origin():
+    return Origin("net.py:make", "folder:x", 0, "knapsack", 3, 0.0, "made up")
+
+
+class Finished:
+    """A subject, a plan and what was handed over."""
+
+    def __init__(self, cache):
+        model = build(Plain)
+        self.subject = Subject(model, samples(model, 48, 1), samples(model, 64, 3), "plain", FakeLatency())
+        self.plan = Plan("plain", {name: Recipe.parse(text) for name, text in PLAN.items()})
+        self.test = samples(model, 150, 5)
+        self.folder = cache / "made" / "here"
+        self.report = hand_over(self.subject, self.plan, DEMAND, self.test, self.folder, origin())
+        self.realised = self.subject.bank.stitch(self.plan).model.eval()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLYWISE_CACHE", str(cache))
+        yield Finished(cache)
+
+
+@pytest.fixture
+def unexported(finished, monkeypatch):
+    """Exports nothing and answers for the runtime: for tests that are not about the exported file."""
+    said = finished.report["compressed"]["accuracy"]
+    monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(handover, "time_models", lambda paths, shape: [Timing(1.0, 0.9, 1.1)] * 3)
+    monkeypatch.setattr(handover, "accuracy_onnx", lambda path, inputs, labels: said)
+
+
+def test_the_folder_holds_these_files_and_no_others(finished):
+    assert sorted(path.name for path in finished.folder.iterdir()) == FILES
+
+
+def test_everyone_may_read_the_files(finished):
+    modes = {path.stat().st_mode & 0o777 for path in finished.folder.iterdir()}
+    (finished.folder.parent / "usual").write_text("")
+    assert modes == {(finished.folder.parent / "usual").stat().st_mode & 0o777}
+
+
+def test_the_report_on_disk_is_the_one_returned(finished):
+    assert json.loads((finished.folder / "report.json").read_text()) == finished.report
+
+
+def test_sizes_are_those_of_the_files(finished):
+    block = finished.report["compressed"]
+    assert block["storage_bytes"] == (finished.folder / "weights.safetensors").stat().st_size
+    assert block["onnx_bytes"] == (finished.folder / "model.onnx").stat().st_size
+    assert block["storage_bytes"] < 0.3 * finished.report["original"]["storage_bytes"]
+
+
+def test_the_original_is_as_large_as_its_safetensors_file(finished, tmp_path):
+    save_file(dict(finished.subject.network.original.state_dict()), tmp_path / "original")
+    assert finished.report["original"]["storage_bytes"] == (tmp_path / "original").stat().st_size
+
+
+def test_onnx_runtime_reproduces_the_reports_accuracy(finished):
+    onnx, test = finished.folder / "model.onnx", finished.test
+    said = finished.report["compressed"]["accuracy"]
+    assert abs(accuracy_onnx(onnx, test.inputs, test.labels) - said) <= 100 / len(test) + 1e-9
+    agreement = (run_model(onnx, test.inputs).argmax(1) == test.logits(finished.realised).argmax(1)).float().mean()
+    assert agreement >= 0.98
+
+
+def test_loaded_weights_give_the_realised_networks_outputs(finished):
+    loaded = load_packed(finished.folder / "weights.safetensors", build(Plain, seed=9))
+    difference = (finished.test.logits(loaded) - finished.test.logits(finished.realised)).abs().max()
+    assert difference <= 1e-5
+
+
+def test_accuracy_is_that_of_the_realised_network_on_test(finished):
+    realised, test = finished.realised, finished.test
+    assert finished.report["compressed"]["accuracy"] == test.accuracy(test.logits(realised))
+    assert finished.report["original"]["accuracy"] == 100.0
+
+
+def test_the_report_holds_what_the_design_lists(finished):
+    report = finished.report
+    for name in ("model", "data", "device", "demand", "demand_met", "seed", "evaluations", "seconds", "layers"):
+        assert name in report
+    for block in ("original", "uniform_int8", "compressed"):
+        figures = report[block]
+        for name in ("accuracy", "storage_bytes", "onnx_bytes", "latency_ms", "energy_mj", "macs", "parameters"):
+            assert isinstance(figures[name], int | float)
+        assert figures["energy_source"] == "modelled"
+    assert report["model"] == "net.py:make"
+    assert report["evaluations"] == 3
+    assert report["seconds"] > 0
+    assert report["demand"]["max_storage"] == 0.5
+    assert report["device"]["name"] == "made up"
+
+
+def test_the_report_says_where_its_figures_come_from(finished):
+    report = finished.report
+    assert report["validation"]["kind"] == "made up"
+    assert report["validation"]["samples"] == 64
+    assert report["validation"]["original_accuracy"] == 100.0
+    assert report["validation"]["compressed_accuracy"] == finished.subject.measure(finished.plan).accuracy
+    assert report["machine"]["processors"] >= 1
+    assert report["versions"]["torch"] == torch.__version__
+
+
+def test_parameters_and_macs_are_counted_after_the_cut(finished):
+    """Half of the first layer's channels are gone, and so is what the second would have read."""
+    before, after = finished.report["original"], finished.report["compressed"]
+    assert before["macs"] == 64 * 16 * 27 + 16 * 24 * 144 + 24 * 5
+    assert after["macs"] == 64 * 8 * 27 + 16 * 24 * 72 + 24 * 5
+    assert after["parameters"] < before["parameters"]
+
+
+def test_each_layer_names_its_recipe_and_its_price(finished):
+    layers = {row["name"]: row for row in finished.report["layers"]}
+    assert {name: layers[name]["recipe"] for name in PLAN} == {n: str(Recipe.parse(text)) for n, text in PLAN.items()}
+    assert layers["head"]["unpriced"].startswith("not on the price list")
+    assert "price" not in layers["head"]
+    assert layers["conv2"]["note"] == "reads fewer channels than in the original"
+    for row in layers.values():
+        if "price" in row:
+            assert 0 < row["price"]["storage"] <= 1.0
+            assert row["price"]["estimated_accuracy_drop"] >= 0
+
+
+def test_the_plan_can_be_applied_again(finished):
+    assert Plan.load(finished.folder / "plan.yaml") == finished.plan
+
+
+def test_the_packed_file_knows_its_network(finished):
+    assert read_metadata(finished.folder / "weights.safetensors") == {"model": "plain"}
+
+
+@pytest.mark.usefixtures("unexported")
+def test_a_broken_ceiling_is_said(finished, tmp_path):
+    demand = Demand(50.0, max_storage=0.001)
+    report = hand_over(finished.subject, finished.plan, demand, finished.test, tmp_path, origin())
+    assert not report["demand_met"]
+    share = report["compressed"]["storage_bytes"] / report["original"]["storage_bytes"]
+    assert report["violations"] == {"storage": pytest.approx(share - 0.001)}
+
+
+def test_uniform_int8_is_on_every_layer(finished):
+    recipes = set(map(str, uniform_plan(finished.subject).values()))
+    assert recipes == {"uniform_quantization(bits=7) + activation_quantization"}
+
+
+# Files that do not give what was scored
+
+
+@pytest.mark.usefixtures("unexported")
+def test_a_packed_file_of_other_outputs_is_refused(finished, tmp_path, monkeypatch):
+
+    def another(path, skeleton):
+        model = load_packed(path, skeleton)
+        with torch.no_grad():
+            model.head.bias.add_(1e-3)
+        return model
+
+    monkeypatch.setattr(handover, "load_packed", another)
+    with pytest.raises(ModelError, match=r"weights\.safetensors gives other outputs"):
+        hand_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path, origin())
+    assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.usefixtures("unexported")
+def test_an_exported_file_of_another_accuracy_is_refused(finished, tmp_path, monkeypatch):
+    said = finished.report["compressed"]["accuracy"]
+    monkeypatch.setattr(handover, "accuracy_onnx", lambda *_: said - 2.1 * 100 / len(finished.test))
+    with pytest.raises(ModelError, match=r"model.onnx reaches .* where the compressed network has"):
+        hand_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path, origin())
+    assert not (tmp_path / "report.json").exists()
+
+
+# Interrupted runs and full disks
+
+
+@pytest.mark.parametrize("full", ["plan.yaml", "weights.safetensors", "report.json"])
+@pytest.mark.usefixtures("unexported")
+def test_a_full_disk_leaves_no_half_file_and_the_next_run_finishes(finished, tmp_path, monkeypatch, full):
+    folder = tmp_path / "out"
+    write = Path.write_bytes
+
+    def writes(path, content):
+        if full in path.name:
+            write(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", writes)
+        with pytest.raises(OSError, match="No space left"):
+            hand_over(finished.subject, finished.plan, DEMAND, finished.test, folder, origin())
+    there = {path.name for path in folder.iterdir()}
+    assert there <= {*FILES, UNFINISHED} - {full, "report.json"}
+    assert UNFINISHED in there
+    check_folder(folder)
+    hand_over(finished.subject, finished.plan, DEMAND, finished.test, folder, origin())
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+@pytest.mark.usefixtures("unexported")
+def test_a_run_stopped_in_the_middle_is_not_taken_for_a_finished_one(finished, tmp_path, monkeypatch):
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handover, "export_onnx", stop)
+        with pytest.raises(KeyboardInterrupt):
+            hand_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path, origin())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [UNFINISHED, "plan.yaml", "weights.safetensors"]
+    check_folder(tmp_path)
+
+
+# Folders
+
+
+def test_a_new_or_empty_folder_is_fine_and_left_as_it_is(tmp_path):
+    check_folder(tmp_path)
+    check_folder(tmp_path / "not" / "there" / "yet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_not_overwritten(finished):
+    with pytest.raises(ConfigurationError, match="holds a finished run"):
+        check_folder(finished.folder)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.onnx", "plan.yaml"])
+def test_other_files_are_not_overwritten(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigurationError, match=f"holds other files \\({name}\\)"):
+        check_folder(tmp_path)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigurationError, match="is a file; name a folder"):
+            check_folder(path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(ConfigurationError, match="Permission denied; name another folder"):
+        check_writable(tmp_path)

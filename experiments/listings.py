@@ -47,17 +47,11 @@ def techniques() -> Table:
 
 def networks() -> Table:
     """Returns a table of the zoo."""
-    table = Table()
-    for heading in ("network", "family", "data", "weights", "description"):
+    table = Table(caption="Networks for the digits are trained on the spot, the others need --weights FILE.")
+    for heading in ("network", "family", "data", "description"):
         table.add_column(heading, no_wrap=heading != "description")
     for name, entry in ZOO.items():
-        table.add_row(
-            name,
-            entry.family,
-            entry.dataset,
-            "trained here" if entry.training else "--weights",
-            entry.description,
-        )
+        table.add_row(name, entry.family, entry.dataset, entry.description)
     return table
 
 

@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing, suppress
+from contextlib import closing, redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ answer = 42
 PLAN = "plywise: plan/1\nnetwork: tiny\nlayers:\n  '0': {}\n  '2': {}\n  '5': {}\n"
 COMPRESS = {"--model": "net.py:make", "--data": "digits", "--out": "out"}
 KNAPSACK = {**COMPRESS, "--method": "knapsack"}
+FREE = {**KNAPSACK, "--max-accuracy-drop": "null"}
+FILES = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
 
 
 def command(name, options):
@@ -71,6 +74,45 @@ def command(name, options):
 
 def fake_time(chain, threads):
     return 0.01 + sum(0.001 + operation.macs * 3e-8 for operation in chain)
+
+
+STAGES = ("/probe/", "/trial/", "/built/")
+"""What a run keeps while it prices, while it tries plans and while it searches."""
+
+
+class Keeping:
+    """Notes what the store keeps; presses Ctrl-C after the second of those whose key holds `part`."""
+
+    def __init__(self, patch, part=None):
+        self.keys = []
+        put = ResultStore.put
+
+        def keep(store, key, value):
+            put(store, key, value)
+            self.keys.append(key)
+            if part is not None and sum(part in each for each in self.keys) == 2:
+                raise KeyboardInterrupt
+
+        patch.setattr(ResultStore, "put", keep)
+
+
+class Prepared:
+    """A run that was stopped at every stage and then finished: its folder, and what each attempt did."""
+
+    def __init__(self, home):
+        self.home, self.kept, self.said, self.codes, self.folders = home, [], [], [], []
+        arguments = command("compress", {**FREE, "--out": "done", "--max-storage": "0.3"})
+        for stage in (*STAGES, None):
+            with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as said:
+                attempt = Keeping(patch, stage)
+                try:
+                    main(arguments)
+                    self.codes.append(0)
+                except SystemExit as ended:
+                    self.codes.append(ended.code)
+            self.kept.append(attempt.keys)
+            self.said.append(said.getvalue().strip())
+            self.folders.append((home / "done").exists())
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +124,13 @@ def prepared(tmp_path_factory):
         patch.setenv("PLYWISE_CACHE", str(home / "cache"))
         patch.setattr("plywise.env.latency._time_chain", fake_time)
         patch.chdir(home)
-        main(command("compress", {**KNAPSACK, "--out": "done", "--max-accuracy-drop": "null", "--max-storage": "0.3"}))
-        yield home
+        yield Prepared(home)
+
+
+@pytest.fixture
+def done(prepared):
+    """The folder of the finished run."""
+    return prepared.home / "done"
 
 
 @pytest.fixture
@@ -302,11 +349,11 @@ def test_an_agent_of_other_features_is_refused(refused):
 
 
 @pytest.mark.usefixtures("cheap")
-def test_a_finished_run_is_not_overwritten(prepared, place, refused):
-    before = (prepared / "done" / "report.json").read_bytes()
-    said = refused(command("compress", {**KNAPSACK, "--out": str(prepared / "done")}))
+def test_a_finished_run_is_not_overwritten(done, place, refused):
+    before = (done / "report.json").read_bytes()
+    said = refused(command("compress", {**KNAPSACK, "--out": str(done)}))
     assert "done holds a finished run; name another folder or delete it" in said
-    assert (prepared / "done" / "report.json").read_bytes() == before
+    assert (done / "report.json").read_bytes() == before
 
 
 # Plans
@@ -386,8 +433,8 @@ def test_the_reachable_value_that_is_named_can_be_asked_for(refused):
     with suppress(SystemExit):  # the file may be a few bytes larger than the estimate
         main(command("compress", {**options, "--max-storage": reachable}))
     report = json.loads(Path("out/report.json").read_text())
-    share = report["compressed"]["storage_bytes"] / report["original"]["storage_bytes"]
-    assert share == pytest.approx(float(reachable), rel=0.05)
+    size, whole = (report[name]["storage_bytes"] for name in ("compressed", "original"))
+    assert float(reachable) * whole - 8 <= size <= float(reachable) * whole + 64
 
 
 @pytest.mark.usefixtures("place", "quick")
@@ -402,20 +449,20 @@ def test_a_broken_ceiling_ends_with_another_exit_code(capsys):
 # A whole run
 
 
-def test_the_folder_of_a_run(prepared):
-    report = json.loads((prepared / "done" / "report.json").read_text())
+def test_the_folder_of_a_run(done):
+    report = json.loads((done / "report.json").read_text())
     assert report["demand_met"]
     assert report["method"] == "knapsack"
     assert report["validation"]["samples"] == 360
     assert report["validation"]["kind"].startswith("cut from the training split; whether the network was trained on")
-    assert report["compressed"]["storage_bytes"] == (prepared / "done" / "weights.safetensors").stat().st_size
-    assert report["compressed"]["onnx_bytes"] == (prepared / "done" / "model.onnx").stat().st_size
+    assert report["compressed"]["storage_bytes"] == (done / "weights.safetensors").stat().st_size
+    assert report["compressed"]["onnx_bytes"] == (done / "model.onnx").stat().st_size
     assert report["seconds"] > 0.5
 
 
-def test_evaluate_finds_what_the_report_says(prepared, place, capsys, monkeypatch):
+def test_evaluate_finds_what_the_report_says(done, place, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    main(["evaluate", "--folder", str(prepared / "done"), "--model", "net.py:make"])
+    main(["evaluate", "--folder", str(done), "--model", "net.py:make"])
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     said = {row[1].strip(): (row[2].strip(), row[3].strip()) for row in rows}
     for name in ("accuracy in torch, %", "bytes of weights.safetensors", "bytes of model.onnx"):
@@ -434,8 +481,8 @@ def test_evaluate_finds_what_the_report_says(prepared, place, capsys, monkeypatc
         ({"--folder": "nowhere"}, "nowhere holds no finished run"),
     ],
 )
-def test_mistakes_of_evaluate(prepared, refused, changes, said):
-    assert said in refused(command("evaluate", {"--folder": str(prepared / "done"), **changes}))
+def test_mistakes_of_evaluate(done, refused, changes, said):
+    assert said in refused(command("evaluate", {"--folder": str(done), **changes}))
 
 
 @pytest.mark.usefixtures("place")
@@ -446,7 +493,7 @@ def test_a_damaged_report_is_told(refused, content):
     assert "made/report.json is damaged" in refused(["evaluate", "--folder", "made"])
 
 
-def test_the_python_front_door_gives_the_same(prepared, place):
+def test_the_python_front_door_gives_the_same(done, place):
     with pytest.raises(ConfigurationError, match="who should look for the plan"):
         plywise.compress("net.py:make", "digits", "out")
     with pytest.raises(ConfigurationError, match="Did you mean 'max_storage'"):
@@ -460,8 +507,8 @@ def test_the_python_front_door_gives_the_same(prepared, place):
         nn.Linear(72, 10),
     )
     images = torch.randn(3, 1, 8, 8)
-    loaded = plywise.load(prepared / "done", model)
-    assert torch.equal(loaded(images), load_packed(prepared / "done" / "weights.safetensors", model)(images))
+    loaded = plywise.load(done, model)
+    assert torch.equal(loaded(images), load_packed(done / "weights.safetensors", model)(images))
 
 
 def test_profile_lists_layers(place, capsys, monkeypatch):
@@ -474,52 +521,24 @@ def test_profile_lists_layers(place, capsys, monkeypatch):
 
 # Interruptions, and caches that cannot be used
 
-FREE = {**KNAPSACK, "--max-accuracy-drop": "null"}
-FILES = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
+STOPPED = "stopped; what was finished is kept, and the same command goes on from there"
 
 
-class Stop:
-    """Keeps results as the store does; presses Ctrl-C after `count` of them whose key holds `part`."""
-
-    def __init__(self, monkeypatch, part="", count=None):
-        self.keys = []
-        put = ResultStore.put
-
-        def keep(store, key, value):
-            put(store, key, value)
-            self.keys.append(key)
-            if sum(part in key for key in self.keys) == count:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(ResultStore, "put", keep)
+def test_ctrl_c_ends_with_one_message_and_its_own_exit_code(prepared):
+    assert prepared.codes == [130, 130, 130, 0]
+    assert prepared.said == [STOPPED] * 3 + [""]
 
 
-def interrupted(arguments, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 130
-    shown = capsys.readouterr().err
-    assert shown.strip() == "stopped; what was finished is kept, and the same command goes on from there"
+def test_ctrl_c_before_the_hand_over_leaves_no_folder(prepared):
+    assert prepared.folders == [False, False, False, True]
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("stage", ["/probe/", "/trial/", "/built/"])
-def test_ctrl_c_keeps_what_was_found_and_the_same_command_finishes(place, monkeypatch, capsys, stage):
-    """While pricing, while trying plans, while searching; each stage with the probes of the tiny network cached."""
-    if stage != "/built/":
-        monkeypatch.setenv("PLYWISE_CACHE", str(place / "cache"))
-    options = command("compress", {**FREE, "--method": "random", "--walks": "3", "--seed": "0"})
-    with monkeypatch.context() as patch:
-        first = Stop(patch, stage, 2)
-        interrupted(options, capsys)
-    assert not (place / "out").exists()
-    with monkeypatch.context() as patch:
-        second = Stop(patch)
-        main(options)
-    assert sum(stage in key for key in first.keys) == 2
-    assert any(stage in key for key in second.keys)
-    assert not set(first.keys) & set(second.keys)
-    assert sorted(path.name for path in (place / "out").iterdir()) == FILES
+def test_what_was_finished_is_not_done_again(prepared):
+    for attempt, stage in enumerate(STAGES):
+        assert sum(stage in key for key in prepared.kept[attempt]) == 2
+        assert any(stage in key for later in prepared.kept[attempt + 1 :] for key in later)
+    keys = [key for attempt in prepared.kept for key in attempt]
+    assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.usefixtures("quick")
@@ -529,7 +548,10 @@ def test_ctrl_c_while_handing_over_leaves_a_folder_that_the_same_command_finishe
 
     with monkeypatch.context() as patch:
         patch.setattr(handover, "export_onnx", stop)
-        interrupted(command("compress", FREE), capsys)
+        with pytest.raises(SystemExit) as ended:
+            main(command("compress", FREE))
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == STOPPED
     assert sorted(path.name for path in (place / "out").iterdir()) == ["UNFINISHED", "plan.yaml", "weights.safetensors"]
     main(command("compress", FREE))
     assert sorted(path.name for path in (place / "out").iterdir()) == FILES
@@ -563,7 +585,7 @@ def new_plan():
 @pytest.mark.usefixtures("place")
 def test_a_locked_cache(prepared, refused, monkeypatch, new_plan):
     monkeypatch.setattr("plywise.env.sqlite_file.PATIENCE_SECONDS", 0.05)
-    with closing(sqlite3.connect(prepared / "cache" / "results.sqlite", isolation_level=None)) as other:
+    with closing(sqlite3.connect(prepared.home / "cache" / "results.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         said = refused(new_plan)
     assert "results.sqlite cannot be used (database is locked); another process holds it" in said

@@ -109,18 +109,17 @@ class Bank:
         """
         layer = self._layers[name]
         touching = tuple((g, how) for g, how in state if g in layer.reads or (g == layer.group and not layer.leads))
+        if not recipe.techniques and not touching:
+            return self.network.modules[name]
         key = (name, recipe, touching)
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
-        activations = recipe.at(Stage.ACTIVATIONS)
-        if activations is not None:
-            # The weights are the same with and without 8-bit activations, so they are compressed once.
-            inner = self.entry(name, recipe.without(Stage.ACTIVATIONS), state)
-            module = activations.compress(inner, self._prepared(layer, touching)[1])
-        else:
-            source, statistics = self._prepared(layer, touching)
-            module = recipe.apply(source, statistics)
+        module, statistics = self._prepared(layer, touching)
+        if recipe.techniques:
+            # Recipes that begin alike share their first stages: the costly fits of structures are done once.
+            inner = self.entry(name, Recipe(recipe.techniques[:-1]), state)
+            module = recipe.techniques[-1].compress(inner, statistics)
         self._entries[key] = module
         self._bytes += _size(module)
         while self._bytes > MEMORY and len(self._entries) > 1:

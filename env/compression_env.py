@@ -32,7 +32,7 @@ class CompressionEnv(gym.Env[dict[str, Any], np.int64]):
     `info["replaced_action"]` holds it.
 
     ## Observation Space
-    `Dict(context, recipes)`, all numbers without unit, clipped to [-5, 5]:
+    `Dict(context, recipes)`, all numbers without unit, clipped to [-8, 8]:
 
     | key | shape | meaning | names |
     |---|---|---|---|

@@ -45,7 +45,7 @@ def main() -> None:
 def environment() -> BatchedCompressionEnv:
     """Returns the environment that is measured."""
     rng = np.random.default_rng(0)
-    tables = [synthetic_table(rng, int(layers)) for layers in np.linspace(6, 60, TABLES)]
+    tables = [synthetic_table(rng, int(n), name=f"synthetic-{n:.0f}") for n in np.linspace(6, 60, TABLES)]
     return BatchedCompressionEnv(tables, DemandSampler(), ENVS, 0)
 
 

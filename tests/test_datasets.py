@@ -1,3 +1,4 @@
+import errno
 import gzip
 import hashlib
 import io
@@ -398,7 +399,7 @@ def test_cache_folder_must_be_writable(tmp_path, monkeypatch):
 def test_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"a": torch.ones(2)})
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_tensors(path, {"a": torch.zeros(2)})
     tensors = read_tensors(path)

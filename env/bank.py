@@ -4,6 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -23,6 +24,9 @@ from plywise.env.network import Layer, Network
 
 MEMORY = 2 << 30
 """Bytes of compressed layers kept at a time; the least recently used go first."""
+
+PREPARED = 4
+"""Refitted layers kept with their statistics: all stages and recipes of one layer ask for the same few in a row."""
 
 State = tuple[tuple[int, FilterPruning], ...]
 """Which channel groups (by index) are pruned and how, sorted."""
@@ -55,6 +59,7 @@ class Bank:
         self._entries: OrderedDict[tuple[str, Recipe, State], nn.Module] = OrderedDict()
         self._bytes = 0
         self._layers = {layer.name: layer for layer in network.layers}
+        self._prepared = lru_cache(PREPARED)(self._prepare)
 
     def state(self, plan: Plan) -> State:
         """Returns what a plan prunes, in the form that entries are kept under.
@@ -166,7 +171,7 @@ class Bank:
             return layer.uncut or "its channels cannot be cut"
         return f"its channels follow {self.network.groups[layer.group].leader!r}, which decides for both"
 
-    def _prepared(self, layer: Layer, touching: State) -> tuple[nn.Module, LayerStatistics]:
+    def _prepare(self, layer: Layer, touching: State) -> tuple[nn.Module, LayerStatistics]:
         module, statistics = self.network.modules[layer.name], self.calibration.statistics[layer.name]
         if not touching:
             return module, statistics

@@ -120,7 +120,6 @@ def hand_over(
         uniform_bytes = subject.pack(uniform, Path(scratch) / "uniform")
         timings = time_models(paths, (1, *subject.network.example.shape[1:]))
         sizes = [path.stat().st_size for path in paths]
-    _check_files(subject, model, test, folder)
     storage = (
         original_storage(subject.network),
         float(uniform_bytes),
@@ -131,6 +130,7 @@ def hand_over(
         _block(subject, each, test, size, onnx, timing)
         for each, size, onnx, timing in zip(models, storage, sizes, timings, strict=True)
     ]
+    _check_files(subject, model, test, blocks[-1]["accuracy"], folder)
     report = _report(subject, plan, demand, origin, blocks)
     write_json(report, folder / "report.json")
     (folder / UNFINISHED).unlink(missing_ok=True)
@@ -154,8 +154,8 @@ def write_json(content: Any, path: Path) -> None:
     write_atomically(path, f"{json.dumps(content, indent=2)}\n".encode())
 
 
-def _check_files(subject: Subject, model: nn.Module, test: Samples, folder: Path) -> None:
-    """Raises ModelError unless both files give what the compressed network gives."""
+def _check_files(subject: Subject, model: nn.Module, test: Samples, here: float, folder: Path) -> None:
+    """Raises ModelError unless both files give what the compressed network gives, `here` percent on `test`."""
     some = test.first(256)
     expected = some.logits(model)
     loaded = some.logits(load_packed(folder / "weights.safetensors", subject.network.original))
@@ -164,7 +164,6 @@ def _check_files(subject: Subject, model: nn.Module, test: Samples, folder: Path
         raise ModelError(
             f"{folder / 'weights.safetensors'} gives other outputs than what was scored (by {difference:.2g})"
         )
-    here = test.accuracy(test.logits(model))
     there = accuracy_onnx(folder / "model.onnx", test.inputs, test.labels)
     # On a small test split, one image more or less is already above the tolerance.
     if abs(here - there) > max(RUNTIME_TOLERANCE, 100.0 / len(test)) + 1e-9:

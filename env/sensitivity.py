@@ -54,11 +54,6 @@ def single(network: Network, layer: str, recipe: Recipe) -> Plan:
     return Plan(network.name, {other.name: recipe if other.name == layer else Recipe() for other in network.layers})
 
 
-def probe_count(network: Network, recipes: Mapping[str, Sequence[Recipe]]) -> int:
-    """Returns how many forward passes `sensitivities` will take at most."""
-    return sum(len(_always_probed(recipes[layer.name])) + PROBES for layer in network.layers)
-
-
 def sensitivities(
     bank: Bank, recipes: Mapping[str, Sequence[Recipe]], samples: Samples, store: ResultStore, key: str
 ) -> Iterator[tuple[str, Sensitivity]]:

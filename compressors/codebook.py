@@ -4,23 +4,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plywise.compressors.codebook_format import CodebookFormat
-from plywise.compressors.layers import weight_of
-from plywise.compressors.leaves import each_leaf
 from plywise.compressors.level_format import distinct
 from plywise.compressors.scale_search import best_uniform_format
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique, choice
-from plywise.compressors.weight_rounding import importance_of, quantised, rounding_choice, without_weights
+from plywise.compressors.technique import choice
+from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.weight_rounding import rounding_choice
 
 ROUNDS = 100
 """Rounds of k-means at most."""
 
 
 @dataclass(frozen=True)
-class Codebook(Technique):
+class Codebook(WeightQuantizer):
     """Clusters the weights of a layer, in units of a scale of each output channel, by weighted k-means.
 
     One value of the table is exactly zero. K-means starts from the best uniform grid, so the weighted error is never
@@ -29,27 +27,14 @@ class Codebook(Technique):
     """
 
     name: ClassVar[str] = "codebook"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = "smaller files at the same loss as uniform weights of more bits; no integer kernels"
     source: ClassVar[str] = "Han et al., Deep Compression, 2016, section 3 (weight sharing; linear initialisation)"
 
     bits: int = choice(4, grid=(8, 4, 3, 2), low=1, high=8, help="bits of a weight: the table has 2**bits values")
     rounding: str = rounding_choice()
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with weights from a table."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(
-            layer, statistics, self._format(weight_of(layer), importance_of(layer, statistics)), self.rounding
-        )
-
-    def _format(self, weight: Tensor, importance: Tensor) -> CodebookFormat:
+    def format_of(self, weight: Tensor, importance: Tensor) -> CodebookFormat:
+        """Returns the format that loses least."""
         rows = weight.float().flatten(1)
         scale = best_uniform_format(rows, importance, self.bits, symmetric=True).scale
         # The largest scale is the unit, so that the errors of huge and tiny weights do not leave float64.

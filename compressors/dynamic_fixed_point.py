@@ -3,26 +3,24 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from plywise.compressors.fixed_point import fixed_point_format
-from plywise.compressors.layers import weight_of
-from plywise.compressors.leaves import each_leaf
 from plywise.compressors.scale_search import SMALLEST, power_of_two_above
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique, choice
-from plywise.compressors.weight_rounding import quantised, rounding_choice, without_weights
+from plywise.compressors.technique import choice
+from plywise.compressors.weight_format import UniformFormat
+from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.weight_rounding import rounding_choice
 
 
 @dataclass(frozen=True)
-class DynamicFixedPoint(Technique):
+class DynamicFixedPoint(WeightQuantizer):
     """Fixed-point weights with the lowest point at which at most a share `overflow_rate` saturates, one for the layer.
 
     Departure: the point is set once from the trained weights, not moved step by step during training.
     """
 
     name: ClassVar[str] = "dynamic_fixed_point"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = "smaller files, products by plain integers; one power of two as scale for the layer"
     source: ClassVar[str] = (
         "Courbariaux et al., Training Deep Neural Networks with Low Precision Multiplications, 2015, section 5 "
@@ -38,18 +36,9 @@ class DynamicFixedPoint(Technique):
         """The width."""
         return self.width
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with fixed-point weights."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(
-            layer, statistics, fixed_point_format(self.width, self._point(weight_of(layer))), self.rounding
-        )
+    def format_of(self, weight: Tensor, importance: Tensor) -> UniformFormat:
+        """Returns the format of the lowest point that saturates few enough."""
+        return fixed_point_format(self.width, self._point(weight))
 
     def _point(self, weight: Tensor) -> int:
         ordered = weight.float().abs().flatten().sort(descending=True).values

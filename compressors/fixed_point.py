@@ -4,24 +4,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from plywise.compressors.leaves import each_leaf
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique, choice
+from plywise.compressors.technique import choice
 from plywise.compressors.weight_format import UniformFormat
-from plywise.compressors.weight_rounding import quantised, rounding_choice, without_weights
+from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.weight_rounding import rounding_choice
 
 
 @dataclass(frozen=True)
-class FixedPoint(Technique):
+class FixedPoint(WeightQuantizer):
     """Rounds weights to multiples of `2**(point - width)` in `[-2**(point-1), 2**(point-1))`; others saturate.
 
     One grid for the whole layer, whatever its weights: for hardware whose point cannot move.
     """
 
     name: ClassVar[str] = "fixed_point"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = "smaller files, products by plain integers; weights beyond the range saturate"
     source: ClassVar[str] = (
         "Courbariaux et al., Training Deep Neural Networks with Low Precision Multiplications, 2015, section 4; "
@@ -37,16 +35,9 @@ class FixedPoint(Technique):
         """The width."""
         return self.width
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with fixed-point weights."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(layer, statistics, fixed_point_format(self.width, self.point), self.rounding)
+    def format_of(self, weight: Tensor, importance: Tensor) -> UniformFormat:
+        """Returns the same format whatever the weights."""
+        return fixed_point_format(self.width, self.point)
 
 
 def fixed_point_format(width: int, point: int) -> UniformFormat:

@@ -4,29 +4,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from plywise.compressors.layers import weight_of
-from plywise.compressors.leaves import each_leaf
 from plywise.compressors.logarithmic_format import LogarithmicFormat
 from plywise.compressors.scale_search import best_scale, largest_weights
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique, choice
-from plywise.compressors.weight_rounding import importance_of, quantised, rounding_choice, without_weights
+from plywise.compressors.technique import choice
+from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.weight_rounding import rounding_choice
 
 SHARES = torch.logspace(0.0, -2.0, 17, base=2.0)
 """Candidates of the largest level, as shares of the largest weight."""
 
 
 @dataclass(frozen=True)
-class Logarithmic(Technique):
+class Logarithmic(WeightQuantizer):
     """Rounds weights to zero or plus or minus a power of sqrt 2 or of 2, with a scale of each output channel.
 
     Departure: the scale is a number that loses least instead of the nearest power of the base.
     """
 
     name: ClassVar[str] = "logarithmic"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = "smaller files; small weights keep more precision than on a uniform grid, large ones less"
     source: ClassVar[str] = (
         "Miyashita et al., Convolutional Neural Networks using Logarithmic Data Representation, 2016, section 3"
@@ -36,20 +33,8 @@ class Logarithmic(Technique):
     steps: int = choice(2, grid=(2, 1), low=1, high=2, help="levels to a factor of two: 2 is base sqrt 2, 1 is base 2")
     rounding: str = rounding_choice()
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with weights on a logarithmic grid."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(
-            layer, statistics, self._format(weight_of(layer), importance_of(layer, statistics)), self.rounding
-        )
-
-    def _format(self, weight: Tensor, importance: Tensor) -> LogarithmicFormat:
+    def format_of(self, weight: Tensor, importance: Tensor) -> LogarithmicFormat:
+        """Returns the format that loses least."""
         rows = weight.float().flatten(1)
         candidates = largest_weights(rows)[:, None] * SHARES
         scale = best_scale(rows, importance, candidates, lambda s: LogarithmicFormat(s, self.bits, self.steps))

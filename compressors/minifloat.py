@@ -5,20 +5,18 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plywise.compressors.errors import ConfigurationError
-from plywise.compressors.layers import weight_of
-from plywise.compressors.leaves import each_leaf
 from plywise.compressors.minifloat_format import MinifloatFormat, fits_16_bits
 from plywise.compressors.scale_search import best_scale, largest_weights, power_of_two_above
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique, choice
-from plywise.compressors.weight_rounding import importance_of, quantised, rounding_choice, without_weights
+from plywise.compressors.technique import choice
+from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.weight_rounding import rounding_choice
 
 
 @dataclass(frozen=True)
-class Minifloat(Technique):
+class Minifloat(WeightQuantizer):
     """Rounds weights to floats: (5, 10) is fp16, (8, 7) bf16, (4, 3) and (5, 2) are fp8, (2, 1) is fp4.
 
     The exponent's bias is a power of two that follows the weights: of each output channel up to 8 bits, of the layer
@@ -26,7 +24,6 @@ class Minifloat(Technique):
     """
 
     name: ClassVar[str] = "minifloat"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = "smaller files; large and small weights keep the same relative precision"
     source: ClassVar[str] = (
         "IEEE 754; Micikevicius et al., FP8 Formats for Deep Learning, 2022, section 3; Zhao et al., Mayo, 2018"
@@ -55,20 +52,8 @@ class Minifloat(Technique):
         """Sign, exponent and mantissa."""
         return 1 + self.exponent + self.mantissa
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with weights of fewer bits."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(
-            layer, statistics, self._format(weight_of(layer), importance_of(layer, statistics)), self.rounding
-        )
-
-    def _format(self, weight: Tensor, importance: Tensor) -> MinifloatFormat:
+    def format_of(self, weight: Tensor, importance: Tensor) -> MinifloatFormat:
+        """Returns the format that loses least."""
         form = MinifloatFormat(torch.ones(1), self.exponent, self.mantissa)
         rows = weight.float().flatten(1)
         if self.bits > 8:

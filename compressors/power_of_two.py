@@ -4,19 +4,17 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from plywise.compressors.layers import weight_of
-from plywise.compressors.leaves import each_leaf
 from plywise.compressors.logarithmic_format import LogarithmicFormat
 from plywise.compressors.scale_search import best_scale, largest_weights, power_of_two_above
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique, choice
-from plywise.compressors.weight_rounding import importance_of, quantised, rounding_choice, without_weights
+from plywise.compressors.technique import choice
+from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.weight_rounding import rounding_choice
 
 
 @dataclass(frozen=True)
-class PowerOfTwo(Technique):
+class PowerOfTwo(WeightQuantizer):
     """Rounds weights to zero or plus or minus a power of two; the largest power of each output channel is its own.
 
     Departures: the largest power is the one that loses least, not one from the largest weight; all weights are rounded
@@ -24,7 +22,6 @@ class PowerOfTwo(Technique):
     """
 
     name: ClassVar[str] = "power_of_two"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = (
         "smaller files, and shifts instead of products where hardware has them; coarse near the largest weights"
     )
@@ -35,20 +32,8 @@ class PowerOfTwo(Technique):
     bits: int = choice(4, grid=(5, 4, 3), low=2, high=8, help="bits of a weight")
     rounding: str = rounding_choice()
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with powers of two as weights."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(
-            layer, statistics, self._format(weight_of(layer), importance_of(layer, statistics)), self.rounding
-        )
-
-    def _format(self, weight: Tensor, importance: Tensor) -> LogarithmicFormat:
+    def format_of(self, weight: Tensor, importance: Tensor) -> LogarithmicFormat:
+        """Returns the format that loses least."""
         rows = weight.float().flatten(1)
         form = LogarithmicFormat(torch.ones(1), self.bits, steps=1)
         candidates = power_of_two_above(largest_weights(rows))[:, None] * torch.tensor([1.0, 0.5, 0.25])

@@ -4,15 +4,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from plywise.compressors.layers import weight_of
-from plywise.compressors.leaves import each_leaf
 from plywise.compressors.recentralized_format import RecentralizedFormat
 from plywise.compressors.scale_search import largest_weights
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique, choice
-from plywise.compressors.weight_rounding import importance_of, quantised, rounding_choice, without_weights
+from plywise.compressors.technique import choice
+from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.weight_rounding import rounding_choice
 
 TOPS = (1.0, 2.0, 4.0)
 """Candidates of the largest power of two."""
@@ -25,7 +23,7 @@ ROUNDS = 30
 
 
 @dataclass(frozen=True)
-class Recentralized(Technique):
+class Recentralized(WeightQuantizer):
     """Fits a mixture of two normal distributions to the weights that are not zero and rounds around each centre.
 
     Each weight becomes zero, or the centre of a component plus zero or a signed power of two times its deviation.
@@ -35,7 +33,6 @@ class Recentralized(Technique):
     """
 
     name: ClassVar[str] = "recentralized"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = (
         "for pruned layers, whose weights gather around two centres: products are shifts and two sums"
     )
@@ -46,20 +43,8 @@ class Recentralized(Technique):
     bits: int = choice(4, grid=(5, 4, 3), low=3, high=8, help="bits of a weight")
     rounding: str = rounding_choice()
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with weights around two centres."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(
-            layer, statistics, self._format(weight_of(layer), importance_of(layer, statistics)), self.rounding
-        )
-
-    def _format(self, weight: Tensor, importance: Tensor) -> RecentralizedFormat:
+    def format_of(self, weight: Tensor, importance: Tensor) -> RecentralizedFormat:
+        """Returns the format that loses least."""
         rows = weight.float().flatten(1)
         unit = largest_weights(rows)
         used = (rows != 0).sum(1).clamp(min=1)

@@ -63,7 +63,8 @@ class Technique(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        TECHNIQUES[cls.name] = cls
+        if hasattr(cls, "name"):  # what several techniques share has none
+            TECHNIQUES[cls.name] = cls
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -4,19 +4,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plywise.compressors.codebook_format import CodebookFormat
-from plywise.compressors.layers import weight_of
-from plywise.compressors.leaves import each_leaf
 from plywise.compressors.scale_search import largest_weights
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique
-from plywise.compressors.weight_rounding import importance_of, quantised, rounding_choice, without_weights
+from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.weight_rounding import rounding_choice
 
 
 @dataclass(frozen=True)
-class Ternary(Technique):
+class Ternary(WeightQuantizer):
     """Rounds the weights of each output channel to minus s, zero or plus s.
 
     Departures: s is not the paper's approximation from a threshold of 0.7 mean magnitudes but the exact minimum of the
@@ -24,7 +21,6 @@ class Ternary(Technique):
     """
 
     name: ClassVar[str] = "ternary"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = "files of at most 1.6 bits a weight; loses much without fine-tuning"
     source: ClassVar[str] = "Li and Liu, Ternary Weight Networks, 2016, section 2.2"
 
@@ -35,25 +31,14 @@ class Ternary(Technique):
         """Two; three of the four symbols occur."""
         return 2
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with weights of three values."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(layer, statistics, _format(weight_of(layer), importance_of(layer, statistics)), self.rounding)
-
-
-def _format(weight: Tensor, importance: Tensor) -> CodebookFormat:
-    rows = weight.float().flatten(1)
-    unit = largest_weights(rows)
-    magnitude, order = (rows.abs() / unit[:, None]).sort(1, descending=True)
-    cost = importance.gather(1, order).double()
-    product, total = (cost * magnitude).cumsum(1), cost.cumsum(1)
-    # With the k largest kept, the best scale is product / total, and the error falls by product**2 / total.
-    best = (product.square() / total).argmax(1, keepdim=True)
-    scale = (product / total).gather(1, best)[:, 0].float() * unit
-    return CodebookFormat(scale, 2, torch.tensor([-1.0, 0.0, 1.0]))
+    def format_of(self, weight: Tensor, importance: Tensor) -> CodebookFormat:
+        """Returns the format that loses least."""
+        rows = weight.float().flatten(1)
+        unit = largest_weights(rows)
+        magnitude, order = (rows.abs() / unit[:, None]).sort(1, descending=True)
+        cost = importance.gather(1, order).double()
+        product, total = (cost * magnitude).cumsum(1), cost.cumsum(1)
+        # With the k largest kept, the best scale is product / total, and the error falls by product**2 / total.
+        best = (product.square() / total).argmax(1, keepdim=True)
+        scale = (product / total).gather(1, best)[:, 0].float() * unit
+        return CodebookFormat(scale, 2, torch.tensor([-1.0, 0.0, 1.0]))

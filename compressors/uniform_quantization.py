@@ -4,21 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from torch import nn
+from torch import Tensor
 from torch.nn import functional
 
 from plywise.compressors.grouped_format import GroupedFormat
-from plywise.compressors.layers import weight_of
-from plywise.compressors.leaves import each_leaf
 from plywise.compressors.scale_search import best_uniform_format
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, Technique, choice
+from plywise.compressors.technique import choice
 from plywise.compressors.weight_format import WeightFormat
-from plywise.compressors.weight_rounding import importance_of, quantised, without_weights
+from plywise.compressors.weight_quantizer import WeightQuantizer
 
 
 @dataclass(frozen=True)
-class UniformQuantization(Technique):
+class UniformQuantization(WeightQuantizer):
     """Rounds weights to a uniform grid, one scale per output channel found by least squared error.
 
     `rounding="gptq"` lets the weights still to come repair the error of those already rounded; `"adaptive"` then
@@ -26,7 +23,6 @@ class UniformQuantization(Technique):
     """
 
     name: ClassVar[str] = "uniform_quantization"
-    stage: ClassVar[Stage] = Stage.WEIGHTS
     summary: ClassVar[str] = "weights of 8 to 2 bits: smaller files; faster only together with int8 activations"
     source: ClassVar[str] = (
         "Krishnamoorthi, Quantizing Deep Convolutional Networks, 2018, section 2 (grids); "
@@ -61,19 +57,9 @@ class UniformQuantization(Technique):
         yield from (replace(usual, granularity=granularity) for granularity in ("tensor", "group"))
         yield replace(usual, rounding="adaptive")
 
-    def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
-        return without_weights(layer)
-
-    def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer, or each leaf of a chain, with weights of a few bits and their format attached."""
-        return each_leaf(layer, statistics, self._leaf)
-
-    def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        return quantised(layer, statistics, self._format(layer, statistics), self.rounding)
-
-    def _format(self, layer: nn.Module, statistics: LayerStatistics) -> WeightFormat:
-        weights, importance = weight_of(layer).float().flatten(1), importance_of(layer, statistics)
+    def format_of(self, weight: Tensor, importance: Tensor) -> WeightFormat:
+        """Returns the format that loses least."""
+        weights = weight.float().flatten(1)
         if self.granularity == "tensor":
             weights, importance = weights.reshape(1, -1), importance.reshape(1, -1)
         elif self.granularity == "group":
@@ -84,6 +70,6 @@ class UniformQuantization(Technique):
             )
         form = best_uniform_format(weights, importance, self.bits, self.scheme == "symmetric", self.scale)
         if self.granularity == "group":
-            out = weight_of(layer).shape[0]
+            out = weight.shape[0]
             return GroupedFormat(self.bits, self.group_size, form.scale.view(out, -1), form.zero_point.view(out, -1))
         return form

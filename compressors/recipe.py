@@ -40,6 +40,19 @@ class Recipe:
             raise ConfigurationError(f"{text!r} is not a recipe; write for example 'low_rank(ratio=0.5)'") from error
         return cls(tuple(t for node in _terms(tree, text) if (t := _technique(node, text)) is not None))
 
+    @classmethod
+    def of(cls, given: "Recipe | Technique | str") -> "Recipe":
+        """Returns a recipe from any of the forms that people give it in."""
+        if isinstance(given, Recipe):
+            return given
+        return cls((given,)) if isinstance(given, Technique) else cls.parse(given)
+
+    def __add__(self, other: "Recipe | Technique") -> "Recipe":
+        """Returns the recipe with another's techniques; the stages fix the order."""
+        if not isinstance(other, Recipe | Technique):
+            return NotImplemented
+        return Recipe((*self.techniques, *Recipe.of(other).techniques))
+
     def at(self, stage: Stage) -> Technique | None:
         """Returns the technique of a stage, or None."""
         return next((t for t in self.techniques if t.stage == stage), None)

@@ -10,12 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, unknown_name
 from plywise.compressors.statistics import LayerStatistics
+
+if TYPE_CHECKING:
+    from plywise.compressors.recipe import Recipe
 
 TECHNIQUES: dict[str, type["Technique"]] = {}
 
@@ -83,6 +86,17 @@ class Technique(ABC):
             statistics: what calibration saw at this layer.
         """
 
+    def outline(self, layer: nn.Module) -> nn.Module:
+        """Returns what `compress` makes of `layer`, with the same shapes but without weights; prices are read off it.
+
+        For techniques of the stage STRUCTURE that put something else in the layer's place. Channels that are removed
+        are counted where the layers that read them are known. Costs next to nothing and never fails.
+
+        Args:
+            layer: one that `unsupported` accepts, perhaps with fewer channels since, perhaps on the meta device.
+        """
+        return layer
+
     @property
     def bits(self) -> int | None:
         """Bits of a stored weight, or None where this technique does not decide it."""
@@ -98,6 +112,12 @@ class Technique(ABC):
     def settings(self) -> Mapping[str, Any]:
         """Returns the hyperparameters by name."""
         return dataclasses.asdict(self)
+
+    def __add__(self, other: "Recipe | Technique") -> "Recipe":
+        """Returns the recipe of both, whichever is written first: the stages fix the order."""
+        from plywise.compressors.recipe import Recipe  # late: recipes are made of techniques
+
+        return Recipe((self,)) + other
 
     def __str__(self) -> str:
         values = self.settings()

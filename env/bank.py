@@ -74,9 +74,9 @@ class Bank:
             if not isinstance(technique, FilterPruning):
                 continue
             if layer.group is None or not layer.leads:
+                reason = self.network.unsupported(layer.name, plan[layer.name])
                 raise ConfigurationError(
-                    f"layer {layer.name!r} cannot take {technique}: {self._unprunable(layer)}; "
-                    "choose another recipe for it"
+                    f"layer {layer.name!r} cannot take {technique}: {reason}; choose another recipe for it"
                 )
             found.append((layer.group, technique))
         return tuple(sorted(found, key=lambda pair: pair[0]))
@@ -136,6 +136,11 @@ class Bank:
         layer = self._layers[name]
         return self._prepared(layer, tuple((g, how) for g, how in state if g in layer.reads or g == layer.group))[0]
 
+    def statistics(self, name: str, state: State) -> LayerStatistics:
+        """Returns what calibration saw at a layer, of the input channels that the state leaves."""
+        layer = self._layers[name]
+        return self._prepared(layer, tuple((g, how) for g, how in state if g in layer.reads))[1]
+
     def stitch(self, plan: Plan, repair_inputs: int | None = None) -> Stitched:
         """Puts a plan together and matches the moments of the original.
 
@@ -165,11 +170,6 @@ class Bank:
             targets = {name: _kept_moments(reference[name], outputs.get(name)) for name in replaced}
             match_moments(model, self.calibration.inputs[:repair_inputs], targets, replaced)
         return Stitched(model, replaced)
-
-    def _unprunable(self, layer: Layer) -> str:
-        if layer.group is None:
-            return layer.uncut or "its channels cannot be cut"
-        return f"its channels follow {self.network.groups[layer.group].leader!r}, which decides for both"
 
     def _prepare(self, layer: Layer, touching: State) -> tuple[nn.Module, LayerStatistics]:
         module, statistics = self.network.modules[layer.name], self.calibration.statistics[layer.name]

@@ -5,7 +5,8 @@ import os
 import platform
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Origin:
         evaluations: plans that were scored exactly on the way.
         started: `time.perf_counter()` at the start of the run.
         validation: what kind of samples plans were scored on.
+        refused: layers that cannot take the recipe of the pattern that they match, with the reason.
     """
 
     model: str
@@ -62,6 +64,7 @@ class Origin:
     evaluations: int
     started: float
     validation: str
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_folder(folder: Path) -> None:
@@ -219,11 +222,11 @@ def _report(
         "original": original,
         "uniform_int8": uniform,
         "compressed": compressed,
-        "layers": _layers(subject, plan),
+        "layers": _layers(subject, plan, origin.refused),
     }
 
 
-def _layers(subject: Subject, plan: Plan) -> list[dict[str, Any]]:
+def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[dict[str, Any]]:
     """The recipe of each layer with its prices against `identity`, then the layers left as they are and why."""
     table, rows = subject.table, []
     state = subject.bank.state(plan)
@@ -243,6 +246,8 @@ def _layers(subject: Subject, plan: Plan) -> list[dict[str, Any]]:
             row["unpriced"] = OFF_TABLE
         if any(group in layer.reads for group, _ in state):
             row["note"] = "reads fewer channels than in the original"
+        if layer.name in refused:
+            row["refused"] = refused[layer.name]
         if layer.uncut is not None:
             row["not_pruned"] = layer.uncut
         rows.append(row)

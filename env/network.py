@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ModelError
+from plywise.compressors.filter_pruning import FilterPruning
 from plywise.compressors.layers import WEIGHTED
+from plywise.compressors.recipe import Recipe
+from plywise.compressors.technique import Stage
 from plywise.env.channel_groups import ChannelGroup, find_groups
 from plywise.env.folding import fold_batch_norms
 from plywise.env.operation import Operation, operations
@@ -119,6 +122,17 @@ class Network:
     def macs(self) -> dict[str, int]:
         """Multiply-adds of each layer for one input, by name."""
         return {name: sum(operation.macs for operation in chain) for name, chain in self.operations.items()}
+
+    def unsupported(self, name: str, recipe: Recipe) -> str | None:
+        """Returns why the layer of a name cannot take a recipe, or None where it can."""
+        layer = next(layer for layer in self.layers if layer.name == name)
+        technique = recipe.at(Stage.STRUCTURE)
+        if isinstance(technique, FilterPruning) and not layer.leads:
+            if layer.group is None:
+                return f"{technique.name}: {layer.uncut or 'its channels cannot be cut'}"
+            leader = self.groups[layer.group].leader
+            return f"{technique.name}: its channels follow {leader!r}, which decides for both"
+        return recipe.unsupported(self.modules[name])
 
 
 def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, str]]:

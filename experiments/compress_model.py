@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from plywise.agent.recipe_agent import RecipeAgent
 from plywise.agent.search_method import SearchMethod
 from plywise.compressors.errors import ConfigurationError, FileFormatError, unknown_name
 from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
 from plywise.env.evaluator import check_demand
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.handover import Origin, check_folder, hand_over
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
+from plywise.env.scheme import Scheme
 from plywise.env.subject import Subject
 from plywise.experiments.mistakes import telling_mistakes
 from plywise.experiments.study import check_seed, load_both, study_network, validation_kind
@@ -47,7 +50,7 @@ def compress_model(
         out: folder to write.
         agent: folder of a trained agent, which looks for the plan.
         method: who looks for the plan instead: one of `SEARCH_METHODS`.
-        plan: a plan to apply instead of searching.
+        plan: a plan or a scheme to apply instead of searching.
         weights: a state dict for the network.
         demand: what is wanted.
         walks: how many plans are scored exactly, at most.
@@ -69,10 +72,12 @@ def compress_model(
     subject = studied.subject
     if searcher is None:
         assert given is not None
-        subject.bank.check(given)
-        chosen, evaluations = given, 0
+        chosen, refused = given.on(subject.network)
+        evaluations = 0
+        tell_refused(refused)
         tell_off_table(subject, chosen)
     else:
+        refused = {}
         check_demand(subject.table, demand)
         result = searcher.search(ExactEvaluator(subject, demand), walks, seed)
         chosen, evaluations = subject.plan(result.actions), result.evaluations
@@ -84,12 +89,13 @@ def compress_model(
         evaluations=evaluations,
         started=started,
         validation=validation_kind(model, dataset, weights),
+        refused=refused,
     )
     return hand_over(subject, chosen, demand, studied.test, out, origin)
 
 
-def read_plan(plan: Path, agent: Path | None, method: str | None) -> Plan:
-    """Reads a plan that is to be applied as it is.
+def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:
+    """Reads a plan, or a scheme that a plan follows from, that is to be applied as it is.
 
     Raises:
         ConfigurationError: if an agent or a method is named as well, or a recipe is not valid.
@@ -101,14 +107,24 @@ def read_plan(plan: Path, agent: Path | None, method: str | None) -> Plan:
         )
     if not plan.is_file():
         raise FileFormatError(f"{plan} does not exist; give a plan.yaml, such as 'plywise compress' writes")
-    return Plan.load(plan)
+    return Scheme.load(plan)
+
+
+def tell_refused(refused: Mapping[str, str]) -> None:
+    """Says on the standard error stream which layers a pattern's recipe does not fit."""
+    for layer, reason in refused.items():
+        print(f"note: layer {layer} is {reason}", file=sys.stderr)
 
 
 def tell_off_table(subject: Subject, plan: Plan) -> None:
     """Says on the standard error stream which recipes are allowed but not on the price list."""
+    found: dict[Recipe, list[str]] = {}
     for layer, menu in zip(subject.table.layers, subject.table.recipes, strict=True):
         if str(plan[layer]) not in menu:
-            print(f"note: {plan[layer]} is not on the price list of layer {layer}; applied as written", file=sys.stderr)
+            found.setdefault(plan[layer], []).append(layer)
+    for recipe, layers in found.items():
+        where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(layers)}"
+        print(f"note: {recipe} is not on the price list of {where}; applied as written", file=sys.stderr)
 
 
 def find_method(name: str | None, agent: Path | None) -> SearchMethod:

@@ -35,7 +35,7 @@ def compress(
         out: folder to write.
         agent: folder of a trained agent.
         method: who searches where no agent is given, such as `knapsack`.
-        plan: a plan to apply instead of searching.
+        plan: a plan to apply instead of searching, or a scheme: recipes by name pattern or type.
         weights: a state dict.
         walks: plans that are scored exactly, at most.
         seed: of every random choice.

@@ -78,7 +78,7 @@ def compress(
         out: folder to write; must not hold another run
         agent: folder of a trained agent, which looks for the plan (what 'plywise train' wrote, or runs/demo/agent)
         method: who looks for the plan where no agent is given: knapsack, greedy, uniform or random
-        plan: a plan to apply as it is, instead of looking for one
+        plan: a plan, or recipes by name pattern or type, to apply as they are instead of looking for a plan
         weights: state dict of the network (.safetensors, or a torch file of tensors)
         max_accuracy_drop: points of accuracy that may be lost; null for no ceiling
         max_storage: ceiling on the file's bytes, as a share of the original's (0.15 means 15 %)

@@ -22,6 +22,7 @@ from plywise.agent.ppo import PPOSettings
 from plywise.agent.recipe_agent import RecipeAgent
 from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.packed_file import load_packed
+from plywise.compressors.plan import Plan
 from plywise.compressors.technique import TECHNIQUES
 from plywise.env import handover
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
@@ -385,6 +386,22 @@ def unpriced(monkeypatch):
         (PLAN.format("activation_quantization", "identity", "identity"), "layer '0' cannot take activation_quant"),
         (PLAN.replace("'2'", "'7'").format(*["identity"] * 3), "the plan for 'tiny' has no recipe for layer '2'"),
         (PLAN.format(*["identity"] * 3) + "  '9': identity\n", "names layer '9', which this network does not have"),
+        (
+            PLAN.format("low_rank + filter_pruning", "identity", "identity"),
+            "layer 0: low_rank and filter_pruning are both of stage STRUCTURE; keep one of them",
+        ),
+        (
+            PLAN.format("low_rank(rate=0.5)", "identity", "identity"),
+            "layer 0: unknown field of low_rank 'rate'. Did you mean 'ratio'",
+        ),
+        (
+            "plywise: plan/1\npatterns: {'layer*': low_rank}",
+            "'layer*' fits no layer of net.py:make; the nearest are ",
+        ),
+        (
+            "plywise: plan/1\npatterns: {'*': low_rank}\nlayers: {'5': filter_pruning}",
+            "layer '5' cannot take filter_pruning",
+        ),
         ("hello", "is not a plan: it must begin with 'plywise: plan/1'"),
         ("", "is not a plan"),
     ],
@@ -408,6 +425,28 @@ def test_an_edited_plan_is_applied_as_it_is(place, capsys):
     assert "note: uniform_quantization(bits=5) is not on the price list of layer 0; applied as written" in shown.err
     assert "unpriced" in report["layers"][0]
     assert report["compressed"]["storage_bytes"] < report["original"]["storage_bytes"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_recipes_by_pattern_become_a_plan_of_every_layer(place, capsys):
+    Path("scheme.yaml").write_text(
+        "plywise: plan/1\npatterns:\n  '*': filter_pruning(ratio=0.5)\n  type:Linear: uniform_quantization(bits=4)\n"
+        "layers:\n  '0': identity\n"
+    )
+    main(command("compress", {**COMPRESS, "--plan": "scheme.yaml", "--max-accuracy-drop": "null"}))
+    assert "note" not in capsys.readouterr().err
+    expected = ["identity", "filter_pruning(ratio=0.5)", "uniform_quantization(bits=4)"]
+    assert [str(recipe) for recipe in Plan.load(place / "out" / "plan.yaml").values()] == expected
+
+
+@pytest.mark.usefixtures("quick")
+def test_layers_that_a_pattern_does_not_fit_are_told_on_the_console_and_in_the_report(place, capsys):
+    Path("scheme.yaml").write_text("plywise: plan/1\npatterns:\n  '*': filter_pruning(ratio=0.5)\n")
+    main(command("compress", {**COMPRESS, "--plan": "scheme.yaml", "--max-accuracy-drop": "null"}))
+    row = json.loads((place / "out" / "report.json").read_text())["layers"][2]
+    assert row["recipe"] == "identity"
+    assert row["refused"].startswith("left as it is, '*' does not fit it: filter_pruning: ")
+    assert f"note: layer 5 is {row['refused']}" in capsys.readouterr().err
 
 
 # Demands

@@ -1,0 +1,144 @@
+"""Schemes: recipes by name pattern and type, and recipes put together in Python."""
+
+import pytest
+from tiny_networks import Identity, Plain, Reused, build, images
+
+from plywise.compressors.errors import ConfigurationError, FileFormatError, UnsupportedLayerError
+from plywise.compressors.low_rank import LowRank
+from plywise.compressors.magnitude_pruning import MagnitudePruning
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.compressors.uniform_quantization import UniformQuantization
+from plywise.env.network import Network
+from plywise.env.scheme import Scheme
+
+FOUR, TWO = "uniform_quantization(bits=4)", "uniform_quantization(bits=2)"
+
+
+def network(kind=Plain):
+    return Network.of(build(kind), images(4), kind.__name__)
+
+
+def recipes(given, kind=Plain):
+    return {name: str(recipe) for name, recipe in Scheme.of(given).on(network(kind))[0].items()}
+
+
+# Which recipe a layer gets
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"*": FOUR}, [FOUR, FOUR, FOUR]),
+        ({"conv*": FOUR}, [FOUR, FOUR, "identity"]),
+        ({"conv[2-9]": FOUR}, ["identity", FOUR, "identity"]),
+        ({"type:Linear": FOUR}, ["identity", "identity", FOUR]),
+        ({"*": FOUR, "type:Conv2d": TWO}, [TWO, TWO, FOUR]),
+        ({"type:Conv2d": TWO, "*": FOUR}, [FOUR, FOUR, FOUR]),
+        ({"conv1": TWO, "*": FOUR}, [TWO, FOUR, FOUR]),
+        ({"*": FOUR, "head": "identity"}, [FOUR, FOUR, "identity"]),
+        ({"conv1": TWO, "conv2": FOUR, "head": "identity"}, [TWO, FOUR, "identity"]),
+    ],
+)
+def test_own_name_beats_patterns_and_later_beats_earlier(given, expected):
+    assert recipes(given) == dict(zip(("conv1", "conv2", "head"), expected, strict=True))
+
+
+def test_layers_keep_the_order_of_the_walk():
+    assert list(recipes({"head": FOUR, "conv*": TWO})) == ["conv1", "conv2", "head"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        ({"layer3.*": FOUR}, Plain, r"'layer3\.\*' fits no layer of Plain; the nearest are .*head"),
+        ({"cnv*": FOUR}, Plain, "'cnv[*]' fits no layer of Plain; the nearest are conv"),
+        ({"*": FOUR, "convl": TWO}, Plain, "'convl' fits no layer of Plain; the nearest are conv"),
+        ({"type:Conv1d": FOUR}, Plain, "'type:Conv1d' fits no layer of Plain; its layers are of type Conv2d, Linear"),
+        ({"*": FOUR, "twice": TWO}, Reused, "'twice' cannot be compressed: runs 2 times in one forward pass; leave it"),
+        ({"conv1": FOUR}, Plain, "no recipe for layer 'conv2'"),
+        ({}, Plain, "no recipe for layer 'conv1'"),
+    ],
+)
+def test_what_fits_no_layer_is_told_with_the_nearest(given, kind, said):
+    with pytest.raises(ConfigurationError, match=said):
+        recipes(given, kind)
+
+
+def test_layers_that_cannot_take_a_patterns_recipe_stay_as_they_are_and_are_told():
+    plan, refused = Scheme.of({"*": "filter_pruning(ratio=0.5)"}).on(network(Identity))
+    assert {name for name, recipe in plan.items() if recipe.techniques} == {"stem", "inner"}
+    assert set(refused) == {"outer", "head"}
+    assert refused["outer"].startswith("left as it is, '*' does not fit it: filter_pruning: its channels follow 'stem'")
+    assert Scheme.of({"*": "filter_pruning", "outer": FOUR, "head": FOUR}).on(network(Identity))[1] == {}
+
+
+@pytest.mark.parametrize("given", [{"*": FOUR, "head": "nm_sparsity + activation_quantization"}])
+def test_a_layer_named_itself_must_take_its_recipe(given):
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'head' cannot take .*: .*; choose another"):
+        recipes(given)
+
+
+# As a file
+
+
+def test_reads_back_what_it_wrote(tmp_path):
+    scheme = Scheme.of({"*": FOUR, "type:Linear": TWO, "conv1": "identity"})
+    scheme.save(tmp_path / "scheme.yaml")
+    assert (tmp_path / "scheme.yaml").read_text().splitlines()[2:] == [
+        "patterns:",
+        f"  '*': {FOUR}",
+        f"  type:Linear: {TWO}",
+        "layers:",
+        "  conv1: identity",
+    ]
+    loaded = Scheme.load(tmp_path / "scheme.yaml")
+    assert loaded == scheme
+    assert list(loaded.recipes) == list(scheme.recipes)
+
+
+def test_a_plan_is_a_scheme_of_names_only(tmp_path):
+    plan = Scheme.of({"*": FOUR}).on(network())[0]
+    plan.save(tmp_path / "plan.yaml")
+    assert Scheme.load(tmp_path / "plan.yaml").on(network()) == (plan, {})
+    assert Plan.load(tmp_path / "plan.yaml") == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("patterns: {'*': low_rnk}", ConfigurationError, r"scheme.yaml, pattern \*: unknown technique 'low_rnk'"),
+        ("patterns: {'*': 4}", ConfigurationError, r"pattern \*: a recipe is a text"),
+        ("patterns: ['*']", FileFormatError, "is not a plan"),
+        ("patterns: {a*: low_rank}\nlayers: [a]", FileFormatError, "is not a plan"),
+        ("pattern: {'*': low_rank}\nlayers: {a: low_rank}", ConfigurationError, "Did you mean 'patterns'"),
+        ("layers: {'a*': low_rank}", ConfigurationError, "write it under 'patterns'"),
+        ("patterns: {a: low_rank}\nlayers: {a: low_rank}", ConfigurationError, "under 'patterns' and under 'layers'"),
+        ("patterns: {'*': low_rank, '*': identity}", FileFormatError, "is given twice"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, text, error, said):
+    (tmp_path / "scheme.yaml").write_text(f"plywise: plan/1\n{text}\n")
+    with pytest.raises(error, match=said):
+        Scheme.load(tmp_path / "scheme.yaml")
+
+
+def test_a_file_with_patterns_is_no_plan_yet(tmp_path):
+    Scheme.of({"*": FOUR}).save(tmp_path / "scheme.yaml")
+    with pytest.raises(FileFormatError, match="load it as a Scheme"):
+        Plan.load(tmp_path / "scheme.yaml")
+
+
+# In Python
+
+
+def test_techniques_add_up_to_recipes_in_the_order_of_their_stages():
+    expected = Recipe.parse("low_rank(ratio=0.4) + magnitude_pruning(sparsity=0.5) + uniform_quantization(bits=4)")
+    rank, zeros, bits = LowRank(0.4), MagnitudePruning(0.5), UniformQuantization(bits=4)
+    assert rank + zeros + bits == expected
+    assert bits + (zeros + rank) == expected
+    assert Recipe() + bits == Recipe.of(bits) == Recipe.of(FOUR) == Recipe.of(Recipe.parse(FOUR))
+    with pytest.raises(ConfigurationError, match="keep one of them"):
+        bits + bits
+    with pytest.raises(TypeError):
+        bits + 4

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.layers import WEIGHTED
+from plywise.compressors.layers import CONVOLUTIONS
 from plywise.compressors.leaves import each_leaf
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.statistics import LayerStatistics
@@ -46,7 +46,7 @@ class ActivationQuantization(Technique):
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses what has no integer kernel."""
-        if not isinstance(layer, WEIGHTED):
+        if not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
             return f"the runtime has no integer kernel for {type(layer).__name__}"
         return None
 

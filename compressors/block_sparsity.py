@@ -35,7 +35,9 @@ class BlockSparsity(Technique):
     along: str = choice("outputs", grid=("outputs", "inputs"), help="whether a block spans outputs or inputs")
 
     def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights and matrices smaller than a block."""
+        """Refuses layers without weights, embeddings and matrices smaller than a block."""
+        if isinstance(layer, nn.Embedding):
+            return "an embedding picks rows instead of multiplying blocks"
         reason = no_weights(layer)
         if reason is not None:
             return reason

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from plywise.compressors.error_feedback import DAMPING, damped
 from plywise.compressors.layers import (
+    CONVOLUTIONS,
+    TRANSPOSED,
     bias_of,
     groups_of,
     is_depthwise,
@@ -42,10 +44,10 @@ def keep_outputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) ->
     weight, bias = weight_of(layer)[keep], bias_of(layer)
     bias = None if bias is None else bias[keep]
     if is_depthwise(layer):
-        new = _rebuilt(layer, weight, bias, groups=keep.numel())
+        new = rebuilt(layer, weight, bias, groups=keep.numel())
         statistics = dataclasses.replace(statistics, covariance=statistics.covariance[keep], mean=statistics.mean[keep])
     else:
-        new = _rebuilt(layer, weight, bias, groups=groups_of(layer))
+        new = rebuilt(layer, weight, bias, groups=groups_of(layer))
     return new, dataclasses.replace(statistics, importance={})
 
 
@@ -71,20 +73,14 @@ def keep_inputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> 
     shift = matrix @ mean.double() - refitted @ mean[feature].double()
     old = bias_of(layer)
     bias = shift.float() if old is None else old.float() + shift.float()
-    new = _rebuilt(layer, refitted.reshape(matrix.shape[0], keep.numel(), *kernel), bias)
+    new = rebuilt(layer, refitted.reshape(matrix.shape[0], keep.numel(), *kernel), bias)
     return new, dataclasses.replace(statistics, covariance=inner[None], mean=mean[feature][None])
 
 
-def _rebuilt(layer: nn.Module, weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Module:
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+def rebuilt(layer: nn.Module, weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Module:
+    """Returns a layer with the settings of `layer` around another `weight`, which decides its channels and kernel."""
+    if not isinstance(layer, CONVOLUTIONS + TRANSPOSED):
         return make_layer(layer, weight, bias)
-    return make_layer(
-        layer,
-        weight,
-        bias,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=groups,
-        padding_mode=layer.padding_mode,
-    )
+    border = "output_padding" if isinstance(layer, TRANSPOSED) else "padding_mode"
+    kept = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", border)}
+    return make_layer(layer, weight, bias, groups=groups, **kept)

@@ -29,7 +29,7 @@ class FilterPruning(Technique):
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses grouped convolutions and layers of one channel."""
-        if not isinstance(layer, WEIGHTED):
+        if not isinstance(layer, WEIGHTED) or isinstance(layer, nn.Embedding):
             return f"{type(layer).__name__} has no channels to remove"
         if groups_of(layer) > 1:
             return "the channels of a grouped convolution follow those of its input"

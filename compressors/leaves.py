@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.composition import composed, dense_kernel
-from plywise.compressors.layers import weight_matrices
+from plywise.compressors.layers import bias_of, weight_matrices, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.statistics import LayerStatistics, chain_statistics
 
@@ -28,5 +28,9 @@ def effective_matrix(module: nn.Module) -> Tensor:
         return effective_matrix(module.layer)
     if not isinstance(module, nn.Sequential):
         return weight_matrices(module)
+    if isinstance(module[0], nn.Embedding):
+        table = weight_of(module[0]).float() @ weight_of(module[1]).float().T  # (rows, width)
+        bias = bias_of(module[1])
+        return (table if bias is None else table + bias.float())[None]
     leaves = (leaf.layer if isinstance(leaf, StaticQuantized) else leaf for leaf in module)
     return composed([dense_kernel(leaf) for leaf in leaves]).flatten(1)[None]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.byte_reader import ByteReader
 from plywise.compressors.errors import FileFormatError
+from plywise.compressors.layers import native_weight, weight_of
 from plywise.compressors.module_spec import LEAVES, build_leaf, is_count, leaf_settings
 from plywise.compressors.packed_module import RANGES, is_range, tensor_names
 from plywise.compressors.packing import raw_floats, unpack_floats, unpack_symbols
@@ -87,7 +88,8 @@ def fill(name: str, module: nn.Module, reader: PayloadReader, form: Any = None) 
         if old.dtype != torch.float32:
             new = torch.zeros_like(old, device="cpu") if old.is_meta else old
         elif key == "weight" and form is not None:
-            new = _read_formatted(name, module, tuple(old.shape), reader, form)
+            weight = _read_formatted(name, module, tuple(weight_of(module).shape), reader, form)
+            new = native_weight(module, weight).contiguous()
             formatted = True
         elif old.dim() > 1:
             new = unpack_floats(reader.block(), old.shape)

@@ -32,7 +32,9 @@ class OptimalBrain(Technique):
     sparsity: float = choice(0.5, grid=(0.5, 0.7), low=0.0, high=0.99, help="share of the weights set to zero")
 
     def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses layers without weights."""
+        """Refuses layers without weights and embeddings."""
+        if isinstance(layer, nn.Embedding):
+            return "a row of an embedding is read as it is, so no weight can make up for another: use magnitude_pruning"
         return no_weights(layer)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from plywise.compressors.byte_reader import length_size, with_length
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.errors import ModelError
+from plywise.compressors.layers import weight_of
 from plywise.compressors.module_spec import leaf_settings, unstorable
 from plywise.compressors.packing import (
     floats_size,
@@ -106,7 +107,7 @@ def own_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
     form = weight_format(module)
     for key, tensor in float_tensors(name, module).items():
         if key == "weight" and form is not None:
-            yield with_length(pack_symbols(_symbols(name, tensor, form), form.bits))
+            yield with_length(pack_symbols(_symbols(name, weight_of(module), form), form.bits))
             for extra in form.tensors().values():
                 yield with_length(pack_floats(extra.float()))
         elif tensor.dim() > 1:
@@ -157,7 +158,8 @@ def packed_size(module: nn.Module) -> int:
     total = RANGES.size if isinstance(module, StaticQuantized) else 0
     for key, tensor in float_tensors("", module).items():
         if key == "weight" and form is not None:
-            blocks = [symbols_size(form.encode(tensor), form.bits), *map(floats_size, form.tensors().values())]
+            symbols = form.encode(weight_of(module))
+            blocks = [symbols_size(symbols, form.bits), *map(floats_size, form.tensors().values())]
             total += sum(size + length_size(size) for size in blocks)
         elif tensor.dim() > 1:
             size = floats_size(tensor)

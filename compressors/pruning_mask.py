@@ -11,11 +11,13 @@ from plywise.compressors.statistics import LayerStatistics
 def saliency(layer: nn.Module, statistics: LayerStatistics) -> Tensor:
     """Returns `(groups, out / groups, features)`: each weight's magnitude times its input's standard deviation.
 
-    A small weight on a loud input matters more than a large one on a silent input.
+    A small weight on a loud input matters more than a large one on a silent input. The rows of an embedding are read
+    one by one: there the square root of how often takes the deviation's place.
     Source: Sun et al., A Simple and Effective Pruning Approach for Large Language Models (Wanda), 2024, section 3.
     """
     deviation = statistics.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    return weight_matrices(layer).abs() * (deviation + 1e-3 * deviation.mean())[:, None, :]
+    scores = weight_matrices(layer).abs() * (deviation + 1e-3 * deviation.mean())[:, None, :]
+    return scores if statistics.frequency is None else scores * statistics.frequency.sqrt()[:, None]
 
 
 def largest(scores: Tensor, sparsity: float) -> Tensor:

@@ -31,7 +31,9 @@ class LayerStatistics:
     """Moments of a layer's unfolded inputs and ranges of its activations.
 
     A feature is one entry of a patch: `in_channels / groups * kh * kw` of them for a convolution (in the
-    order of its weight), `in_features` for a linear layer.
+    order of its weight), `in_features` for a linear layer. What a transposed convolution sees at an output position is
+    zero where no input meets the kernel. The inputs of an embedding pick rows of its table, as they are: its features
+    are the table's columns, all of which count alike, and `frequency` says how much each row does.
 
     Attributes:
         covariance: `(groups, features, features)` float32, of the inputs around their mean.
@@ -40,6 +42,7 @@ class LayerStatistics:
         outputs: `(n,)` sorted sample of output values, behind the ReLU where one follows directly.
         importance: for each of CRITERIA the importance of every output channel `(out,)`, summed over the layers that
             share the channel.
+        frequency: `(rows,)` how often an embedding reads each of its rows, one on average; None for other layers.
     """
 
     covariance: Tensor
@@ -47,6 +50,7 @@ class LayerStatistics:
     inputs: Tensor
     outputs: Tensor
     importance: Mapping[str, Tensor] = field(default_factory=dict)
+    frequency: Tensor | None = None
 
     @cached_property
     def feedback(self) -> ErrorFeedback:
@@ -59,6 +63,8 @@ class LayerStatistics:
         groups, features = groups_of(layer), weight_matrices(layer).shape[2]
         rows = weight_of(layer).float().flatten(1).norm(dim=1)
         spread = torch.linspace(-3.0, 3.0, 256)
+        if isinstance(layer, nn.Embedding):
+            return cls(*isotropic(features), spread, spread, frequency=torch.ones(layer.num_embeddings))
         return cls(
             torch.eye(features).expand(groups, features, features).clone(),
             torch.zeros(groups, features),
@@ -68,12 +74,19 @@ class LayerStatistics:
         )
 
 
+def isotropic(features: int) -> tuple[Tensor, Tensor]:
+    """Returns covariance `(1, features, features)` and mean `(1, features)` for which all features count alike."""
+    return torch.eye(features)[None], torch.zeros(1, features)
+
+
 def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[LayerStatistics]:
     """Returns the statistics at each leaf of a chain that replaces one ungrouped layer.
 
     They follow in closed form from those of the layer: each leaf maps the window that the chain looks at to a
     smaller one, and sees what its kernel covers, averaged over the places of the window.
     """
+    if isinstance(chain[0], nn.Embedding):
+        return _factored_table(chain, statistics)
     found: list[LayerStatistics] = []
     covariance, mean = statistics.covariance[0], statistics.mean[0]  # over (channels * positions)
     kernels = [dense_kernel(leaf) for leaf in chain]
@@ -97,6 +110,20 @@ def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[
         if bias is not None:
             mean = mean + bias.float().repeat_interleave(extent[0] * extent[1])
     return found
+
+
+def _factored_table(chain: nn.Sequential, statistics: LayerStatistics) -> list[LayerStatistics]:
+    """Returns the statistics of an embedding and of the linear layer behind it, which weighs its columns."""
+    table, mixing = weight_of(chain[0]).float(), weight_of(chain[1]).float()
+    frequency = statistics.frequency
+    assert frequency is not None
+    share = (frequency / frequency.sum())[:, None]
+    mean = (share * table).sum(0)
+    centred = table - mean
+    covariance = centred.T @ (share * centred)
+    first = replace(statistics, covariance=(mixing.T @ mixing)[None], mean=torch.zeros_like(mean)[None])
+    behind = replace(statistics, covariance=covariance[None], mean=mean[None], frequency=None)
+    return [first, replace(behind, inputs=_spread(covariance, mean))]
 
 
 def _spread(covariance: Tensor, mean: Tensor, count: int = 64) -> Tensor:

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import FileFormatError
+from plywise.compressors.layers import set_weight
 
 FORMATS: dict[str, type["WeightFormat"]] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class WeightFormat(ABC):
-    """A finite alphabet of weight values; `decode(encode(w)) == w` bit for bit on a decoded tensor."""
+    """A finite alphabet of weight values; `decode(encode(w)) == w` bit for bit on a decoded tensor.
+
+    Weights are in the form of `layers.weight_of`, output channels first.
+    """
 
     name: ClassVar[str]
 
@@ -131,10 +135,9 @@ def weight_format(layer: nn.Module) -> WeightFormat | None:
 
 
 def set_weight_format(layer: nn.Module, form: WeightFormat, weight: Tensor) -> None:
-    """Rounds `weight` into `form`, stores the result in `layer` and remembers the format there."""
+    """Rounds `weight` (as `weight_of` gives it) into `form`, stores it in `layer` and remembers the format there."""
     decoded = form.decode(form.encode(weight))
-    with torch.no_grad():
-        layer.weight = nn.Parameter(decoded.to(weight.dtype), requires_grad=False)
+    set_weight(layer, decoded.to(weight.dtype))
     attach_format(layer, form)
 
 

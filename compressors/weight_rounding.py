@@ -31,10 +31,14 @@ def without_weights(layer: nn.Module) -> str | None:
 
 
 def importance_of(layer: nn.Module, statistics: LayerStatistics) -> Tensor:
-    """Returns what an error at each weight costs: the variance of its input, `(out, features)`, positive."""
+    """Returns what an error at each weight costs, `(out, features)`, positive: the variance of its input.
+
+    In an embedding it costs as much as its row is read.
+    """
     variance = statistics.covariance.diagonal(dim1=-2, dim2=-1)
     variance = variance + 0.01 * variance.mean(-1, keepdim=True) + 1e-12  # (groups, features)
-    return variance[:, None, :].expand_as(weight_matrices(layer)).flatten(0, 1)
+    cost = variance[:, None, :].expand_as(weight_matrices(layer)).flatten(0, 1)
+    return cost if statistics.frequency is None else cost * statistics.frequency[:, None]
 
 
 def quantised(layer: nn.Module, statistics: LayerStatistics, form: WeightFormat, rounding: str) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.channel_order import ChannelOrder, inverted
-from plywise.compressors.layers import bias_of, weight_of
+from plywise.compressors.layers import bias_of, channels_last, set_weight, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.weight_format import attach_format, weight_format
 from plywise.env.calibration import Moments, moments
@@ -38,7 +38,7 @@ def match_moments(
 
     def correct(target: Moments) -> Any:
         def hook(leaf: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
-            last = isinstance(leaf, nn.Linear)
+            last = channels_last(leaf)
             factor, shift = _correction(moments(outputs, last), target)
             _apply(leaf, factor, shift)
             shape = (-1,) if last else (-1,) + (1,) * (outputs.dim() - 2)
@@ -47,6 +47,8 @@ def match_moments(
         return hook
 
     for name, module in changed.items():
+        if isinstance(last_leaf(module), nn.Embedding):
+            continue  # a table of vectors has no bias, and its formats no factor for a column
         handles.append(last_leaf(module).register_forward_hook(correct(_before_order(targets[name], module))))
     try:
         with torch.no_grad():
@@ -96,5 +98,5 @@ def _apply(leaf: nn.Module, factor: Tensor, shift: Tensor) -> None:
         attach_format(leaf, scaled)
     else:
         weight = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
-    leaf.weight = nn.Parameter(weight, requires_grad=False)
+    set_weight(leaf, weight)
     leaf.bias = nn.Parameter(shift if bias is None else bias * factor + shift, requires_grad=False)

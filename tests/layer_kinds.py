@@ -8,7 +8,7 @@ from torch import nn
 
 from plywise.compressors.layers import out_channels
 from plywise.compressors.statistics import CRITERIA, LayerStatistics
-from plywise.env.calibration import patches
+from plywise.env.calibration import input_moments, row_frequency
 
 IMAGE, SIGNAL = (32, 12, 7, 7), (32, 12, 9)
 
@@ -24,6 +24,11 @@ KINDS = {
     "pointwise-stride": (lambda: nn.Conv2d(12, 24, 1, stride=2, bias=False), IMAGE),
     "grouped": (lambda: nn.Conv2d(12, 16, 3, padding=1, groups=4), IMAGE),
     "depthwise": (lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12), IMAGE),
+    "transposed1d": (lambda: nn.ConvTranspose1d(12, 16, 4, stride=2, padding=1), SIGNAL),
+    "transposed": (lambda: nn.ConvTranspose2d(12, 16, 3, stride=2, padding=1, output_padding=1, bias=False), IMAGE),
+    "transposed-grouped": (lambda: nn.ConvTranspose2d(12, 8, (3, 2), padding=(0, 1), groups=4, dilation=2), IMAGE),
+    "transposed-depthwise": (lambda: nn.ConvTranspose2d(12, 12, 2, stride=2, groups=12), IMAGE),
+    "embedding": (lambda: nn.Embedding(40, 12), (64, 9)),
     "linear": (lambda: nn.Linear(12, 16), (64, 12)),
     "linear-tokens": (lambda: nn.Linear(12, 40, bias=False), (8, 9, 12)),
 }
@@ -46,6 +51,8 @@ def inputs_of(kind):
     """Returns inputs whose channels are correlated and not centred."""
     shape = KINDS[kind][1]
     generator = torch.Generator().manual_seed(1)
+    if kind == "embedding":
+        return torch.randint(40, shape, generator=generator) * torch.randint(2, shape, generator=generator)
     noise = torch.randn(shape, generator=generator)
     channel = -1 if kind.startswith("linear") else 1
     mixed = noise + 0.7 * noise.roll(1, channel) + 0.5 * noise.roll(3, channel)
@@ -55,18 +62,17 @@ def inputs_of(kind):
 def statistics_of(layer, inputs, seed=2):
     """Returns what calibration would record at a layer."""
     generator = torch.Generator().manual_seed(seed)
-    rows = patches(layer, inputs, 10**6, generator)
-    mean = rows.mean(0)
-    centred = (rows - mean).transpose(0, 1)
+    covariance, mean = input_moments(layer, inputs, generator)
     with torch.no_grad():
         outputs = layer(inputs)
     importance = {name: torch.rand(out_channels(layer), generator=generator) for name in CRITERIA}
     return LayerStatistics(
-        centred.transpose(1, 2) @ centred / len(rows),
+        covariance,
         mean,
-        inputs.flatten().sort().values,
+        inputs.float().flatten().sort().values,
         outputs.flatten().sort().values,
         importance,
+        row_frequency(layer, inputs) if isinstance(layer, nn.Embedding) else None,
     )
 
 

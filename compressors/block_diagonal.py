@@ -1,5 +1,6 @@
 """Replaces a linear layer by blocks between two permutations."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,10 +17,10 @@ from plywise.compressors.layers import (
     bias_of,
     groups_of,
     is_pointwise,
-    make_layer,
     weight_matrices,
     weight_of,
 )
+from plywise.compressors.outline import filled, outline_leaf, strided
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
 
@@ -62,56 +63,76 @@ class BlockDiagonal(Technique):
             return f"{self.blocks} blocks do not divide {inputs} inputs and {outputs} outputs"
         return None
 
+    def outline(self, layer: nn.Module) -> nn.Sequential:
+        """Returns a gather, a grouped layer and a gather."""
+        outputs, inputs, *ones = weight_of(layer).shape
+        # After a cut as many blocks as still divide both sides.
+        blocks = math.gcd(self.blocks, outputs, inputs)
+        axis = _axis(layer)
+        if isinstance(layer, nn.Linear):
+            with torch.device("meta"):
+                middle: nn.Module = GroupedLinear(inputs, outputs, blocks).to(weight_of(layer).dtype)
+        else:
+            (settings,) = strided(layer, [ones])
+            middle = outline_leaf(layer, (outputs, inputs // blocks, *ones), bias=True, groups=blocks, **settings)
+        chain = nn.Sequential(ChannelOrder(range(inputs), axis), middle, ChannelOrder(range(outputs), axis))
+        return chain.train(layer.training)
+
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of a gather, a grouped layer and a gather."""
         matrix, covariance = weight_matrices(layer)[0].double(), damped(statistics.covariance)[0]
         unit = matrix.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-        rows, columns = self._orders((matrix / unit).square() * covariance.diagonal())
+        chain = self.outline(layer)
+        blocks = groups_of(chain[1])
+        rows, columns = self._orders((matrix / unit).square() * covariance.diagonal(), blocks)
         parts, shifts = [], []
-        for row, column in zip(rows.chunk(self.blocks), columns.chunk(self.blocks), strict=True):
+        for row, column in zip(rows.chunk(blocks), columns.chunk(blocks), strict=True):
             inner, cross = covariance[column][:, column], matrix[row] @ covariance[:, column]
             part = torch.linalg.solve(inner, cross.T).T
             parts.append(part)
             shifts.append(matrix[row] @ statistics.mean[0].double() - part @ statistics.mean[0, column].double())
         shift, kept = torch.cat(shifts), bias_of(layer)
         bias = (shift if kept is None else kept[rows].double() + shift).float()
-        axis = -1 if isinstance(layer, nn.Linear) else 1
-        chain = nn.Sequential(
-            ChannelOrder(columns.tolist(), axis),
-            _grouped(layer, torch.cat(parts), bias, self.blocks),
-            ChannelOrder(inverted(rows).tolist(), axis),
-        )
-        return chain.train(layer.training)
+        axis = _axis(layer)
+        chain[0], chain[2] = ChannelOrder(columns.tolist(), axis), ChannelOrder(inverted(rows).tolist(), axis)
+        return filled(chain, [torch.cat(parts)], bias).train(layer.training)
 
-    def _orders(self, energy: Tensor) -> tuple[Tensor, Tensor]:
+    def _orders(self, energy: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
         """Returns rows and columns `(out,)`, `(in,)` in the order of their blocks."""
         generator = torch.Generator().manual_seed(0)
         if self.permutation == "random":
             rows, columns = (torch.randperm(size, generator=generator) for size in energy.shape)
             return rows, columns
         starts = [_seriated(energy), *(torch.randperm(energy.shape[1], generator=generator) for _ in range(STARTS))]
-        found = [self._settled(energy, start) for start in starts]
-        return max(found, key=lambda orders: self._held(energy, *orders))
+        found = [_settled(energy, start, blocks) for start in starts]
+        return max(found, key=lambda orders: _held(energy, orders, blocks))
 
-    def _settled(self, energy: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        for _ in range(ROUNDS):
-            before = columns
-            rows = self._assigned(energy[:, columns].view(len(energy), self.blocks, -1).sum(2))
-            columns = self._assigned(energy.T[:, rows].view(len(columns), self.blocks, -1).sum(2))
-            if torch.equal(before, columns):
-                break
-        return rows, columns
 
-    def _held(self, energy: Tensor, rows: Tensor, columns: Tensor) -> float:
-        pairs = zip(rows.chunk(self.blocks), columns.chunk(self.blocks), strict=True)
-        return sum(float(energy[row][:, column].sum()) for row, column in pairs)
+def _axis(layer: nn.Module) -> int:
+    return -1 if isinstance(layer, nn.Linear) else 1
 
-    def _assigned(self, gains: Tensor) -> Tensor:
-        """Returns the members of the blocks, block after block, for the largest sum of `gains` `(members, blocks)`."""
-        members = len(gains)
-        slots = np.repeat(gains.numpy(), members // self.blocks, axis=1)
-        place = torch.as_tensor(linear_sum_assignment(slots, maximize=True)[1]) // (members // self.blocks)
-        return place.argsort(stable=True)
+
+def _settled(energy: Tensor, columns: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    for _ in range(ROUNDS):
+        before = columns
+        rows = _assigned(energy[:, columns].view(len(energy), blocks, -1).sum(2))
+        columns = _assigned(energy.T[:, rows].view(len(columns), blocks, -1).sum(2))
+        if torch.equal(before, columns):
+            break
+    return rows, columns
+
+
+def _held(energy: Tensor, orders: tuple[Tensor, Tensor], blocks: int) -> float:
+    pairs = zip(*(order.chunk(blocks) for order in orders), strict=True)
+    return sum(float(energy[row][:, column].sum()) for row, column in pairs)
+
+
+def _assigned(gains: Tensor) -> Tensor:
+    """Returns the members of the blocks, block after block, for the largest sum of `gains` `(members, blocks)`."""
+    members, blocks = gains.shape
+    slots = np.repeat(gains.numpy(), members // blocks, axis=1)
+    place = torch.as_tensor(linear_sum_assignment(slots, maximize=True)[1]) // (members // blocks)
+    return place.argsort(stable=True)
 
 
 def _seriated(energy: Tensor) -> Tensor:
@@ -124,16 +145,3 @@ def _seriated(energy: Tensor) -> Tensor:
     right = torch.linalg.svd(rows[:, None] * energy * columns, full_matrices=False).Vh
     order: Tensor = (right[min(1, len(right) - 1)] * columns).argsort(stable=True)
     return order
-
-
-def _grouped(layer: nn.Module, weight: Tensor, bias: Tensor, blocks: int) -> nn.Module:
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        ones = (1,) * len(layer.kernel_size)
-        settings = {name: getattr(layer, name) for name in ("stride", "padding", "padding_mode")}
-        return make_layer(layer, weight.reshape(*weight.shape, *ones), bias, groups=blocks, **settings)
-    dtype = weight_of(layer).dtype
-    with torch.device("meta"):
-        new = GroupedLinear(weight.shape[1] * blocks, len(weight), blocks)
-    new.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    new.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-    return new.train(layer.training)

@@ -1,5 +1,6 @@
 """Replaces a convolution by one filter for each channel and a 1x1 convolution behind them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from plywise.compressors.chain_fit import fitted
 from plywise.compressors.error_feedback import damped
-from plywise.compressors.layers import bias_of, groups_of, is_pointwise, make_layer, weight_matrices, weight_of
+from plywise.compressors.layers import bias_of, groups_of, is_pointwise, weight_matrices, weight_of
+from plywise.compressors.outline import filled, outline_leaf, strided
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
 
@@ -46,28 +48,34 @@ class DepthwiseSeparable(Technique):
             return f"{self.filters} filters for each of its channels are no smaller than the layer"
         return None
 
+    def outline(self, layer: nn.Module) -> nn.Sequential:
+        """Returns a depthwise and a pointwise convolution."""
+        outputs, inputs, *kernel = weight_of(layer).shape
+        ones, between = [1] * len(kernel), inputs * self._count(layer)
+        own, neutral = strided(layer, [kernel, ones])
+        depthwise = outline_leaf(layer, (between, 1, *kernel), groups=inputs, **own)
+        chain = nn.Sequential(depthwise, outline_leaf(layer, (outputs, between, *ones), bias=True, **neutral))
+        return chain.train(layer.training)
+
+    def _count(self, layer: nn.Module) -> int:
+        # After a cut there may be fewer kernels for each input than there shall be filters.
+        outputs, _, *kernel = weight_of(layer).shape
+        return min(self.filters, outputs, math.prod(kernel))
+
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of a depthwise and a pointwise convolution."""
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        outputs, inputs, *kernel = weight_of(layer).shape
+        outputs, inputs, *_ = weight_of(layer).shape
         matrix, covariance = weight_matrices(layer)[0].double(), damped(statistics.covariance)[0]
         # In units of the largest weight, so that tiny and huge weights do not leave float32; the mix takes it.
         unit = matrix.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
         target = matrix / unit
-        start = _start(target.view(outputs, inputs, -1), covariance, self.filters)
+        start = _start(target.view(outputs, inputs, -1), covariance, self._count(layer))
         filters, mix = fitted(start, target, covariance, _composed)
         approximation = _composed([filters.double(), mix.double()]).flatten(1)
         shift = (target - approximation) @ statistics.mean[0].double() * unit
         kept = bias_of(layer)
         bias = (shift if kept is None else kept.double() + shift).float()
-        settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
-        ones = (1,) * len(kernel)
-        depthwise = filters.reshape(inputs * self.filters, 1, *kernel)
-        pointwise = (mix.double() * unit).reshape(outputs, inputs * self.filters, *ones)
-        chain = nn.Sequential(
-            make_layer(layer, depthwise, None, groups=inputs, **settings), make_layer(layer, pointwise, bias)
-        )
-        return chain.train(layer.training)
+        return filled(self.outline(layer), [filters, mix.double() * unit], bias)
 
 
 def _composed(kernels: Sequence[Tensor]) -> Tensor:

@@ -1,9 +1,9 @@
 """Replaces a layer by a chain of two or three thinner ones."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,13 @@ from plywise.compressors.chain_fit import fitted
 from plywise.compressors.composition import composed
 from plywise.compressors.error_feedback import damped
 from plywise.compressors.layers import (
-    WEIGHTED,
+    CONVOLUTIONS,
     bias_of,
     groups_of,
-    make_layer,
     weight_matrices,
     weight_of,
 )
+from plywise.compressors.outline import filled, outline_leaf, strided
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
 
@@ -58,8 +58,8 @@ class LowRank(Technique):
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses grouped convolutions and ranks below 2."""
-        if not isinstance(layer, WEIGHTED):
-            return f"{type(layer).__name__} has no matrix to factor"
+        if not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
+            return f"{type(layer).__name__} has no factors of its own kind"
         if groups_of(layer) > 1:
             return "a grouped convolution is already small; its groups do not factor together"
         if min(self.ranks(layer)) < 2:
@@ -67,26 +67,17 @@ class LowRank(Technique):
         return None
 
     def ranks(self, layer: nn.Module) -> tuple[int, ...]:
-        """Returns the ranks that the technique uses on `layer`; see `ranks_of`."""
-        outputs, inputs, *kernel = weight_of(layer).shape
-        return self.ranks_of(outputs, inputs, tuple(kernel), tuple(getattr(layer, "stride", ())))
-
-    def split(self, kernel: tuple[int, ...]) -> str:
-        """Returns which of `sides` a kernel of this size takes; `pointwise` where there is nothing to choose."""
-        if math.prod(kernel) == 1:
-            return "pointwise"
-        return "input" if self.sides == "spatial" and sum(size > 1 for size in kernel) < 2 else self.sides
-
-    def ranks_of(self, outputs: int, inputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the channels between the leaves: one number, or two for `both` sides.
 
         They are counted without borders: a layer without padding runs its first leaf on a few positions more.
         """
+        outputs, inputs, *kernel = weight_of(layer).shape
+        stride: tuple[int, ...] = getattr(layer, "stride", ())
         positions = math.prod(kernel)
         # What runs before a stride runs at more positions.
         density = math.prod(stride)
         budget = self.ratio * inputs * outputs * positions
-        split = self.split(kernel)
+        split = self._split(layer)
         if split == "pointwise":
             return (_snapped(budget / (inputs + outputs)),)
         if split == "input":
@@ -100,13 +91,38 @@ class LowRank(Technique):
         share = (-linear + (linear**2 + 4 * square * budget) ** 0.5) / (2 * square)
         return _snapped(share * inputs), _snapped(share * outputs)
 
+    def outline(self, layer: nn.Module) -> nn.Sequential:
+        """Returns two or three thinner layers."""
+        outputs, inputs, *kernel = weight_of(layer).shape
+        ones, split = [1] * len(kernel), self._split(layer)
+        kernels = {"input": (ones, kernel), "output": (kernel, ones), "both": (ones, kernel, ones)}.get(
+            split, (ones, ones)
+        )
+        if split == "spatial":
+            kernels = ([kernel[0], 1], [1, kernel[1]])
+        channels = [inputs, *self.ranks(layer), outputs]
+        leaves = [
+            outline_leaf(layer, (after, before, *size), bias=place == len(kernels) - 1, **settings)
+            for place, (before, after, size, settings) in enumerate(
+                zip(channels, channels[1:], kernels, strided(layer, kernels), strict=False)
+            )
+        ]
+        return nn.Sequential(*leaves).train(layer.training)
+
+    def _split(self, layer: nn.Module) -> str:
+        """Returns which of `sides` a layer takes; `pointwise` where there is nothing to choose."""
+        kernel = weight_of(layer).shape[2:]
+        if math.prod(kernel) == 1:
+            return "pointwise"
+        return "input" if self.sides == "spatial" and sum(size > 1 for size in kernel) < 2 else self.sides
+
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of two or three thinner layers."""
         outputs, inputs, *kernel = weight_of(layer).shape
         matrix, covariance = weight_matrices(layer)[0].double(), damped(statistics.covariance)[0]
         # In units of the largest weight, so that tiny and huge weights do not leave float32; the last leaf takes it.
         unit = matrix.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-        target, split, ranks = matrix / unit, self.split(tuple(kernel)), self.ranks(layer)
+        target, split, ranks = matrix / unit, self._split(layer), self.ranks(layer)
         if split == "pointwise":
             kernels = _factors(target, covariance, *ranks)
         else:
@@ -119,36 +135,11 @@ class LowRank(Technique):
         kept = bias_of(layer)
         bias = (shift if kept is None else kept.double() + shift).float()
         kernels[-1] = kernels[-1].double() * unit
-        return nn.Sequential(*_leaves(layer, kernels, bias)).train(layer.training)
+        return filled(self.outline(layer), kernels, bias)
 
 
 def _snapped(rank: float) -> int:
     return int(rank) // STEP * STEP if rank >= 2 * STEP else max(1, int(rank))
-
-
-def _leaves(layer: nn.Module, kernels: Sequence[Tensor], bias: Tensor) -> list[nn.Module]:
-    """Makes leaves of kernels `(out, in, height, width)`; along each axis the longest one has the layer's stride."""
-    axes = weight_of(layer).dim() - 2
-    longest = [max(range(len(kernels)), key=lambda place: kernels[place].shape[2 + axis]) for axis in range(axes)]
-    leaves = []
-    for place, kernel in enumerate(kernels):
-        own = [longest[axis] == place for axis in range(axes)]
-        settings = _settings(layer, own) if axes else {}
-        last = place == len(kernels) - 1
-        leaves.append(make_layer(layer, kernel.reshape(kernel.shape[: 2 + axes]), bias if last else None, **settings))
-    return leaves
-
-
-def _settings(layer: nn.Module, own: list[bool]) -> dict[str, Any]:
-    """Returns the settings of a convolution, neutral along the axes that are not its `own`."""
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    settings: dict[str, Any] = {"padding_mode": layer.padding_mode}
-    for name, neutral in (("stride", 1), ("dilation", 1), ("padding", 0)):
-        value = getattr(layer, name)
-        if not isinstance(value, str):
-            value = tuple(entry if mine else neutral for entry, mine in zip(value, own, strict=True))
-        settings[name] = value
-    return settings
 
 
 def _leading(matrix: Tensor, count: int) -> Tensor:

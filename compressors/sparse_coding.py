@@ -12,10 +12,10 @@ from plywise.compressors.layers import (
     bias_of,
     groups_of,
     is_pointwise,
-    make_layer,
     weight_matrices,
     weight_of,
 )
+from plywise.compressors.outline import filled, outline_leaf, strided
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
 
@@ -62,9 +62,18 @@ class SparseCoding(Technique):
         atoms = int(self.atoms * min(weight_of(layer).shape[:2]))
         return atoms, int(self.density * atoms)
 
+    def outline(self, layer: nn.Module) -> nn.Sequential:
+        """Returns the dictionary and the codes."""
+        outputs, inputs, *ones = weight_of(layer).shape
+        atoms = max(1, self.counts(layer)[0])
+        strides, neutral = strided(layer, [ones, ones])
+        dictionary = outline_leaf(layer, (atoms, inputs, *ones), **strides)
+        chain = nn.Sequential(dictionary, outline_leaf(layer, (outputs, atoms, *ones), bias=True, **neutral))
+        return chain.train(layer.training)
+
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential`: the dictionary `(atoms, in)`, then the codes `(out, atoms)`, mostly zeros."""
-        atoms, used = self.counts(layer)
+        atoms, used = (max(1, count) for count in self.counts(layer))
         matrix = weight_matrices(layer)[0].double()
         root = torch.linalg.cholesky(damped(statistics.covariance)[0])
         # In units of the largest weight, so that tiny and huge weights do not leave float32; the codes take it.
@@ -76,13 +85,7 @@ class SparseCoding(Technique):
         shift = (matrix - codes @ dictionary) @ statistics.mean[0].double()
         kept = bias_of(layer)
         bias = (shift if kept is None else kept.double() + shift).float()
-        ones = (1,) * (weight_of(layer).dim() - 2)
-        strides = {name: getattr(layer, name) for name in ("stride", "padding", "padding_mode") if ones}
-        chain = nn.Sequential(
-            make_layer(layer, dictionary.reshape(*dictionary.shape, *ones), None, **strides),
-            make_layer(layer, codes.reshape(*codes.shape, *ones), bias),
-        )
-        return chain.train(layer.training)
+        return filled(self.outline(layer), [dictionary, codes], bias)
 
 
 def _coded(signals: Tensor, atoms: int, used: int) -> tuple[Tensor, Tensor]:

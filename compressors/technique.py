@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import nn
 
+from plywise.compressors.entry_points import load_entry_points
 from plywise.compressors.errors import ConfigurationError, unknown_name
 from plywise.compressors.statistics import LayerStatistics
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from plywise.compressors.recipe import Recipe
 
 TECHNIQUES: dict[str, type["Technique"]] = {}
+"""Techniques imported so far; `techniques()` has all."""
 
 
 class Stage(IntEnum):
@@ -56,6 +58,7 @@ class Technique(ABC):
         summary: what it costs and saves, one line for the listing.
         source: paper, year, section.
         keeps_zeros: whether weights that are zero stay zero; asked of the WEIGHTS stage.
+        in_search: recipes with it, as written in plans, that the search tries besides those that `env/menu.py` lists.
     """
 
     name: ClassVar[str]
@@ -63,10 +66,16 @@ class Technique(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     keeps_zeros: ClassVar[bool] = True
+    in_search: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "name"):  # what several techniques share has none
+            taken = TECHNIQUES.setdefault(cls.name, cls)
+            if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ConfigurationError(
+                    f"technique {cls.name!r} of {cls.__module__} has the name of one of {taken.__module__}; rename it"
+                )
             TECHNIQUES[cls.name] = cls
 
     def __post_init__(self) -> None:
@@ -132,11 +141,21 @@ class Technique(ABC):
         return f"{self.name}({inside})" if inside else self.name
 
 
+def techniques() -> Mapping[str, type[Technique]]:
+    """Returns all techniques by name, those of other installed packages among them.
+
+    Raises:
+        ConfigurationError: where one of theirs cannot be used.
+    """
+    load_entry_points(Technique)
+    return TECHNIQUES
+
+
 def make_technique(name: str, settings: Mapping[str, Any]) -> Technique:
     """Builds a technique by name; raises ConfigurationError on unknown names, fields and values."""
-    if name not in TECHNIQUES:
-        raise unknown_name("technique", name, TECHNIQUES)
-    cls = TECHNIQUES[name]
+    if name not in techniques():
+        raise unknown_name("technique", name, techniques())
+    cls = techniques()[name]
     known = {field.name for field in dataclasses.fields(cls)}
     for key in settings:
         if key not in known:

@@ -14,13 +14,17 @@ from plywise.compressors.static_quantized import StaticQuantized
 
 Shape = tuple[int, ...]
 
+GATHERS = {-1: "features", 1: "channels"}
+"""Kinds of operations that put what lies along an axis in another order."""
+
 
 @dataclass(frozen=True)
 class Operation:
     """One runnable leaf at batch 1. Hashable; `dataclasses.asdict` of it is plain JSON.
 
     Attributes:
-        kind: `conv1d`, `conv2d` or `linear`.
+        kind: `conv1d`, `conv2d` or `linear`; or a gather of `channels` (axis 1) or of `features` (the last axis),
+            which has no weights.
         in_channels, out_channels: channels, or features of a linear layer.
         input_shape: what it sees without the batch: `(c, ...)`; for a linear layer `(..., features)`.
         kernel, stride, dilation: one entry for each spatial axis; empty for a linear layer.
@@ -45,6 +49,8 @@ class Operation:
     @property
     def output_shape(self) -> Shape:
         """Shape of the result without the batch."""
+        if self.kind in GATHERS.values():
+            return self.input_shape
         if self.kind == "linear":
             return (*self.input_shape[:-1], self.out_channels)
         axes = len(self.kernel)
@@ -66,7 +72,9 @@ class Operation:
 
     @property
     def weight_shape(self) -> Shape:
-        """Shape of the weight as torch holds it: `(out, in / groups, ...)`."""
+        """Shape of the weight as torch holds it: `(out, in / groups, ...)`; of no numbers for a gather."""
+        if self.kind in GATHERS.values():
+            return (0, 0)
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     @property
@@ -115,8 +123,11 @@ def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = Fa
     if isinstance(module, StaticQuantized):
         # A chain inside has no ranges between its leaves, without which the runtime computes on floats.
         return operations(module.layer, input_shape, integer=not isinstance(module.layer, nn.Sequential))
-    if isinstance(module, nn.Identity | ChannelOrder):
-        return ()  # a gather moves a few numbers and computes nothing
+    if isinstance(module, nn.Identity):
+        return ()
+    if isinstance(module, ChannelOrder):
+        channels = len(module.order)
+        return (Operation(GATHERS[module.axis], channels, channels, tuple(input_shape), bias=False),)
     if isinstance(module, nn.Sequential):
         chain: tuple[Operation, ...] = ()
         for part in module:

@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from plywise.env.operation import Operation
+from plywise.env.operation import GATHERS, Operation
 
 OPSET = 21
 """The first operator set that can hold 4-bit tensors."""
@@ -49,12 +49,18 @@ class _Builder:
 
     def layer(self, value: str, operation: Operation) -> str:
         """Adds one operation, between roundings where it is an integer one."""
+        if operation.kind in GATHERS.values():
+            return self.gather(operation, value)
         value = self.rounded(value) if operation.integer else value
         weight = (self.codes if operation.integer else self.floats)(*operation.weight_shape)
         bias = (self.floats(operation.out_channels),) if operation.bias else ()
         add = self.linear if operation.kind == "linear" else self.convolution
         result = add(operation, value, weight, *bias)
         return self.rounded(result) if operation.integer else result
+
+    def gather(self, operation: Operation, value: str) -> str:
+        (axis,) = (axis for axis, kind in GATHERS.items() if kind == operation.kind)
+        return self.node("Gather", value, self.constant(self.random.permutation(operation.in_channels)), axis=axis)
 
     def convolution(self, operation: Operation, *inputs: str) -> str:
         return self.node(

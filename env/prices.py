@@ -26,8 +26,8 @@ RECIPE_FEATURES = (
     "activation_bits",
     "log_output_error",
 )
-"""What a row of `recipe_features` holds: shares removed in [0, 1], bits / 32, log10 of the relative output error
-/ 5."""
+"""What a row of `recipe_features` holds: shares removed in [0, 1] (`rank_ratio`: of the macs, by any structure that
+keeps the channels), bits / 32, log10 of the relative output error / 5."""
 
 LAYER_FEATURES = (
     "is_linear",

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from plywise.compressors.channels import kept_count
+from plywise.compressors.channels import kept_count, rebuilt
 from plywise.compressors.filter_pruning import FilterPruning
 from plywise.compressors.layers import (
     bias_of,
@@ -21,7 +22,6 @@ from plywise.compressors.layers import (
     weight_matrices,
     weight_of,
 )
-from plywise.compressors.low_rank import LowRank
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.recipe import Recipe
@@ -31,7 +31,7 @@ from plywise.env.energy import energy_mj
 from plywise.env.latency import Chain, LatencyTable
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Layer, Network
-from plywise.env.operation import Operation, Shape
+from plywise.env.operation import operations
 from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, PriceTable
 from plywise.env.sensitivity import Sensitivity
 
@@ -80,7 +80,7 @@ class Sizes:
     def bytes_of(self, chain: Chain) -> float:
         """Returns the bytes of the same recipe on a chain of other channel counts."""
         weights = sum(int(np.prod(operation.weight_shape)) for operation in chain)
-        outputs = sum(operation.out_channels for operation in chain)
+        outputs = sum(operation.weight_shape[0] for operation in chain)
         return STORAGE_MARGIN * (self.fixed + self.per_output * outputs + self.per_weight * weights)
 
 
@@ -98,47 +98,11 @@ def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: 
     operation = replace(operation, integer=integer, bias=True if recipe.techniques else operation.bias)
     operation = operation.resized(in_channels=inputs, out_channels=None if operation.depthwise else outputs)
     structure = recipe.at(Stage.STRUCTURE)
-    return _factored(operation, structure) if isinstance(structure, LowRank) else (operation,)
-
-
-def _factored(operation: Operation, technique: LowRank) -> Chain:
-    split = technique.split(operation.kernel)
-    ranks = technique.ranks_of(operation.out_channels, operation.in_channels, operation.kernel, operation.stride)
-    thin, last = replace(operation, bias=False), operation.resized(in_channels=ranks[-1])
-    if split in ("pointwise", "output"):
-        first = thin.resized(out_channels=ranks[0])
-        return first, _pointwise(last, first.output_shape)
-    if split == "spatial":
-        first = _along(thin.resized(out_channels=ranks[0]), 0)
-        return first, replace(_along(last, 1), input_shape=first.output_shape)
-    first = _pointwise(thin.resized(out_channels=ranks[0]), operation.input_shape)
-    if split == "input":
-        return first, last
-    core = thin.resized(in_channels=ranks[0], out_channels=ranks[1])
-    return first, core, _pointwise(last, core.output_shape)
-
-
-def _along(operation: Operation, axis: int) -> Operation:
-    """Returns the operation with a kernel along one axis only."""
-    mine = [place == axis for place in range(len(operation.kernel))]
-
-    def kept(values: Shape, neutral: int) -> Shape:
-        return tuple(value if own else neutral for value, own in zip(values, mine * 2, strict=False))
-
-    return replace(
-        operation,
-        kernel=kept(operation.kernel, 1),
-        stride=kept(operation.stride, 1),
-        dilation=kept(operation.dilation, 1),
-        padding=kept(operation.padding, 0),
-    )
-
-
-def _pointwise(operation: Operation, input_shape: Shape) -> Operation:
-    ones = (1,) * len(operation.kernel)
-    return replace(
-        operation, input_shape=input_shape, kernel=ones, stride=ones, dilation=ones, padding=(0,) * 2 * len(ones)
-    )
+    if structure is None:
+        return (operation,)
+    weight = torch.empty(outputs, inputs // operation.groups, *weight_of(layer).shape[2:], device="meta")
+    cut = rebuilt(layer, weight, torch.empty(outputs, device="meta"), operation.groups)
+    return operations(structure.outline(cut), operation.input_shape, integer)
 
 
 class Pricer:
@@ -154,6 +118,7 @@ class Pricer:
         self.network = bank.network
         self.latency = latency
         self._sizes: dict[tuple[str, Recipe], Sizes] = {}
+        self._chains: dict[tuple[str, Recipe, bool, int, int], Chain] = {}
         self.recipes: dict[str, tuple[Recipe, ...]] = {
             layer.name: legal_recipes(layer, self.network.modules[layer.name]) for layer in self.network.layers
         }
@@ -223,7 +188,8 @@ class Pricer:
                 drop[row, slot] = points_per_nat * found.divergence[rows[layer.name][slot]]
                 error[row, slot] = found.output_error[rows[layer.name][slot]]
                 level[row, slot] = _level(recipe)
-                features[row, slot] = _recipe_features(recipe, error[row, slot])
+                share = _macs(chains[layer.name, slot, 0, 0]) / network.macs[layer.name]
+                features[row, slot] = _recipe_features(recipe, error[row, slot], share)
                 size = self.sizes(layer, recipe)
                 for a in range(levels):
                     for b in range(levels):
@@ -283,7 +249,12 @@ class Pricer:
             outputs = self._left(outputs, self._groups_of_outputs(layer), out_level)
         else:
             inputs *= groups_of(module)
-        return chain_of(self.network.operations[layer.name], recipe, inputs, outputs, module)
+        # Only what decides about shapes: thousands of chains are asked for, and most are the same.
+        base = Recipe(tuple(t for t in recipe.techniques if t.stage in (Stage.STRUCTURE, Stage.ACTIVATIONS)))
+        key = (layer.name, base, bool(recipe.techniques), inputs, outputs)
+        if key not in self._chains:
+            self._chains[key] = chain_of(self.network.operations[layer.name], recipe, inputs, outputs, module)
+        return self._chains[key]
 
     def _left(self, channels: int, by_group: Mapping[int, int], level: int) -> int:
         """Returns how many of `channels` stay when all groups that they belong to are at a keep level."""
@@ -349,15 +320,20 @@ def _level(recipe: Recipe) -> int:
     return int(np.abs(np.array(KEEP_LEVELS) - (1.0 - technique.ratio)).argmin())
 
 
-def _recipe_features(recipe: Recipe, error: float) -> list[float]:
+def _macs(chain: Chain) -> int:
+    return sum(operation.macs for operation in chain)
+
+
+def _recipe_features(recipe: Recipe, error: float, macs_share: float) -> list[float]:
     def setting(name: str, default: float) -> float:
         return next((float(t.settings()[name]) for t in recipe.techniques if name in t.settings()), default)
 
     structure = recipe.at(Stage.STRUCTURE)
+    prunes = isinstance(structure, FilterPruning)
     values = {
         "is_identity": float(not recipe.techniques),
-        "pruning_ratio": setting("ratio", 0.0) if isinstance(structure, FilterPruning) else 0.0,
-        "rank_ratio": 1.0 - setting("ratio", 1.0) if isinstance(structure, LowRank) else 0.0,
+        "pruning_ratio": setting("ratio", 0.0) if prunes else 0.0,
+        "rank_ratio": 0.0 if structure is None or prunes else max(0.0, 1.0 - macs_share),
         "sparsity": setting("sparsity", 0.0),
         "weight_bits": recipe.bits / 32,
         "activation_bits": 8 / 32 if recipe.at(Stage.ACTIVATIONS) is not None else 1.0,

@@ -10,10 +10,11 @@ from layer_kinds import inputs_of, layer_of, prepared, statistics_of
 from torch import nn
 from torch.nn import functional as F
 
+from plywise.compressors.channels import keep_inputs, keep_outputs
 from plywise.compressors.composition import composed, dense_kernel
 from plywise.compressors.error_feedback import relative_output_error
 from plywise.compressors.errors import FileFormatError
-from plywise.compressors.layers import weight_matrices, weight_of
+from plywise.compressors.layers import out_channels, weight_matrices, weight_of
 from plywise.compressors.leaves import effective_matrix
 from plywise.compressors.module_spec import build_leaf
 from plywise.compressors.packed_file import load_packed, save_packed
@@ -157,15 +158,34 @@ def test_kernels_of_groups_have_zeros_between_them():
         assert torch.allclose(dense(inputs_of("grouped")), layer(inputs_of("grouped")), atol=1e-5)
 
 
-@pytest.mark.parametrize("text", [text for text in STRUCTURES if text.startswith("low_rank")])
-@pytest.mark.parametrize("kind", ["conv2d", "conv2d-stride", "conv2d-dilation", "conv1d", "pointwise-stride"])
-def test_low_rank_is_priced_as_it_runs(text, kind):
-    layer, recipe = layer_of(kind), Recipe.parse(text)
-    if recipe.unsupported(layer):
-        pytest.skip("too small a rank")
+@pytest.mark.parametrize(("text", "kind"), CASES)
+@pytest.mark.parametrize(("fewer_inputs", "fewer_outputs"), [(0, 0), (5, 7), (9, 15)])
+def test_structures_are_priced_as_they_run_whatever_is_left_of_the_layer(text, kind, fewer_inputs, fewer_outputs):
+    layer, inputs, statistics = prepared(kind)
+    outputs, channels, *_ = layer.weight.shape
+    cut, found = keep_inputs(layer, statistics, torch.arange(channels - fewer_inputs))
+    cut, found = keep_outputs(cut, found, torch.arange(max(1, outputs - fewer_outputs)))
+    seen = inputs[..., : channels - fewer_inputs] if isinstance(layer, nn.Linear) else inputs[:, fewer_inputs:]
+    module = Recipe.parse(text).apply(cut, found)
+    with torch.no_grad():
+        assert module(seen).shape == cut(seen).shape
+    original = operations(layer, tuple(inputs.shape[1:]))
+    priced = chain_of(original, Recipe.parse(text), channels - fewer_inputs, out_channels(cut), layer)
+    assert priced == operations(module, tuple(seen.shape[1:]))
+
+
+@pytest.mark.parametrize("kind", ["linear-tokens", "pointwise"])
+def test_a_gather_is_timed_and_computes_nothing(kind):
     shape = tuple(inputs_of(kind).shape[1:])
-    priced = chain_of(operations(layer, shape), recipe, layer.in_channels, layer.out_channels, layer)
-    assert priced == operations(compressed(text, kind), shape)
+    first, middle, last = operations(compressed("block_diagonal", kind), shape)
+    assert (first.macs, last.macs) == (0, 0)
+    assert middle.macs == sum(operation.macs for operation in operations(layer_of(kind), shape)) // 2
+    session = onnxruntime.InferenceSession(operation_graph((first,)), providers=["CPUExecutionProvider"])
+    inputs = inputs_of(kind)[:2].numpy()
+    (outputs,) = session.run(None, {"input": inputs})
+    axis = -1 if kind.startswith("linear") else 1
+    assert not np.array_equal(outputs, inputs)
+    assert np.array_equal(np.sort(outputs, axis), np.sort(inputs, axis))
 
 
 @pytest.mark.parametrize(("text", "kind"), [case for case in CASES if case[1] in ("conv2d-stride", "linear")])

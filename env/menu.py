@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.recipe import Recipe
+from plywise.compressors.technique import Technique, techniques
 from plywise.env.network import Layer
 
 WEIGHT_BITS = (7, 4, 3)
@@ -27,7 +29,9 @@ def catalogue() -> tuple[Recipe, ...]:
     for structure in structures:
         plain += [structure, *(f"{structure} + uniform_quantization(bits={bits})" for bits in WEIGHT_BITS)]
     recipes = [Recipe.parse(text) for text in plain]
-    return (*recipes, *(with_integers(recipe) for recipe in recipes if recipe.bits <= 7 and not _affine(recipe)))
+    recipes += [with_integers(recipe) for recipe in recipes if recipe.bits <= 7 and not _affine(recipe)]
+    recipes += [recipe for _, kind in sorted(techniques().items()) for recipe in _declared(kind)]
+    return tuple(dict.fromkeys(recipes))
 
 
 def with_integers(recipe: Recipe) -> Recipe:
@@ -75,6 +79,13 @@ def undominated(prices: NDArray[np.float64], classes: Sequence[int], most: int, 
     wins[0] = np.inf
     best = np.sort(np.argsort(-wins, kind="stable")[:most])
     return [int(index) for index in kept[best]]
+
+
+def _declared(kind: type[Technique]) -> list[Recipe]:
+    try:
+        return [Recipe.parse(text) for text in kind.in_search]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"in_search of technique {kind.name!r} ({kind.__module__}): {error}") from error
 
 
 def _affine(recipe: Recipe) -> bool:

@@ -11,11 +11,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 from torch import nn
 
+from plywise.compressors.entry_points import load_entry_points, source_of
 from plywise.compressors.errors import DataError, FileFormatError
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
+from plywise.compressors.technique import Technique
 from plywise.env.bank import Bank, Stitched
 from plywise.env.cache import cache_folder
 from plywise.env.calibration import calibrate
@@ -205,7 +207,8 @@ class Subject:
         return float(found)
 
     def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int) -> str:
-        recipes = _digest(*map(str, catalogue()))
+        outside = load_entry_points(Technique)
+        recipes = _digest(*map(str, catalogue()), *filter(None, [source_of(outside)]))
         parts = (VERSION, model_digest(model), calibration.digest(), validation.digest(), recipes, str(seed))
         return _digest(*parts)
 

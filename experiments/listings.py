@@ -10,7 +10,7 @@ import plywise.compressors  # noqa: F401  (registers the techniques)
 from plywise.agent.agent_search import AgentSearch
 from plywise.agent.methods import SEARCH_METHODS
 from plywise.compressors.errors import unknown_name
-from plywise.compressors.technique import TECHNIQUES
+from plywise.compressors.technique import techniques as all_techniques
 from plywise.experiments.zoo import ZOO
 
 DATASETS = (
@@ -35,7 +35,7 @@ def techniques() -> Table:
     table.add_column("technique", no_wrap=True)
     table.add_column("what it costs and saves, its hyperparameters (the values that are tried) and its source")
     table.add_row("identity", "nothing changes")
-    for name, technique in sorted(TECHNIQUES.items(), key=lambda item: (item[1].stage, item[0])):
+    for name, technique in sorted(all_techniques().items(), key=lambda item: (item[1].stage, item[0])):
         fields = (
             f"[cyan]{field.name}[/]: {', '.join(map(str, field.metadata['grid']))}"
             for field in dataclasses.fields(technique)

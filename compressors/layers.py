@@ -145,7 +145,7 @@ def make_layer(layer: nn.Module, weight: Tensor, bias: Tensor | None, **settings
     elif isinstance(layer, nn.Embedding):
         new = nn.Embedding(outputs, inputs, _weight=weight)
     else:
-        kind = next(kind for kind in CONVOLUTIONS + TRANSPOSED if isinstance(layer, kind))
+        kind: type[nn.Module] = next(kind for kind in CONVOLUTIONS + TRANSPOSED if isinstance(layer, kind))
         inputs *= settings.get("groups", 1)
         new = kind(inputs, outputs, tuple(kernel), bias=bias is not None, device="meta", **settings)
     dtype = weight_of(layer).dtype

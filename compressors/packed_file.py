@@ -3,6 +3,7 @@
 The file holds one tensor of bytes, for the usual header of a hundred bytes for each tensor would outweigh many a
 compressed layer. Inside: a mark for each module of the original network, a compressed description of the modules
 that differ from it, then all tensors. The network's code is not in the file: the original is needed to load it.
+The attention of torch counts as the linear layers that it was taken apart into, see `projected_attention`.
 """
 
 import copy
@@ -31,6 +32,7 @@ from plywise.compressors.packed_module import (
     tensor_blocks,
     tensor_names,
 )
+from plywise.compressors.projected_attention import with_projections
 
 _GROWTH = 4
 """By what factor described modules may hold more numbers than the whole original."""
@@ -53,7 +55,7 @@ def save_packed(model: nn.Module, skeleton: nn.Module, path: str | Path, metadat
         ModelError: where the model differs from `skeleton` in a way that the file cannot hold.
         ConfigurationError: where `metadata` holds anything but texts, or one of the file's own keys.
     """
-    writer = _Writer()
+    skeleton, writer = with_projections(skeleton), _Writer()
     writer.visit("", skeleton, model)
     marks = bytes(mark for _, mark in _marks(skeleton))
     parts = [_fingerprint(skeleton), with_length(marks), with_length(compressed_json(writer.entries)), *writer.blocks]
@@ -73,6 +75,7 @@ def load_packed(path: str | Path, skeleton: nn.Module) -> nn.Module:
     Raises:
         FileFormatError: where the file is missing, damaged, hostile, of another version or of another network.
     """
+    skeleton = with_projections(skeleton)
     numbers = sum(tensor.numel() for tensor in skeleton.state_dict().values())
     _, payload = read_container(Path(path), limit=16 * numbers + 2**20)
     reader = PayloadReader(payload, _GROWTH * numbers + _SPARE)
@@ -91,7 +94,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def file_overhead(skeleton: nn.Module, metadata: Mapping[str, str]) -> int:
     """Returns the bytes of a packed file that belong to no module."""
-    return len(container_header(metadata, b"")) + len(_fingerprint(skeleton)) + 16
+    return len(container_header(metadata, b"")) + len(_fingerprint(with_projections(skeleton))) + 16
 
 
 class _Writer:

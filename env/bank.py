@@ -16,7 +16,7 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
-from plywise.env.assembly import assemble
+from plywise.compressors.assembly import assemble
 from plywise.env.calibration import Calibration, Moments
 from plywise.env.channel_groups import NORMS, cut, cut_norm
 from plywise.env.moment_matching import match_moments

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from plywise.compressors.channels import keep_inputs, keep_outputs
 from plywise.compressors.layers import WEIGHTED, groups_of, is_depthwise, out_channels, weight_of, with_weights
 from plywise.compressors.statistics import LayerStatistics
-from plywise.env.assembly import assemble
+from plywise.compressors.assembly import assemble
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

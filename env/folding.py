@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from plywise.env.assembly import assemble
+from plywise.compressors.assembly import assemble
+from plywise.compressors.layers import CONVOLUTIONS, TRANSPOSED
 from plywise.env.trace import Call
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -30,8 +31,10 @@ def fold_batch_norms(model: nn.Module, calls: Sequence[Call]) -> nn.Module:
         if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None or times.count(reader) != 1:
             continue
         with torch.no_grad():
-            if isinstance(layer, nn.Conv1d | nn.Conv2d):
+            if isinstance(layer, CONVOLUTIONS):
                 replacements[call.name] = fuse_conv_bn_eval(layer, norm)
+            elif isinstance(layer, TRANSPOSED) and layer.groups == 1:
+                replacements[call.name] = fuse_conv_bn_eval(layer, norm, transpose=True)
             elif isinstance(layer, nn.Linear) and len(call.output_shape) == 1:
                 replacements[call.name] = fuse_linear_bn_eval(layer, norm)
             else:

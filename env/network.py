@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from plywise.compressors.errors import ModelError
 from plywise.compressors.filter_pruning import FilterPruning
 from plywise.compressors.layers import WEIGHTED
+from plywise.compressors.projected_attention import refusal, with_projections
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Stage
 from plywise.env.channel_groups import ChannelGroup, find_groups
@@ -50,7 +51,8 @@ class Network:
     Attributes:
         name: what to call it.
         original: as given, in eval mode; never changed.
-        model: the same function with BatchNorms merged into the layers before them.
+        model: the same function with BatchNorms merged into the layers before them and torch's attention taken apart
+            into linear layers.
         layers: the compressible ones, in execution order.
         groups: channels that are cut together.
         skipped: for modules with weights that stay as they are, the reason.
@@ -70,7 +72,7 @@ class Network:
         """Finds the layers and channel groups of `model`.
 
         Args:
-            model: any network that maps one float tensor `(n, ...)` to `(n, classes)`.
+            model: any network that maps one tensor `(n, ...)`, of floats or of indices, to `(n, classes)`.
             example: a few real inputs `(n, ...)`.
             name: what to call it in plans and reports.
 
@@ -78,14 +80,17 @@ class Network:
             ModelError: if the network does not run on `example` or has nothing to compress.
         """
         model.eval()
+        prepared = with_projections(model)
         try:
-            calls = trace(model, example)
+            calls = trace(prepared, example)
         except Exception as error:  # a user's forward may raise anything
             raise ModelError(
                 f"{name} does not run on inputs of shape {tuple(example.shape)}: {error}. "
                 "Check that the data fit the network (channels, height, width)."
             ) from error
-        folded = fold_batch_norms(model, calls)
+        if prepared is not model:
+            _check_same(model, prepared, example, name)
+        folded = fold_batch_norms(prepared, calls)
         calls = trace(folded, example)
         usable, skipped = _usable(folded, calls)
         if not usable:
@@ -135,6 +140,17 @@ class Network:
         return recipe.unsupported(self.modules[name])
 
 
+def _check_same(model: nn.Module, prepared: nn.Module, example: Tensor, name: str) -> None:
+    with torch.no_grad():
+        expected, found = model(example), prepared(example)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+        raise ModelError(
+            f"{name} gives other outputs once its attention is taken apart into linear layers. Where nn."
+            "TransformerEncoder gets a mask of padding, build it with enable_nested_tensor=False: else torch puts zeros "
+            "where tokens are masked, in inference only. Write any other attention with nn.Linear"
+        )
+
+
 def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, str]]:
     """Splits modules with weights into those that can be compressed and the others with their reasons."""
     times = Counter(call.name for call in calls)
@@ -143,12 +159,18 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
     skipped: dict[str, str] = {}
     by_name = {call.name: call for call in calls}
     for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            skipped[name] = refusal(module) or ""
+        if any(name.startswith(f"{attention}.") for attention in skipped):
+            continue  # its output projection, which it uses without calling it
         if any(True for _ in module.children()) or not any(True for _ in module.parameters(recurse=False)):
             continue
         if not isinstance(module, WEIGHTED):
             skipped[name] = f"{type(module).__name__}: no technique for this kind of layer"
         elif type(module) not in WEIGHTED:
             skipped[name] = f"{type(module).__name__} is a layer of the user's own, which may compute something else"
+        elif isinstance(module, nn.Embedding) and module.max_norm is not None:
+            skipped[name] = "scales its vectors while it runs (max_norm)"
         elif times[name] == 0:
             skipped[name] = "its forward is never called (the network uses its weights directly)"
         elif times[name] > 1:

@@ -7,11 +7,11 @@ import torch
 from tiny_networks import NETWORKS, Depthwise, build, images, labels
 from torch import nn
 
+from plywise.compressors.assembly import assemble
 from plywise.compressors.channels import kept_count
 from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
-from plywise.env.assembly import assemble
 from plywise.env.bank import Bank
 from plywise.env.calibration import calibrate
 from plywise.env.channel_groups import cut

@@ -8,8 +8,8 @@ from tiny_networks import NETWORKS, Plain, Reused, build, images
 from torch import nn
 from torch.nn import functional as F
 
+from plywise.compressors.assembly import assemble
 from plywise.compressors.errors import ModelError
-from plywise.env.assembly import assemble
 from plywise.env.folding import fold_batch_norms
 from plywise.env.network import Network
 from plywise.env.trace import trace

@@ -20,6 +20,7 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
 from plywise.env.energy import SOURCE, energy_mj
+from plywise.env.menu import legal_recipes
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import original_storage
 from plywise.env.runtime import Timing, accuracy_onnx, time_models
@@ -232,7 +233,9 @@ def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[di
     state = subject.bank.state(plan)
     for index, layer in enumerate(subject.layers):
         recipe = str(plan[layer.name])
-        row: dict[str, Any] = {"name": layer.name, "recipe": recipe}
+        legal = len(legal_recipes(layer, subject.network.modules[layer.name]))
+        choices = {"legal": legal, "offered": int(table.legal[index].sum())}
+        row: dict[str, Any] = {"name": layer.name, "recipe": recipe, "choices": choices}
         if recipe in table.recipes[index]:
             slot = table.recipes[index].index(recipe)
             before, after = table.cost[:, index, 0, 0, 0], table.cost[:, index, slot, 0, 0]

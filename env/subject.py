@@ -125,8 +125,8 @@ class Subject:
     @cached_property
     def table(self) -> PriceTable:
         """The price table: read from the cache, else made the first time that it is asked for, which takes long."""
-        path = cache_folder("prices") / f"{_digest(self.key, self.latency.device.fingerprint)}.safetensors"
-        if path.exists():
+        path = self._table_path
+        if self.priced:
             try:
                 return replace(load_prices(path), network=self.network.name)
             except FileFormatError:
@@ -143,6 +143,15 @@ class Subject:
         table = pricer.price(found, points, self.accuracy, min(chance, self.accuracy))
         save_prices(table, path)
         return table
+
+    @property
+    def priced(self) -> bool:
+        """Whether the price table is known already, so that asking for it costs nothing."""
+        return self._table_path.exists()
+
+    @property
+    def _table_path(self) -> Path:
+        return cache_folder("prices") / f"{_digest(self.key, self.latency.device.fingerprint)}.safetensors"
 
     def plan(self, actions: Sequence[int]) -> Plan:
         """Returns the plan of one slot per layer of the price table."""

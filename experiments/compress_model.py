@@ -184,7 +184,15 @@ def show_report(report: Report, console: Console | None = None) -> None:
         table.add_row(name, *(format(block[key], form) for block in blocks), share)
     console = console or Console()
     console.print(table)
+    console.print(f"recipes a layer {_choices(report)}")
     console.print(f"demand {_verdict(report)}; score {report['score']:.3f}; plans scored: {report['evaluations']}")
+
+
+def _choices(report: Report) -> str:
+    """Returns how many recipes the layers could choose from, the fewest and the most."""
+    found = [row["choices"] for row in report["layers"] if "choices" in row]
+    legal, offered = (sorted(row[key] for row in found) for key in ("legal", "offered"))
+    return f"can take: {legal[0]} to {legal[-1]}; offered, as no other beats them: {offered[0]} to {offered[-1]}"
 
 
 def _verdict(report: Report) -> str:

@@ -550,10 +550,13 @@ def test_the_python_front_door_gives_the_same(done, place):
     assert torch.equal(loaded(images), load_packed(done / "weights.safetensors", model)(images))
 
 
-def test_profile_lists_layers(place, capsys, monkeypatch):
+def test_profile_lists_layers(done, place, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     main(["profile", "--model", "net.py:make", "--data", "digits"])
     shown = capsys.readouterr().out
+    row = json.loads((done / "report.json").read_text())["layers"][1]["choices"]
+    assert row["legal"] > row["offered"] > 1
+    assert f"{row['legal']}/{row['offered']}" in shown
     assert "4,608" in shown  # 64 places x 8 channels x 9 weights
     assert "sum" in shown
 

@@ -44,6 +44,9 @@ setup(
         "docstring-parser>=0.17",
         "PyYAML>=6",
     ],
-    extras_require={"dev": ["pytest>=9", "mypy>=2", "ruff>=0.17", "types-PyYAML"]},
+    extras_require={
+        "dev": ["pytest>=9", "mypy>=2", "ruff>=0.17", "types-PyYAML"],
+        "study": ["torchao>=0.18"],
+    },
     entry_points={"console_scripts": ["plywise=plywise.__main__:main"]},
 )

@@ -1,11 +1,15 @@
-"""All tables under `experiments/results`, one after the other: `make bench`."""
+"""All tables under `experiments/results`, one after the other: `make bench`.
 
-from plywise.experiments import agent_study, speed_study
+The table of techniques on ResNet-20 needs data of its own: `python -m plywise.experiments.technique_table`.
+"""
+
+from plywise.experiments import agent_study, speed_study, technique_table
 
 
 def main() -> None:
     """Runs the studies."""
     speed_study.main()
+    technique_table.digits()
     agent_study.main()
 
 

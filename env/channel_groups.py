@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from plywise.compressors.channels import keep_inputs, keep_outputs
 from plywise.compressors.layers import WEIGHTED, groups_of, is_depthwise, out_channels, weight_of, with_weights
 from plywise.compressors.statistics import LayerStatistics
+from plywise.env.gradients import gradients
 from plywise.compressors.assembly import assemble
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -76,6 +77,9 @@ def find_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tupl
             continue
         if groups_of(layer) > 1:
             reasons[name] = "grouped convolution: its channels cannot be cut one by one"
+            continue
+        if isinstance(layer, nn.Embedding):
+            reasons[name] = "the vectors of an embedding are made thinner by low_rank, not cut"
             continue
         if layer not in graph.module2node:
             reasons[name] = "not found in the dependency graph"
@@ -150,16 +154,9 @@ def cut_norm(norm: nn.Module, keep: Tensor) -> nn.Module:
 
 
 def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+    with gradients(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
 
 
 def _group(
@@ -184,7 +181,12 @@ def _group(
             reason = reason or f"shares channels with {target}, a depthwise convolution that multiplies channels"
         if isinstance(module, NORMS) or is_depthwise(module):
             producers.append(Side(target, local, root))
-        elif isinstance(module, WEIGHTED) and groups_of(module) == 1 and target in order:
+        elif (
+            isinstance(module, WEIGHTED)
+            and not isinstance(module, nn.Embedding)
+            and groups_of(module) == 1
+            and target in order
+        ):
             (producers if makes else consumers).append(Side(target, local, root))
         else:
             reason = reason or f"shares channels with {target} ({type(module).__name__})"

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plywise.compressors.layers import weight_of
+from plywise.compressors.layers import channels_last, weight_of
+from plywise.env.gradients import gradients
 from plywise.env.layer_outputs import layer_outputs
 from plywise.env.network import Network
 from plywise.env.reconstruction import reconstruction_importance
@@ -67,7 +68,9 @@ def channel_importance(
     generator = torch.Generator().manual_seed(seed)
     own = _gate_importance(network, inputs, labels)
     for name, known in own.items():
-        known.update(_filter_importance(weight_of(network.modules[name])))
+        module = network.modules[name]
+        weight = weight_of(module)
+        known.update(_filter_importance(weight.T if isinstance(module, nn.Embedding) else weight))
         known["scale"] = deviations[name]
         known["random"] = torch.rand(deviations[name].shape, generator=generator)
     whole = cache(lambda index: reconstruction_importance(network, network.groups[index], covariances))
@@ -120,14 +123,13 @@ def _gate_gradients(network: Network, inputs: Tensor, labels: Tensor) -> dict[st
         if name in names:
             kept[name] = outputs
 
-    images = inputs.clone().requires_grad_(True)
-    with torch.enable_grad(), layer_outputs(network, keep):
-        loss = F.cross_entropy(network.model(images), labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, list(kept.values()))
+    with gradients(network.model), layer_outputs(network, keep):
+        loss = F.cross_entropy(network.model(inputs), labels, reduction="sum")
+        found_gradients = torch.autograd.grad(loss, list(kept.values()))
     found = {}
-    for (name, outputs), gradient in zip(kept.items(), gradients, strict=True):
+    for (name, outputs), gradient in zip(kept.items(), found_gradients, strict=True):
         product = (outputs * gradient).detach()
-        if isinstance(network.modules[name], nn.Linear):
+        if channels_last(network.modules[name]):
             found[name] = product.reshape(product.shape[0], -1, product.shape[-1]).sum(1)
         else:
             found[name] = product.flatten(2).sum(2)

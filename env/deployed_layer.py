@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from plywise.compressors.grouped_format import GroupedFormat
+from plywise.compressors.layers import CONVOLUTIONS, native_weight, weight_of
 from plywise.compressors.level_format import LevelFormat
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.weight_format import UniformFormat, WeightFormat, weight_format
@@ -32,7 +33,7 @@ def runs_on_integers(module: StaticQuantized) -> bool:
     Anything else keeps its roundings and runs on floats; the runtime may then round the weights of a leaf again.
     """
     form = weight_format(module.layer)
-    if not isinstance(form, UniformFormat):
+    if not isinstance(form, UniformFormat) or not isinstance(module.layer, (*CONVOLUTIONS, nn.Linear)):
         return False
     return float(form.zero_point.max()) <= 128 and float(form.zero_point.min()) >= 2**form.width - 128
 
@@ -57,7 +58,7 @@ class _StoredLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, form: WeightFormat) -> None:
         super().__init__()
-        weight: Tensor = layer.get_parameter("weight").detach()
+        weight = weight_of(layer)
         self.layer = _without(layer, "weight")
         self.operator, tables = _coding(form, weight)
         self.bits = form.bits
@@ -78,7 +79,7 @@ class _StoredLayer(nn.Module):
             shape=self.symbols.shape,
             version=1,
         )
-        return _call(self.layer, weight, inputs)
+        return _call(self.layer, native_weight(self.layer, weight), inputs)
 
 
 class _IntegerLayer(nn.Module):

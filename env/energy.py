@@ -34,7 +34,7 @@ def energy_mj(chain: Sequence[Operation], weight_bytes: float) -> float:
         chain: what runs, in order.
         weight_bytes: bytes of its weights as they are stored.
     """
-    return weight_bytes * DRAM_BYTE_PJ / PJ_PER_MJ + sum(map(_running_mj, chain))
+    return weight_bytes * _read_share(chain) * DRAM_BYTE_PJ / PJ_PER_MJ + sum(map(_running_mj, chain))
 
 
 def plain_weight_bytes(chain: Sequence[Operation], bits: float = 32.0) -> float:
@@ -42,6 +42,16 @@ def plain_weight_bytes(chain: Sequence[Operation], bits: float = 32.0) -> float:
     weights = sum(math.prod(operation.weight_shape) for operation in chain)
     biases = sum(operation.out_channels for operation in chain if operation.bias)
     return weights * bits / 8 + biases * FLOAT_BYTES
+
+
+def _read_share(chain: Sequence[Operation]) -> float:
+    """Returns which share of the weights is read: of an embedding's rows at most as many as there are indices."""
+    stored = read = 0.0
+    for operation in chain:
+        weights = math.prod(operation.weight_shape)
+        rows = math.prod(operation.input_shape) / operation.out_channels if operation.kind == "embedding" else 1.0
+        stored, read = stored + weights, read + weights * min(1.0, rows)
+    return read / stored if stored else 1.0
 
 
 def _running_mj(operation: Operation) -> float:

@@ -19,7 +19,7 @@ from plywise.env.cache import cache_folder
 from plywise.env.device import Device
 from plywise.env.operation import Operation
 from plywise.env.operation_graph import operation_graph
-from plywise.env.runtime import open_session, run_session
+from plywise.env.runtime import open_session, random_inputs, run_session
 from plywise.env.sqlite_file import open_sqlite
 
 Chain = tuple[Operation, ...]
@@ -122,8 +122,7 @@ def _key(chain: Chain) -> str:
 def _time_chain(chain: Chain, threads: int) -> float:
     """Returns the milliseconds of one run: the median of blocks, until it is steady or the budget is spent."""
     session = open_session(operation_graph(chain), threads)
-    shape = (1, *(chain[0].input_shape if chain else (1,)))
-    feed = {"input": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    feed = {"input": random_inputs(session, (1, *(chain[0].input_shape if chain else (1,))))}
     for _ in range(WARM_UP_RUNS):
         run_session(session, feed["input"])
     blocks: list[float] = []

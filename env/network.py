@@ -146,8 +146,8 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Tensor, name: st
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
         raise ModelError(
             f"{name} gives other outputs once its attention is taken apart into linear layers. Where nn."
-            "TransformerEncoder gets a mask of padding, build it with enable_nested_tensor=False: else torch puts zeros "
-            "where tokens are masked, in inference only. Write any other attention with nn.Linear"
+            "TransformerEncoder gets a mask of padding, build it with enable_nested_tensor=False: else torch puts "
+            "zeros where tokens are masked, in inference only. Write any other attention with nn.Linear"
         )
 
 

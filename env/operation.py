@@ -9,7 +9,7 @@ from torch import nn
 
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
-from plywise.compressors.layers import groups_of
+from plywise.compressors.layers import CONVOLUTIONS, TRANSPOSED, WEIGHTED, groups_of
 from plywise.compressors.static_quantized import StaticQuantized
 
 Shape = tuple[int, ...]
@@ -23,12 +23,14 @@ class Operation:
     """One runnable leaf at batch 1. Hashable; `dataclasses.asdict` of it is plain JSON.
 
     Attributes:
-        kind: `conv1d`, `conv2d` or `linear`; or a gather of `channels` (axis 1) or of `features` (the last axis),
-            which has no weights.
-        in_channels, out_channels: channels, or features of a linear layer.
-        input_shape: what it sees without the batch: `(c, ...)`; for a linear layer `(..., features)`.
-        kernel, stride, dilation: one entry for each spatial axis; empty for a linear layer.
-        padding: ONNX order: the begins of all axes, then the ends.
+        kind: `conv1d`, `conv2d`, `transposed1d`, `transposed2d`, `linear` or `embedding`; or a gather of `channels`
+            (axis 1) or of `features` (the last axis), which has no weights.
+        in_channels, out_channels: channels, or features of a linear layer; width and rows of an embedding's table.
+        input_shape: what it sees without the batch: `(c, ...)`; for a linear layer `(..., features)`; for an embedding
+            the shape of the indices.
+        kernel, stride, dilation: one entry for each spatial axis; empty without a kernel.
+        padding: ONNX order: the begins of all axes, then the ends; of a transposed convolution the ends less the
+            output padding.
         groups: groups within which channels mix.
         bias: whether it adds a bias.
         integer: whether it runs on 8-bit integers.
@@ -53,26 +55,24 @@ class Operation:
             return self.input_shape
         if self.kind == "linear":
             return (*self.input_shape[:-1], self.out_channels)
+        if self.kind == "embedding":
+            return (*self.input_shape, self.in_channels)
         axes = len(self.kernel)
-        return (
-            self.out_channels,
-            *(
-                (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
-                for size, before, after, dilation, kernel, stride in zip(
-                    self.input_shape[1:],
-                    self.padding[:axes],
-                    self.padding[axes:],
-                    self.dilation,
-                    self.kernel,
-                    self.stride,
-                    strict=True,
-                )
-            ),
-        )
+        borders = map(sum, zip(self.padding[:axes], self.padding[axes:], strict=True))
+        each = zip(self.input_shape[1:], borders, self.dilation, self.kernel, self.stride, strict=True)
+        if self.transposed:
+            sizes = tuple(
+                (size - 1) * stride + gap * (kernel - 1) + 1 - border for size, border, gap, kernel, stride in each
+            )
+        else:
+            sizes = tuple(
+                (size + border - gap * (kernel - 1) - 1) // stride + 1 for size, border, gap, kernel, stride in each
+            )
+        return (self.out_channels, *sizes)
 
     @property
     def weight_shape(self) -> Shape:
-        """Shape of the weight as torch holds it: `(out, in / groups, ...)`; of no numbers for a gather."""
+        """Shape of the weight as `layers.weight_of` gives it: `(out, in / groups, ...)`; of no numbers for a gather."""
         if self.kind in GATHERS.values():
             return (0, 0)
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
@@ -80,8 +80,17 @@ class Operation:
     @property
     def macs(self) -> int:
         """Multiply-adds at batch 1."""
+        if self.kind == "embedding":
+            return 0
+        if self.transposed:  # every input element meets each weight that reads its channel
+            return math.prod(self.input_shape) * (self.out_channels // self.groups) * math.prod(self.kernel)
         # Every output element takes one multiply-add for each weight of its channel.
         return math.prod(self.output_shape) * math.prod(self.weight_shape[1:])
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return self.kind.startswith("transposed")
 
     @property
     def depthwise(self) -> bool:
@@ -104,8 +113,8 @@ class Operation:
                 f"{self.kind} with {groups} groups cannot have {inputs} inputs and {outputs} outputs; "
                 "both must be positive multiples of the groups"
             )
-        linear = self.kind == "linear"
-        shape = (*self.input_shape[:-1], inputs) if linear else (inputs, *self.input_shape[1:])
+        shape = (*self.input_shape[:-1], inputs) if self.kind == "linear" else (inputs, *self.input_shape[1:])
+        shape = self.input_shape if self.kind == "embedding" else shape
         return dataclasses.replace(self, in_channels=inputs, out_channels=outputs, groups=groups, input_shape=shape)
 
 
@@ -113,7 +122,7 @@ def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = Fa
     """Returns what the runtime executes for a layer, in order.
 
     Args:
-        module: a convolution (1-D, 2-D), a linear layer, an `nn.Sequential` of them, or a `StaticQuantized`.
+        module: a layer of a type that techniques compress, an `nn.Sequential` of them, or a `StaticQuantized`.
         input_shape: what the module sees, without the batch.
         integer: whether the layer (each leaf of a chain) runs on 8-bit integers; a leaf in `StaticQuantized` does.
 
@@ -147,9 +156,11 @@ def _leaf(module: nn.Module, shape: Shape, integer: bool) -> Operation:
             bias=module.bias is not None,
             integer=integer,
         )
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
+    if isinstance(module, nn.Embedding):
+        return Operation("embedding", module.embedding_dim, module.num_embeddings, shape, bias=False)
+    if isinstance(module, CONVOLUTIONS + TRANSPOSED):
         return Operation(
-            kind=f"conv{len(module.kernel_size)}d",
+            kind=f"{'transposed' if isinstance(module, TRANSPOSED) else 'conv'}{len(module.kernel_size)}d",
             in_channels=module.in_channels,
             out_channels=module.out_channels,
             input_shape=shape,
@@ -162,14 +173,18 @@ def _leaf(module: nn.Module, shape: Shape, integer: bool) -> Operation:
             integer=integer,
         )
     raise UnsupportedLayerError(
-        f"{type(module).__name__} has no price: Conv1d, Conv2d, Linear, Sequential and StaticQuantized of them have"
+        f"{type(module).__name__} has no price: {', '.join(kind.__name__ for kind in WEIGHTED)}, Sequential and "
+        "StaticQuantized of them have"
     )
 
 
-def _pads(module: nn.Conv1d | nn.Conv2d) -> Shape:
+def _pads(module: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d) -> Shape:
     if module.padding == "valid":
         return (0,) * (2 * len(module.kernel_size))
     if module.padding == "same":
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return (*(total // 2 for total in totals), *(total - total // 2 for total in totals))
-    return tuple(int(size) for size in module.padding) * 2
+    before = tuple(int(size) for size in module.padding)
+    if not isinstance(module, TRANSPOSED):
+        return before * 2
+    return (*before, *(size - extra for size, extra in zip(before, module.output_padding, strict=True)))

@@ -51,6 +51,10 @@ class _Builder:
         """Adds one operation, between roundings where it is an integer one."""
         if operation.kind in GATHERS.values():
             return self.gather(operation, value)
+        if operation.kind == "embedding":
+            return self.node("Gather", self.floats(*operation.weight_shape), value)
+        if operation.transposed:
+            return self.transposed(operation, value)
         value = self.rounded(value) if operation.integer else value
         weight = (self.codes if operation.integer else self.floats)(*operation.weight_shape)
         bias = (self.floats(operation.out_channels),) if operation.bias else ()
@@ -69,6 +73,21 @@ class _Builder:
             kernel_shape=operation.kernel,
             strides=operation.stride,
             pads=operation.padding,
+            dilations=operation.dilation,
+            group=operation.groups,
+        )
+
+    def transposed(self, operation: Operation, value: str) -> str:
+        axes = len(operation.kernel)
+        before, after = operation.padding[:axes], operation.padding[axes:]
+        weight = self.floats(operation.in_channels, operation.out_channels // operation.groups, *operation.kernel)
+        return self.node(
+            "ConvTranspose",
+            *(value, weight, *((self.floats(operation.out_channels),) if operation.bias else ())),
+            kernel_shape=operation.kernel,
+            strides=operation.stride,
+            pads=before * 2,
+            output_padding=[first - last for first, last in zip(before, after, strict=True)],
             dilations=operation.dilation,
             group=operation.groups,
         )
@@ -104,10 +123,15 @@ def operation_graph(chain: tuple[Operation, ...]) -> bytes:
         value = builder.layer(value, operation)
     builder.nodes.append(helper.make_node("Identity", [value], ["output"]))
     first, last = (chain[0].input_shape, chain[-1].output_shape) if chain else ((1,), (1,))
+    indices = bool(chain) and chain[0].kind == "embedding"
     graph = helper.make_graph(
         builder.nodes,
         "chain",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *first])],
+        [
+            helper.make_tensor_value_info(
+                "input", TensorProto.INT64 if indices else TensorProto.FLOAT, ["batch", *first]
+            )
+        ],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *last])],
         builder.constants,
     )

@@ -14,6 +14,7 @@ from torch import nn
 from plywise.compressors.channels import kept_count, rebuilt
 from plywise.compressors.filter_pruning import FilterPruning
 from plywise.compressors.layers import (
+    WEIGHTED,
     bias_of,
     groups_of,
     is_depthwise,
@@ -68,8 +69,8 @@ class Sizes:
     @classmethod
     def of(cls, module: nn.Module, bits: int) -> "Sizes":
         """Splits the real packed bytes of a module."""
-        leaves = [leaf for leaf in module.modules() if isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Linear)]
-        outputs = sum(map(out_channels, leaves))
+        leaves = [leaf for leaf in module.modules() if isinstance(leaf, WEIGHTED)]
+        outputs = sum(weight_of(leaf).shape[0] for leaf in leaves)
         biases = sum(out_channels(leaf) for leaf in leaves if bias_of(leaf) is not None)
         weights = sum(weight_of(leaf).numel() for leaf in leaves)
         per_output = FLOAT_BYTES * (biases / outputs + (1.0 if bits < 32 else 0.0))
@@ -101,7 +102,8 @@ def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: 
     if structure is None:
         return (operation,)
     weight = torch.empty(outputs, inputs // operation.groups, *weight_of(layer).shape[2:], device="meta")
-    cut = rebuilt(layer, weight, torch.empty(outputs, device="meta"), operation.groups)
+    bias = None if isinstance(layer, nn.Embedding) else torch.empty(outputs, device="meta")
+    cut = rebuilt(layer, weight, bias, operation.groups)
     return operations(structure.outline(cut), operation.input_shape, integer)
 
 

@@ -43,7 +43,14 @@ def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.Inference
         raise ModelError(f"ONNX Runtime cannot load {name}: {error}") from error
 
 
-def run_session(session: onnxruntime.InferenceSession, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+def random_inputs(session: onnxruntime.InferenceSession, shape: Sequence[int]) -> NDArray[np.generic]:
+    """Returns inputs of a shape that a model can take: normal numbers, or zeros where it wants indices."""
+    if session.get_inputs()[0].type == "tensor(int64)":
+        return np.zeros(tuple(shape), np.int64)
+    return np.random.default_rng(0).standard_normal(tuple(shape)).astype(np.float32)
+
+
+def run_session(session: onnxruntime.InferenceSession, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
     """Returns the output of one inference.
 
     Raises:
@@ -71,7 +78,7 @@ def time_models(
         ModelError: where the runtime refuses a file or the inputs.
     """
     sessions = [open_session(Path(path), threads) for path in paths]
-    inputs = np.random.default_rng(0).standard_normal(tuple(input_shape)).astype(np.float32)
+    inputs = random_inputs(sessions[0], input_shape)
     for session in sessions * WARM_UP:
         run_session(session, inputs)
     taken = np.empty((repeats, len(sessions)))
@@ -85,11 +92,11 @@ def time_models(
 
 
 def run_model(path: Path, images: Tensor, batch: int = 256, threads: int = 1) -> Tensor:
-    """Returns the outputs of an exported file for all images `(n, ...)`, in batches, or as many as the file takes."""
+    """Returns the outputs of an exported file for all inputs `(n, ...)`, in batches, or as many as the file takes."""
     session = open_session(Path(path), threads)
     fixed = session.get_inputs()[0].shape[0]
     batch = fixed if isinstance(fixed, int) else batch
-    parts = [run_session(session, part.numpy()) for part in torch.split(images.float(), batch)]
+    parts = [run_session(session, part.numpy()) for part in torch.split(images, batch)]
     return torch.from_numpy(np.concatenate(parts))
 
 

@@ -11,7 +11,7 @@ BATCH = 256
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs `(n, ...)` float32, normalised, and labels `(n,)` int64."""
+    """Inputs `(n, ...)`, float32 and normalised or int64 indices of an embedding, and labels `(n,)` int64."""
 
     inputs: Tensor
     labels: Tensor

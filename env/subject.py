@@ -13,6 +13,7 @@ from torch import nn
 
 from plywise.compressors.entry_points import load_entry_points, source_of
 from plywise.compressors.errors import DataError, FileFormatError
+from plywise.compressors.layers import WEIGHTED
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.plan import Plan
@@ -224,7 +225,9 @@ class Subject:
 
 def realised_chain(module: nn.Module, layer: Layer) -> Chain:
     """Returns what the runtime executes for a compressed layer in the shapes that it really sees."""
-    first = next(leaf for leaf in module.modules() if isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Linear))
+    first = next(leaf for leaf in module.modules() if isinstance(leaf, WEIGHTED))
+    if isinstance(first, nn.Embedding):
+        return operations(module, layer.input_shape)
     if isinstance(first, nn.Linear):
         return operations(module, (*layer.input_shape[:-1], first.in_features))
     return operations(module, (first.in_channels, *layer.input_shape[1:]))

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from plywise.compressors import packed_container
 from plywise.compressors.errors import ConfigurationError, FileFormatError, ModelError
+from plywise.compressors.layers import weight_of
 from plywise.compressors.packed_container import read_container, write_container
 from plywise.compressors.packed_file import file_overhead, load_packed, read_metadata, save_packed
 from plywise.compressors.packed_module import PRESET, compressed_json, packed_size
@@ -50,7 +51,7 @@ class Tiny(nn.Module):
 
 
 def quantised(layer, bits, asymmetric=False, seed=0):
-    weight = layer.weight.detach()
+    weight = weight_of(layer)
     scale = weight.flatten(1).abs().amax(1).clamp_min(1e-6) / 2 ** (bits - 1)
     zero = torch.full_like(scale, 2 ** (bits - 1))
     if asymmetric:
@@ -100,7 +101,7 @@ def assert_same(first, second):
         assert (form is None) == (other is None)
         if form is not None:
             assert form.settings() == other.settings()
-            assert torch.equal(form.encode(module.weight), other.encode(right[name].weight))
+            assert torch.equal(form.encode(weight_of(module)), other.encode(weight_of(right[name])))
         if isinstance(module, StaticQuantized):
             assert (module.input_range, module.output_range) == (right[name].input_range, right[name].output_range)
 

@@ -79,6 +79,14 @@ def isotropic(features: int) -> tuple[Tensor, Tensor]:
     return torch.eye(features)[None], torch.zeros(1, features)
 
 
+def table_moments(table: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns covariance `(width, width)` and mean `(width,)` of the rows that are read of a table `(rows, width)`."""
+    share = (frequency.to(table.dtype) / frequency.sum())[:, None]
+    mean = (share * table).sum(0)
+    centred = table - mean
+    return centred.T @ (share * centred), mean
+
+
 def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[LayerStatistics]:
     """Returns the statistics at each leaf of a chain that replaces one ungrouped layer.
 
@@ -117,10 +125,7 @@ def _factored_table(chain: nn.Sequential, statistics: LayerStatistics) -> list[L
     table, mixing = weight_of(chain[0]).float(), weight_of(chain[1]).float()
     frequency = statistics.frequency
     assert frequency is not None
-    share = (frequency / frequency.sum())[:, None]
-    mean = (share * table).sum(0)
-    centred = table - mean
-    covariance = centred.T @ (share * centred)
+    covariance, mean = table_moments(table, frequency)
     first = replace(statistics, covariance=(mixing.T @ mixing)[None], mean=torch.zeros_like(mean)[None])
     behind = replace(statistics, covariance=covariance[None], mean=mean[None], frequency=None)
     return [first, replace(behind, inputs=_spread(covariance, mean))]

@@ -8,11 +8,11 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from plywise.compressors.assembly import assemble
 from plywise.compressors.channels import keep_inputs, keep_outputs
 from plywise.compressors.layers import WEIGHTED, groups_of, is_depthwise, out_channels, weight_of, with_weights
 from plywise.compressors.statistics import LayerStatistics
 from plywise.env.gradients import gradients
-from plywise.compressors.assembly import assemble
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -12,7 +12,7 @@ from plywise.compressors.errors import FileFormatError
 from plywise.compressors.layers import native_weight, weight_of
 from plywise.compressors.module_spec import LEAVES, build_leaf, is_count, leaf_settings
 from plywise.compressors.packed_module import RANGES, is_range, tensor_names
-from plywise.compressors.packing import raw_floats, unpack_floats, unpack_symbols
+from plywise.compressors.packing import unpack_floats, unpack_symbols
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.weight_format import FORMATS, WeightFormat
 
@@ -91,10 +91,8 @@ def fill(name: str, module: nn.Module, reader: PayloadReader, form: Any = None) 
             weight = _read_formatted(name, module, tuple(weight_of(module).shape), reader, form)
             new = native_weight(module, weight).contiguous()
             formatted = True
-        elif old.dim() > 1:
-            new = unpack_floats(reader.block(), old.shape)
         else:
-            new = raw_floats(reader.take(4 * old.numel()), old.shape)
+            new = unpack_floats(reader.block(), old.shape)
         is_parameter = key in module._parameters
         setattr(
             module, key, nn.Parameter(new, requires_grad=old.requires_grad and not formatted) if is_parameter else new

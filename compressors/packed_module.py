@@ -110,10 +110,8 @@ def own_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
             yield with_length(pack_symbols(_symbols(name, weight_of(module), form), form.bits))
             for extra in form.tensors().values():
                 yield with_length(pack_floats(extra.float()))
-        elif tensor.dim() > 1:
-            yield with_length(pack_floats(tensor))
         else:
-            yield tensor.contiguous().numpy().astype("<f4").tobytes()
+            yield with_length(pack_floats(tensor))
 
 
 def parts_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -161,11 +159,9 @@ def packed_size(module: nn.Module) -> int:
             symbols = form.encode(weight_of(module))
             blocks = [symbols_size(symbols, form.bits), *map(floats_size, form.tensors().values())]
             total += sum(size + length_size(size) for size in blocks)
-        elif tensor.dim() > 1:
+        else:
             size = floats_size(tensor)
             total += size + length_size(size)
-        else:
-            total += 4 * tensor.numel()
     if isinstance(module, ChannelOrder):
         total += len(compressed_json(module.order))
     if total or leaf_settings(module) is not None:

@@ -15,8 +15,8 @@ from plywise.compressors.errors import FileFormatError
 PLAIN, CONSTANT, CODED = 0, 1, 2
 """Tags of symbols: fixed bits for each, all of them equal, entropy coded."""
 
-RAW, WHOLE, MASK, GAPS = 0, 1, 2, 3
-"""Tags of floats: as they are, whole numbers of a byte, and two ways to say which are zero."""
+RAW, WHOLE, MASK, GAPS, SHORT = 0, 1, 2, 3, 4
+"""Tags of floats: as they are, whole numbers of a byte, two ways to say which are zero, and values of bfloat16."""
 
 _GAP_BITS = 8
 _LONG_GAP = 255
@@ -87,6 +87,8 @@ def pack_floats(values: Tensor) -> bytes:
     flat = values.detach().contiguous().view(-1)
     if _are_bytes(flat):
         return bytes((WHOLE,)) + pack_symbols(flat.long(), 8)
+    if _are_short(flat):
+        return bytes((SHORT,)) + pack_symbols(_upper_half(flat), 16)
     used = flat != 0
     candidates = [bytes((RAW,)) + flat.numpy().tobytes()]
     if not bool(used.all()):
@@ -102,6 +104,8 @@ def floats_size(values: Tensor) -> int:
     flat = values.detach().contiguous().view(-1)
     if _are_bytes(flat):
         return 1 + symbols_size(flat.long(), 8)
+    if _are_short(flat):
+        return 1 + symbols_size(_upper_half(flat), 16)
     used = flat != 0
     kept = int(used.sum())
     if kept == len(flat):
@@ -122,22 +126,25 @@ def unpack_floats(data: bytes, shape: Sequence[int]) -> Tensor:
     tag = reader.take(1)[0]
     if tag == WHOLE:
         return unpack_symbols(reader.rest(), shape, 8).float()
+    if tag == SHORT:
+        upper = unpack_symbols(reader.rest(), shape, 16).numpy()
+        return torch.from_numpy((upper.astype(np.uint32) << 16).view(np.float32))
     if tag == RAW:
-        return raw_floats(reader.rest(), shape)
+        return _raw_floats(reader.rest(), shape)
     flat = torch.zeros(count)
     if tag == MASK:
         used = unpack_symbols(reader.block(), (count,), 1).bool()
-        flat[used] = raw_floats(reader.rest(), (int(used.sum()),))
+        flat[used] = _raw_floats(reader.rest(), (int(used.sum()),))
     elif tag == GAPS:
         gap_count = reader.number()
         positions = _positions(reader.block(), gap_count, count)
-        flat[positions] = raw_floats(reader.rest(), (len(positions),))
+        flat[positions] = _raw_floats(reader.rest(), (len(positions),))
     else:
         raise FileFormatError("a tensor of floats has an unknown code; the file is damaged or newer than this version")
     return flat.reshape(tuple(shape))
 
 
-def raw_floats(data: bytes, shape: Sequence[int]) -> Tensor:
+def _raw_floats(data: bytes, shape: Sequence[int]) -> Tensor:
     """Returns float32 values `shape` from their little-endian bytes; raises FileFormatError on another length."""
     if len(data) != 4 * math.prod(shape):
         raise FileFormatError(f"a float tensor of shape {tuple(shape)} has {len(data)} bytes; the file is damaged")
@@ -176,6 +183,14 @@ def _are_bytes(flat: Tensor) -> bool:
     if not len(flat) or flat[0] != flat[0].round():
         return False
     return torch.equal(flat.clamp(0, 255).to(torch.uint8).float(), flat)
+
+
+def _are_short(flat: Tensor) -> bool:
+    return not bool((flat.view(torch.int32) & 0xFFFF).any())
+
+
+def _upper_half(flat: Tensor) -> Tensor:
+    return (flat.view(torch.int32) >> 16 & 0xFFFF).long()
 
 
 def _gaps(used: Tensor) -> Tensor:

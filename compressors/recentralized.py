@@ -9,6 +9,7 @@ from torch import Tensor
 from plywise.compressors.recentralized_format import RecentralizedFormat
 from plywise.compressors.scale_search import largest_weights
 from plywise.compressors.technique import choice
+from plywise.compressors.weight_format import short
 from plywise.compressors.weight_quantizer import WeightQuantizer
 from plywise.compressors.weight_rounding import rounding_choice
 
@@ -48,7 +49,7 @@ class Recentralized(WeightQuantizer):
         rows = weight.float().flatten(1)
         unit = largest_weights(rows)
         used = (rows != 0).sum(1).clamp(min=1)
-        scale = unit * ((rows / unit[:, None]).square().sum(1) / used).sqrt().clamp(min=1e-3)
+        scale = short(unit * ((rows / unit[:, None]).square().sum(1) / used).sqrt().clamp(min=1e-3))
         relative = rows / scale[:, None]
         centres, deviations = two_normals(relative[relative != 0])
         # The first scale that is tried is one, so the errors are those of the relative weights.

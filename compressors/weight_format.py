@@ -61,6 +61,11 @@ class WeightFormat(ABC):
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "WeightFormat":
         """Rebuilds the format; raises FileFormatError on anything out of range."""
 
+    def short(self) -> "WeightFormat":
+        """Returns the format with scales rounded to bfloat16, which a file holds in half the bytes or less."""
+        rounded = {name: short(tensor) if name == "scale" else tensor for name, tensor in self.tensors().items()}
+        return self.restore(self.settings(), rounded)
+
 
 @dataclass(frozen=True, eq=False)
 class UniformFormat(WeightFormat):
@@ -126,6 +131,11 @@ class UniformFormat(WeightFormat):
     def _broadcast(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1,) + (1,) * (like.dim() - 1)
         return self.scale.view(shape), self.zero_point.view(shape)
+
+
+def short(values: Tensor) -> Tensor:
+    """Returns float32 values rounded to the eight significant bits of bfloat16."""
+    return values.bfloat16().float()
 
 
 def weight_format(layer: nn.Module) -> WeightFormat | None:

@@ -10,7 +10,7 @@ from plywise.compressors.grouped_format import GroupedFormat
 from plywise.compressors.layers import WEIGHTED, corrected_bias, weight_matrices, weight_of, with_weights
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import choice
-from plywise.compressors.weight_format import UniformFormat, WeightFormat, set_weight_format
+from plywise.compressors.weight_format import UniformFormat, WeightFormat, set_weight_format, short
 
 SWEEPS = 6
 """How often `adaptive` passes over all weights at most."""
@@ -44,7 +44,8 @@ def importance_of(layer: nn.Module, statistics: LayerStatistics) -> Tensor:
 def quantised(layer: nn.Module, statistics: LayerStatistics, form: WeightFormat, rounding: str) -> nn.Module:
     """Returns the layer with weights of a format and the bias that keeps the mean output.
 
-    Weights that are zero stay zero where the format has a zero.
+    Weights that are zero stay zero where the format has a zero. Scales and biases are rounded to bfloat16: they
+    would take half of the file of a small layer of few bits.
 
     Args:
         layer: left untouched.
@@ -52,6 +53,7 @@ def quantised(layer: nn.Module, statistics: LayerStatistics, form: WeightFormat,
         form: the format, which fits its output channels.
         rounding: `nearest`; `gptq`: error feedback; `adaptive`: error feedback, then coordinate descent.
     """
+    form = form.short()
     weights = weight_matrices(layer)  # (groups, out / groups, features)
     rows = weights.flatten(0, 1)
     if rounding == "nearest":
@@ -63,7 +65,8 @@ def quantised(layer: nn.Module, statistics: LayerStatistics, form: WeightFormat,
         matrices = feedback(weights, _in_order(nearest, feedback.order, weights.shape[1]), mask)
         if rounding == "adaptive":
             matrices = refined(weights, matrices, statistics.covariance, nearest, mask)
-    new = with_weights(layer, matrices, corrected_bias(layer, matrices, statistics.mean))
+    bias = corrected_bias(layer, matrices, statistics.mean)
+    new = with_weights(layer, matrices, None if bias is None else short(bias))
     set_weight_format(new, form, weight_of(new))
     return new
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from plywise.compressors.channel_order import ChannelOrder, inverted
 from plywise.compressors.layers import bias_of, channels_last, set_weight, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.weight_format import attach_format, weight_format
+from plywise.compressors.weight_format import attach_format, short, weight_format
 from plywise.env.calibration import Moments, moments
 
 TRUST = 0.05
@@ -92,11 +92,12 @@ def _correction(found: Moments, target: Moments) -> tuple[Tensor, Tensor]:
 def _apply(leaf: nn.Module, factor: Tensor, shift: Tensor) -> None:
     """Multiplies a leaf's outputs by `factor` and adds `shift`, keeping its weights in their format."""
     form, weight, bias = weight_format(leaf), weight_of(leaf), bias_of(leaf)
+    bias = shift if bias is None else bias * factor + shift
     if form is not None:
-        scaled = form.scaled(factor)
-        weight = scaled.decode(form.encode(weight))
+        scaled = form.scaled(factor).short()
+        weight, bias = scaled.decode(form.encode(weight)), short(bias)
         attach_format(leaf, scaled)
     else:
         weight = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
     set_weight(leaf, weight)
-    leaf.bias = nn.Parameter(shift if bias is None else bias * factor + shift, requires_grad=False)
+    leaf.bias = nn.Parameter(bias, requires_grad=False)

@@ -25,8 +25,10 @@ from plywise.compressors.layers import (
 )
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
+from plywise.compressors.packing import floats_size
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Stage
+from plywise.compressors.weight_format import weight_format
 from plywise.env.bank import Bank
 from plywise.env.energy import energy_mj
 from plywise.env.latency import Chain, LatencyTable
@@ -42,7 +44,6 @@ KEEP_LEVELS = (1.0, 0.75, 0.5, 0.25)
 SLOTS = 32
 """Recipes offered at a layer, at most."""
 
-FLOAT_BYTES = 4
 STORAGE_MARGIN = 1.005
 """Packed bytes are foretold to half a percent; what just holds a ceiling on paper has to hold it on disk."""
 
@@ -67,13 +68,12 @@ class Sizes:
     total: float
 
     @classmethod
-    def of(cls, module: nn.Module, bits: int) -> "Sizes":
+    def of(cls, module: nn.Module) -> "Sizes":
         """Splits the real packed bytes of a module."""
         leaves = [leaf for leaf in module.modules() if isinstance(leaf, WEIGHTED)]
         outputs = sum(weight_of(leaf).shape[0] for leaf in leaves)
-        biases = sum(out_channels(leaf) for leaf in leaves if bias_of(leaf) is not None)
         weights = sum(weight_of(leaf).numel() for leaf in leaves)
-        per_output = FLOAT_BYTES * (biases / outputs + (1.0 if bits < 32 else 0.0))
+        per_output = sum(map(_bytes_beside, leaves)) / outputs
         size = packed_size(module)
         fixed = min(32.0, max(0.0, size - per_output * outputs))
         return cls((size - fixed - per_output * outputs) / weights, per_output, fixed, size)
@@ -83,6 +83,13 @@ class Sizes:
         weights = sum(int(np.prod(operation.weight_shape)) for operation in chain)
         outputs = sum(operation.weight_shape[0] for operation in chain)
         return STORAGE_MARGIN * (self.fixed + self.per_output * outputs + self.per_weight * weights)
+
+
+def _bytes_beside(leaf: nn.Module) -> int:
+    """Returns the bytes of a leaf's bias and of its format's scales."""
+    bias, form = bias_of(leaf), weight_format(leaf)
+    beside = ([] if bias is None else [bias]) + ([] if form is None else list(form.tensors().values()))
+    return sum(map(floats_size, beside))
 
 
 def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: nn.Module) -> Chain:
@@ -234,7 +241,7 @@ class Pricer:
             pruned = isinstance(cut, FilterPruning) and layer.group is not None
             state = ((layer.group, cut),) if pruned else ()
             module = self.bank.entry(layer.name, base, state)  # type: ignore[arg-type]
-            self._sizes[layer.name, base] = Sizes.of(module, base.bits)
+            self._sizes[layer.name, base] = Sizes.of(module)
         size = self._sizes[layer.name, base]
         extra = 0 if base == recipe else RANGES_BYTES
         return replace(size, fixed=size.fixed + extra, total=size.total + extra)

@@ -220,7 +220,7 @@ def test_matched_layers_have_the_means_of_the_original():
     outputs_of(stitched.model, images())
     assert seen.keys() == {"conv1", "conv2", "head"}
     for name, found in seen.items():
-        assert torch.allclose(found.mean, wanted[name].mean, atol=1e-4)
+        assert torch.allclose(found.mean, wanted[name].mean, atol=5e-3)  # biases are bfloat16
 
 
 def test_matching_keeps_weights_in_their_format():

@@ -12,6 +12,7 @@ from plywise.compressors.packing import (
     MASK,
     PLAIN,
     RAW,
+    SHORT,
     WHOLE,
     floats_size,
     pack_floats,
@@ -151,3 +152,13 @@ def test_damaged_bytes_raise_only_format_errors():
         except FileFormatError:
             refused += 1
     assert refused > 200
+
+def test_values_of_bfloat16_take_half_the_bytes_of_floats_or_less():
+    values = torch.randn(300, generator=torch.Generator().manual_seed(1))
+    rounded = values.bfloat16().float()
+    data = pack_floats(rounded)
+    assert data[0] == SHORT
+    assert len(data) <= 2 * 300 + 8
+    assert abs(floats_size(rounded) - len(data)) <= 6
+    assert torch.equal(bits_of(unpack_floats(data, (300,))), bits_of(rounded))
+    assert pack_floats(values)[0] == RAW

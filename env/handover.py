@@ -23,6 +23,8 @@ from plywise.env.energy import SOURCE, energy_mj
 from plywise.env.menu import legal_recipes
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import original_storage
+from plywise.env.recovery import Recovered
+from plywise.env.recovery_state import STATE_FILE
 from plywise.env.runtime import Timing, accuracy_onnx, time_models
 from plywise.env.samples import Samples
 from plywise.env.score import judge
@@ -94,8 +96,20 @@ def check_writable(folder: Path) -> None:
         raise ConfigurationError(f"cannot write to {folder}: {error.strerror}; name another folder") from error
 
 
+def begin_folder(folder: Path) -> None:
+    """Makes a folder that `check_folder` accepts, marked as not whole yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
+
+
 def hand_over(
-    subject: Subject, plan: Plan, demand: Demand, test: Samples, folder: Path, origin: Origin
+    subject: Subject,
+    plan: Plan,
+    demand: Demand,
+    test: Samples,
+    folder: Path,
+    origin: Origin,
+    recovered: Recovered | None = None,
 ) -> dict[str, Any]:
     """Writes the compressed network into `folder`, checks the files and returns the report.
 
@@ -106,14 +120,14 @@ def hand_over(
         test: samples that nothing has looked at yet.
         folder: that `check_folder` accepts; made where it is missing.
         origin: for the report.
+        recovered: the plan's network after fine-tuning; it is put together anew where None.
 
     Raises:
         ModelError: if a file does not give what was scored.
     """
-    model = subject.bank.stitch(plan).model.eval()
+    model = subject.bank.stitch(plan).model.eval() if recovered is None else recovered.model
     uniform = subject.bank.stitch(uniform_plan(subject)).model.eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
+    begin_folder(folder)
     plan.save(folder / "plan.yaml")
     subject.pack(model, folder / "weights.safetensors")
     export_onnx(model, subject.network.example, folder / "model.onnx")
@@ -135,9 +149,10 @@ def hand_over(
         for each, size, onnx, timing in zip(models, storage, sizes, timings, strict=True)
     ]
     _check_files(subject, model, test, blocks[-1]["accuracy"], folder)
-    report = _report(subject, plan, demand, origin, blocks)
+    report = _report(subject, plan, demand, origin, blocks, recovered)
     write_json(report, folder / "report.json")
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    for name in (STATE_FILE, UNFINISHED):
+        (folder / name).unlink(missing_ok=True)
     return report
 
 
@@ -195,7 +210,12 @@ def _block(
 
 
 def _report(
-    subject: Subject, plan: Plan, demand: Demand, origin: Origin, blocks: list[dict[str, Any]]
+    subject: Subject,
+    plan: Plan,
+    demand: Demand,
+    origin: Origin,
+    blocks: list[dict[str, Any]],
+    recovered: Recovered | None,
 ) -> dict[str, Any]:
     original, uniform, compressed = blocks
     costs = [[block["storage_bytes"], block["latency_ms"], block["energy_mj"]] for block in blocks]
@@ -216,8 +236,9 @@ def _report(
             "samples": len(subject.validation),
             "kind": origin.validation,
             "original_accuracy": subject.accuracy,
-            "compressed_accuracy": subject.measure(plan).accuracy,
+            "compressed_accuracy": subject.measure(plan).accuracy if recovered is None else recovered.accuracy,
         },
+        "recovery": None if recovered is None else recovered.report(),
         "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: found.version for name in VERSIONED for found in metadata.distributions(name=name)},
         "original": original,

@@ -20,11 +20,16 @@ from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
 from plywise.env.evaluator import check_demand
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.handover import Origin, check_folder, hand_over
+from plywise.env.handover import Origin, begin_folder, check_folder, hand_over
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
+from plywise.env.recovery import Recovered, recover
+from plywise.env.recovery_settings import RecoverySettings
+from plywise.env.recovery_state import STATE_FILE
 from plywise.env.scheme import Scheme
 from plywise.env.subject import Subject
+from plywise.experiments.dataset import Dataset
 from plywise.experiments.mistakes import telling_mistakes
+from plywise.experiments.progress import tracked
 from plywise.experiments.study import check_seed, load_both, study_network, validation_kind
 
 Report = dict[str, Any]
@@ -41,6 +46,7 @@ def compress_model(
     demand: Demand | None = None,
     walks: int = 4,
     seed: int = 0,
+    recovery: RecoverySettings | None = None,
 ) -> Report:
     """Finds a plan for a network, builds it, and writes the hand-over folder.
 
@@ -55,6 +61,7 @@ def compress_model(
         demand: what is wanted.
         walks: how many plans are scored exactly, at most.
         seed: of every random choice.
+        recovery: how the compressed network is fine-tuned, None for not at all.
 
     Raises:
         PlywiseError: on anything that the user can mend, before anything is computed where possible.
@@ -91,7 +98,14 @@ def compress_model(
         validation=validation_kind(model, dataset, weights),
         refused=refused,
     )
-    return hand_over(subject, chosen, demand, studied.test, out, origin)
+    recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out)
+    return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
+
+
+def fine_tune(subject: Subject, plan: Plan, dataset: Dataset, settings: RecoverySettings, out: Path) -> Recovered:
+    """Fine-tunes a plan's network on the training split; goes on where an interrupted run in `out` stopped."""
+    begin_folder(out)
+    return recover(subject, plan, dataset.train, dataset.augmentation, settings, out / STATE_FILE, tracked)
 
 
 def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:

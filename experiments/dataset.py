@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from plywise.env.augmentation import Augmentation, normalised
+
 CUT = "cut from the training split"
 
 
@@ -37,9 +39,7 @@ class Split:
 
     def inputs(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Returns normalised images from `start` up to `stop` (None: the end), `(n, c, h, w)` float32."""
-        shape = (1, -1, 1, 1)
-        mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
-        return self.images[start:stop].to(torch.float32).div_(255).sub_(mean).div_(std)
+        return normalised(self, self.images[start:stop])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields normalised images `(b, c, h, w)` and labels `(b,)` in order; the last batch may be smaller."""
@@ -81,6 +81,11 @@ class Dataset:
         """Channels, height and width of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training images vary; only what is known to be photos is mirrored, for digits and letters change."""
+        return Augmentation(mirror=self.name == "cifar10")
 
     @property
     def mean(self) -> tuple[float, ...]:

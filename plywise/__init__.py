@@ -5,6 +5,7 @@
 >>> model = plywise.load("runs/lenet")
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,11 @@ def compress(
     weights: str | Path | None = None,
     walks: int = 4,
     seed: int = 0,
+    recover: str | None = None,
+    epochs: int | None = None,
+    incremental: bool = False,
+    gradients: str | None = None,
+    gradients_of: Sequence[str] = (),
     **demand: float | None,
 ) -> dict[str, Any]:
     """Compresses a network and returns the report that is also written to `out`.
@@ -39,12 +45,18 @@ def compress(
         weights: a state dict.
         walks: plans that are scored exactly, at most.
         seed: of every random choice.
+        recover: `finetune` or `distill` (the original as the teacher) trains the compressed network on.
+        epochs: passes of that over the training images, 3 where None.
+        incremental: round weights portion by portion in it.
+        gradients: what rounds gradients in it, such as `dynamic_fixed_point(width=8)`.
+        gradients_of: which of them: `weights`, `biases`, `errors`; all where empty.
         demand: fields of `plywise.env.demand.Demand`, such as `max_storage=0.15`.
 
     Raises:
         PlywiseError: on anything that can be mended; the message says how.
     """
     from plywise.env.demand import make_demand
+    from plywise.env.recovery_settings import make_recovery
     from plywise.experiments.compress_model import compress_model
 
     return compress_model(
@@ -58,6 +70,7 @@ def compress(
         make_demand(demand),
         walks,
         seed,
+        make_recovery(recover, epochs, incremental, gradients, tuple(gradients_of), seed),
     )
 
 

@@ -67,6 +67,11 @@ def compress(
     energy_weight: float = 0.0,
     walks: int = 4,
     seed: int = 0,
+    recover: str | None = None,
+    epochs: int | None = None,
+    incremental: bool = False,
+    gradients: str | None = None,
+    gradients_of: str | None = None,
 ) -> None:
     """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors and report.json.
 
@@ -90,13 +95,20 @@ def compress(
         energy_weight: what 2.72 times less energy is worth
         walks: plans that are scored exactly, at most
         seed: of every random choice
+        recover: finetune, or distill with the original as the teacher, trains the compressed network on
+        epochs: passes of that over the training images; 3 where not given
+        incremental: whether weights are rounded portion by portion in it
+        gradients: quantiser of weights that rounds gradients in it, such as 'dynamic_fixed_point(width=8)'
+        gradients_of: which of them, with commas between: weights, biases, errors; all where not given
     """
     from plywise.env.demand import Demand
+    from plywise.env.recovery_settings import make_recovery
     from plywise.experiments.compress_model import compress_model, show_report
 
     ceilings = (max_accuracy_drop, max_storage, max_latency, max_energy)
     demand = Demand(*ceilings, accuracy_weight, storage_weight, latency_weight, energy_weight)
-    report = compress_model(model, data, out, agent, method, plan, weights, demand, walks, seed)
+    recovery = make_recovery(recover, epochs, incremental, gradients, _names(gradients_of), seed)
+    report = compress_model(model, data, out, agent, method, plan, weights, demand, walks, seed, recovery)
     show_report(report)
     print(f"written to {out}")
     if not report["demand_met"]:

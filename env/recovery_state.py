@@ -1,0 +1,78 @@
+"""Where a run of fine-tuning stands: one file from which a killed run goes on as if it had not been killed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from plywise.compressors.atomic_file import write_atomically
+from plywise.compressors.errors import ConfigurationError, FileFormatError
+
+STATE_FILE = "recovery.safetensors"
+"""Its name in the folder of an unfinished run."""
+
+PARTS = ("network", "best", "moments")
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveryState:
+    """Everything that changes in fine-tuning.
+
+    Attributes:
+        step: batches trained on so far.
+        accuracies: on the validation samples, before the first epoch and after each so far.
+        network, best: `TrainableNetwork.state` now and at the best epoch.
+        moments: of the optimiser, by name.
+    """
+
+    step: int
+    accuracies: tuple[float, ...]
+    network: dict[str, Tensor]
+    best: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+    def write(self, path: Path, asked: Mapping[str, Any]) -> None:
+        """Writes the state, atomically; makes the folder where it is missing.
+
+        Args:
+            path: of the file.
+            asked: what the run was asked to do, as JSON values.
+        """
+        tensors = {f"{part}/{name}": value for part in PARTS for name, value in getattr(self, part).items()}
+        header = {"asked": asked, "step": self.step, "accuracies": self.accuracies}
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        write_atomically(path, save(contiguous, metadata={"state": json.dumps(header)}))
+
+    @classmethod
+    def read(cls, path: Path, asked: Mapping[str, Any]) -> Self | None:
+        """Reads the state, None where there is none; executes no code.
+
+        Raises:
+            ConfigurationError: the run was asked to do something else.
+            FileFormatError: the file is damaged.
+        """
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            given, step, accuracies = header["asked"], int(header["step"]), tuple(map(float, header["accuracies"]))
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise FileFormatError(f"{path} is damaged ({error!s:.100}); delete it to start fine-tuning anew") from error
+        if given != json.loads(json.dumps(asked)):
+            raise ConfigurationError(
+                f"{path} is of another run (other network, data, plan or options); go on with that one, or delete the "
+                "file to start anew"
+            )
+        parts = {part: _part(tensors, part) for part in PARTS}
+        return cls(step, accuracies, **parts)
+
+
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.partition("/")[2]: value for name, value in tensors.items() if name.startswith(f"{part}/")}

@@ -1,0 +1,394 @@
+"""Fine-tuning after compression: it helps, it keeps what compression promised, and it goes on after a kill."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import plywise
+from plywise.compressors.dynamic_surgery import DynamicSurgery
+from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.compressors.layers import weight_of
+from plywise.compressors.packed_file import load_packed
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.compressors.static_quantized import StaticQuantized
+from plywise.compressors.weight_format import weight_format
+from plywise.env import recovery
+from plywise.env.augmentation import Augmentation
+from plywise.env.demand import Demand
+from plywise.env.device import Device
+from plywise.env.gradient_rounding import GradientRounding
+from plywise.env.handover import Origin, begin_folder, hand_over
+from plywise.env.recovery import PORTIONS, SPLICE_STEPS, recover
+from plywise.env.recovery_settings import GRADIENTS, RecoverySettings, make_recovery
+from plywise.env.recovery_state import STATE_FILE
+from plywise.env.subject import Subject
+from plywise.env.trainable import TrainableNetwork
+from plywise.env.trained_leaf import Surgery, TrainedLeaf, takes_gain
+from plywise.experiments.datasets import load_dataset
+from plywise.experiments.study import samples
+from plywise.experiments.training import TrainingSettings, fit, reproducible
+
+MIXED = (
+    "magnitude_pruning(sparsity=0.5) + uniform_quantization(bits=3)",
+    "low_rank(ratio=0.5) + uniform_quantization(bits=4) + activation_quantization",
+    "magnitude_pruning(sparsity=0.6)",
+)
+BAD = ("ternary(rounding=nearest)",) * 3
+SURGERY = ("dynamic_surgery + uniform_quantization(bits=4)", "dynamic_surgery", "identity")
+LAYERS = ("0", "2", "5")
+
+
+class FakeLatency:
+    """A device whose latency is macs and a start for each operation."""
+
+    device = Device("made up", "fingerprint")
+
+    def milliseconds(self, chains, progress=True):
+        return np.array([sum(0.001 + operation.macs * 3e-8 for operation in chain) for chain in chains])
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def subject(data, tmp_path_factory):
+    """A small network that was trained on the digits for a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLYWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with reproducible(0):
+            model = nn.Sequential(
+                nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.Flatten(),
+                nn.Linear(144, 10),
+            )  # fmt: skip
+            fit(model, data.train, TrainingSettings(epochs=4), "Training")
+        yield Subject(model, samples(data.train, 128), samples(data.validation), "tiny", FakeLatency())
+
+
+def plan_of(recipes):
+    return Plan("tiny", {name: Recipe.parse(text) for name, text in zip(LAYERS, recipes, strict=True)})
+
+
+def recovered(subject, data, recipes, file=None, track=recovery.untracked, **settings):
+    return recover(subject, plan_of(recipes), data.train, data.augmentation, RecoverySettings(**settings), file, track)
+
+
+def leaves(model):
+    return [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+
+
+def same(first, second):
+    states = first.state_dict(), second.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0]
+    )
+
+
+def distance(first, second):
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return sum(float((one - other).abs().sum()) for one, other in pairs)
+
+
+# What it is for
+
+
+@pytest.mark.parametrize("mode", ["finetune", "distill"])
+def test_a_badly_compressed_network_gets_better(subject, data, mode):
+    found = recovered(subject, data, BAD, mode=mode, epochs=3)
+    assert found.accuracy > found.accuracies[0] + 5
+    assert len(found.accuracies) == 4
+    assert found.accuracies[0] == pytest.approx(subject.measure(plan_of(BAD)).accuracy)
+    validation = subject.validation
+    assert validation.accuracy(validation.logits(found.model)) == found.accuracy
+
+
+def test_the_teacher_makes_a_difference(subject, data):
+    models = [recovered(subject, data, BAD, mode=mode, epochs=1).model for mode in ("finetune", "distill")]
+    assert distance(*models) > 0
+
+
+def test_it_is_never_worse_than_before(subject, data):
+    found = recovered(subject, data, MIXED, epochs=1, learning_rate=0.9)
+    assert found.accuracies[1] < found.accuracies[0]
+    assert found.best_epoch == 0
+    before = subject.bank.stitch(plan_of(MIXED)).model
+    assert same(found.model, before)
+
+
+# What it keeps
+
+
+def test_the_original_is_not_touched(subject, data):
+    before = copy.deepcopy(subject.network.original), copy.deepcopy(subject.network.model)
+    recovered(subject, data, MIXED, epochs=1)
+    assert same(before[0], subject.network.original)
+    assert same(before[1], subject.network.model)
+
+
+@pytest.mark.parametrize("settings", [{}, {"incremental": True}, {"mode": "distill"}], ids=str)
+def test_zeros_formats_and_ranges_survive(subject, data, tmp_path, settings):
+    before = subject.bank.stitch(plan_of(MIXED)).model
+    run = recovery._Run(
+        subject, TrainableNetwork(subject.bank, plan_of(MIXED)), data.train, data.augmentation,
+        RecoverySettings(epochs=1, **settings),
+    )  # fmt: skip
+    for _ in range(run.steps):
+        run.advance()
+    after = run.network.realise()
+    assert distance(before, after) > 0
+    for old, new in zip(leaves(before), leaves(after), strict=True):
+        form = weight_format(new)
+        assert type(form) is type(weight_format(old))
+        assert not torch.equal(new.weight, old.weight)
+        if form is not None:
+            assert form.bits == weight_format(old).bits
+            assert torch.equal(form.decode(form.encode(new.weight)), new.weight)
+    for place, share in ((0, 0.5), (-1, 0.6)):
+        zeros = leaves(after)[place].weight == 0
+        assert bool(zeros[leaves(before)[place].weight == 0].all() if place else True)
+        assert float(zeros.double().mean()) >= share - 0.02
+    ranges = [
+        [(part.input_range, part.output_range) for part in model.modules() if isinstance(part, StaticQuantized)]
+        for model in (before, after)
+    ]
+    assert ranges[0] == ranges[1] != []
+    subject.pack(after, tmp_path / "weights")
+    loaded = load_packed(tmp_path / "weights", copy.deepcopy(subject.network.original))
+    assert torch.equal(subject.validation.logits(loaded), subject.validation.logits(after))
+
+
+def test_zeros_from_before_rounding_stay_and_those_of_rounding_may_move(subject, data):
+    plan = plan_of(
+        ("magnitude_pruning(sparsity=0.5) + ternary(rounding=nearest)", "ternary(rounding=nearest)", "identity")
+    )
+    network = TrainableNetwork(subject.bank, plan)
+    masks = {name: part.mask for name, part in network._leaves.items()}
+    assert float((~masks["0.weight"]).double().mean()) == pytest.approx(0.5, abs=0.01)
+    assert masks["2.weight"] is None
+    assert float((leaves(network.model)[1].weight == 0).double().mean()) > 0.1
+
+
+def test_a_scale_for_all_channels_does_not_become_one_for_each(subject):
+    """Only scales that the file has already are trained."""
+    network = TrainableNetwork(subject.bank, plan_of(("identity", "uniform_quantization(bits=4)", "identity")))
+    assert "gain of 2.weight" in network.parameters
+    form = subject.bank.entry("2", Recipe.parse("fixed_point(width=4)")).weight_format
+    assert form.scale.shape == (1,)
+    assert not takes_gain(form, 16)
+
+
+# Going on after a kill
+
+
+class Killed:
+    """A progress bar that presses Ctrl-C before a step."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def __call__(self, items, what, count):
+        for place, item in enumerate(items):
+            if place == self.at:
+                raise KeyboardInterrupt
+            yield item
+
+
+@pytest.mark.parametrize("recipes", [MIXED, SURGERY], ids=["mixed", "surgery"])
+@pytest.mark.parametrize("settings", [{}, {"incremental": True}], ids=["plain", "incremental"])
+def test_a_killed_run_ends_with_the_same_bits(subject, data, tmp_path, monkeypatch, recipes, settings):
+    monkeypatch.setattr(recovery, "CHECKPOINT_SECONDS", 0.0)
+    file = tmp_path / STATE_FILE
+    whole = recovered(subject, data, recipes, epochs=2, **settings)
+    for at in (7, 12):
+        with pytest.raises(KeyboardInterrupt):
+            recovered(subject, data, recipes, file, Killed(at), epochs=2, **settings)
+    resumed = recovered(subject, data, recipes, file, epochs=2, **settings)
+    assert resumed.accuracies == whole.accuracies
+    assert resumed.best_epoch == whole.best_epoch
+    assert same(resumed.model, whole.model)
+
+
+def test_the_state_of_another_run_is_refused(subject, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(recovery, "CHECKPOINT_SECONDS", 0.0)
+    file = tmp_path / STATE_FILE
+    with pytest.raises(KeyboardInterrupt):
+        recovered(subject, data, MIXED, file, Killed(1), epochs=1)
+    for other in ({"epochs": 2}, {"epochs": 1, "mode": "distill"}, {"epochs": 1, "seed": 1}):
+        with pytest.raises(ConfigurationError, match="is of another run"):
+            recovered(subject, data, MIXED, file, **other)
+    with pytest.raises(ConfigurationError, match="is of another run"):
+        recovered(subject, data, BAD, file, epochs=1)
+
+
+@pytest.mark.parametrize("keep", [0, 8, 100, 2000])
+def test_a_damaged_state_is_refused(subject, data, tmp_path, monkeypatch, keep):
+    monkeypatch.setattr(recovery, "CHECKPOINT_SECONDS", 0.0)
+    file = tmp_path / STATE_FILE
+    with pytest.raises(KeyboardInterrupt):
+        recovered(subject, data, MIXED, file, Killed(1), epochs=1)
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(FileFormatError, match=r"is damaged .* delete it to start"):
+        recovered(subject, data, MIXED, file, epochs=1)
+
+
+# What acts in it
+
+
+def test_surgery_brings_weights_back_and_takes_others():
+    leaf = TrainedLeaf("layer", mask=torch.tensor([[True, True, False, False]]))
+    leaf.surgery = Surgery(DynamicSurgery(), torch.ones(1, 4))
+    leaf.splice(torch.tensor([[1.0, 0.1, 1.5, 0.1]]))
+    assert leaf.mask.tolist() == [[True, False, True, False]]
+
+
+def test_gradients_reach_weights_that_surgery_took_away_and_no_others(subject, data):
+    network = TrainableNetwork(
+        subject.bank, plan_of(("dynamic_surgery", "magnitude_pruning(sparsity=0.5)", "identity"))
+    )
+    network(data.train.inputs(0, 32)).square().sum().backward()
+    for name, reached in (("0.weight", True), ("2.weight", False)):
+        masked = ~network._leaves[name].mask
+        assert bool((network.parameters[name].grad[masked] != 0).any()) == reached
+
+
+def test_fine_tuning_splices(subject, data):
+    network = TrainableNetwork(subject.bank, plan_of(SURGERY))
+    run = recovery._Run(subject, network, data.train, data.augmentation, RecoverySettings(epochs=2, learning_rate=0.01))
+    before = {name: part.mask.clone() for name, part in network._leaves.items() if part.mask is not None}
+    assert set(before) == {"0.weight", "2.weight"}
+    for _ in range(2 * SPLICE_STEPS + 1):
+        run.advance()
+    model = network.realise()
+    for name, mask in before.items():
+        weight = weight_of(model.get_submodule(name.removesuffix(".weight")))
+        assert bool((weight[~mask] != 0).any()), "no weight came back"
+        assert bool((weight[~network._leaves[name].mask] == 0).all())
+
+
+def test_incremental_quantisation_freezes_portion_by_portion(subject, data):
+    network = TrainableNetwork(subject.bank, plan_of(("uniform_quantization(bits=4)",) * 2 + ("identity",)))
+    run = recovery._Run(subject, network, data.train, data.augmentation, RecoverySettings(epochs=1, incremental=True))
+    form, dense = network._leaves["2.weight"].form, network.parameters["2.weight"]
+    held, shares = None, []
+    for _ in range(run.steps):
+        run.advance()
+        frozen = network._leaves["2.weight"].frozen
+        shares.append(float(frozen.double().mean()))
+        if held is not None:
+            assert bool(frozen[held[0]].all()), "a frozen weight is free again"
+            assert torch.equal(dense[held[0]], held[1][held[0]]), "a frozen weight has moved"
+        held = frozen.clone(), dense.detach().clone()
+        rounded = form.decode(form.encode(dense.detach()))
+        assert torch.equal(rounded[frozen], dense[frozen])
+        assert not torch.equal(rounded[~frozen], dense[~frozen])
+    assert sorted(set(shares)) == pytest.approx(PORTIONS, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+@pytest.mark.parametrize("text", ["fixed_point(width=4, point=-4)", "dynamic_fixed_point(width=4)", "ternary"])
+def test_gradients_are_rounded(subject, data, monkeypatch, text, kind):
+    rounding = GradientRounding(RecoverySettings(gradients=text).quantizer(), (kind,))
+    seen = []
+    plain = rounding.round
+    monkeypatch.setattr(rounding, "round", lambda gradient: seen.append(plain(gradient)) or seen[-1])
+    network = TrainableNetwork(subject.bank, plan_of(("identity",) * 3))
+    with rounding.errors(network):
+        network(data.train.inputs(0, 64)).square().sum().backward()
+    rounding.parameters(network.parameters)
+    assert len(seen) == 3
+    assert all(len(gradient.unique()) <= 16 for gradient in seen)
+    for parameter in network.parameters.values():
+        is_rounded = any(parameter.grad is gradient for gradient in seen)
+        assert is_rounded == (kind == ("weights" if parameter.dim() > 1 else "biases"))
+
+
+def test_errors_are_rounded_on_their_way_and_only_in_training(subject, data):
+    """Steps so coarse that every error becomes zero: nothing reaches the weights."""
+    rounding = GradientRounding(RecoverySettings(gradients="fixed_point(width=2, point=30)").quantizer(), ("errors",))
+    network = TrainableNetwork(subject.bank, plan_of(("identity",) * 3))
+    with rounding.errors(network):
+        network(data.train.inputs(0, 8)).square().sum().backward()
+    assert all(float(parameter.grad.abs().max()) == 0 for parameter in network.parameters.values())
+    assert not any(part._forward_hooks for part in network.model.modules())
+
+
+def test_rounded_gradients_change_the_result(subject, data):
+    plain, rounded = (
+        recovered(subject, data, BAD, epochs=1, gradients=text).model for text in (None, "dynamic_fixed_point(width=4)")
+    )
+    assert distance(plain, rounded) > 0
+
+
+# Images
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_images_move_by_an_eighth_and_only_photos_are_mirrored(mirror):
+    pixels = torch.zeros(400, 3, 32, 32, dtype=torch.uint8)
+    pixels[:, :, 10, 6] = 200
+    found = Augmentation(mirror)(pixels, torch.Generator().manual_seed(0))
+    assert found.shape == pixels.shape
+    assert found.dtype == torch.uint8
+    image, _, row, column = found.nonzero(as_tuple=True)
+    assert torch.equal(image.view(400, 3), torch.arange(400)[:, None].expand(400, 3))
+    assert set(row.tolist()) == set(range(6, 15))
+    left, right = set(range(2, 11)), set(range(21, 30))
+    assert set(column.tolist()) == (left | right if mirror else left)
+
+
+def test_digits_are_not_mirrored(data):
+    assert not data.augmentation.mirror
+
+
+# The whole way
+
+
+def test_the_hand_over_is_of_the_recovered_network(subject, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(recovery, "CHECKPOINT_SECONDS", 0.0)
+    begin_folder(tmp_path)
+    found = recovered(subject, data, BAD, tmp_path / STATE_FILE, epochs=2)
+    assert (tmp_path / STATE_FILE).exists()
+    test = samples(data.test)
+    origin = Origin("net.py:make", "digits", 0, "plan", 0, 0.0, "made up")
+    report = hand_over(subject, plan_of(BAD), Demand(50.0), test, tmp_path, origin, found)
+    files = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    assert report["compressed"]["accuracy"] == test.accuracy(test.logits(found.model))
+    assert report["validation"]["compressed_accuracy"] == found.accuracy > found.accuracies[0]
+    said = report["recovery"]
+    assert (said["recover"], said["epochs"], said["best_epoch"]) == ("finetune", 2, found.best_epoch)
+    assert said["validation_accuracies"] == list(found.accuracies)
+    loaded = plywise.load(tmp_path, copy.deepcopy(subject.network.original))
+    assert torch.equal(test.logits(loaded), test.logits(found.model))
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"recover": "destill"}, "unknown way to recover 'destill'. Did you mean 'distill'"),
+        ({"recover": "finetune", "epochs": 0}, "epochs=0 must be at least 1"),
+        ({"epochs": 3}, "epochs mean nothing without fine-tuning: add 'recover', one of finetune, distill"),
+        ({"incremental": True, "gradients": "binary"}, "incremental, gradients mean nothing without"),
+        ({"recover": "finetune", "gradients": "magnitude_pruning"}, "must be one quantiser of weights"),
+        ({"recover": "finetune", "gradients": "fixed_pont"}, "Did you mean 'fixed_point'"),
+        ({"recover": "finetune", "gradients": "binary", "gradients_of": ("error",)}, "Did you mean 'errors'"),
+        ({"recover": "finetune", "gradients_of": ("errors",)}, "gradients_of means nothing without 'gradients'"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(tmp_path, options, said):
+    with pytest.raises(ConfigurationError, match=f".*{said}"):
+        plywise.compress("zoo:digits-mlp", "digits", tmp_path / "out", method="knapsack", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_recovered_unless_asked():
+    assert make_recovery(None) is None
+    assert make_recovery("distill").epochs == 3

@@ -1,9 +1,15 @@
 """Schemes: recipes by name pattern and type, and recipes put together in Python."""
 
+import re
+from pathlib import Path
+
 import pytest
+import torch
 from tiny_networks import Identity, Plain, Reused, build, images
 
+import plywise
 from plywise.compressors.errors import ConfigurationError, FileFormatError, UnsupportedLayerError
+from plywise.compressors.global_pruning import global_threshold_plan
 from plywise.compressors.low_rank import LowRank
 from plywise.compressors.magnitude_pruning import MagnitudePruning
 from plywise.compressors.plan import Plan
@@ -11,6 +17,7 @@ from plywise.compressors.recipe import Recipe
 from plywise.compressors.uniform_quantization import UniformQuantization
 from plywise.env.network import Network
 from plywise.env.scheme import Scheme
+from plywise.experiments.lenet import DigitsLeNet
 
 FOUR, TWO = "uniform_quantization(bits=4)", "uniform_quantization(bits=2)"
 
@@ -142,3 +149,40 @@ def test_techniques_add_up_to_recipes_in_the_order_of_their_stages():
         bits + bits
     with pytest.raises(TypeError):
         bits + 4
+
+
+# The examples of the README
+
+
+def example(language, part):
+    """Returns the one block of a language in the README that holds a part."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (found,) = (block for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if part in block)
+    return found
+
+
+def test_the_scheme_in_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plywise, "compress", lambda *_, plan, **__: Scheme.load(Path(plan)))
+    names = {"plywise": plywise}
+    exec(example("python", "Scheme.of"), names)
+    assert names["report"] == names["scheme"]
+    plan, refused = names["scheme"].on(Network.of(DigitsLeNet(), torch.zeros(2, 1, 8, 8)))
+    pruned, kept = "filter_pruning(ratio=0.25) + uniform_quantization(bits=4)", FOUR
+    assert list(map(str, plan.values())) == [pruned, pruned, kept, kept, kept]
+    assert not refused
+
+
+def test_the_scheme_in_yaml(tmp_path):
+    (tmp_path / "scheme.yaml").write_text(example("yaml", "patterns"))
+    scheme = Scheme.load(tmp_path / "scheme.yaml")
+    assert list(scheme.recipes) == ["*", "layer3.*", "type:Linear", "conv1"]
+
+
+def test_one_threshold_over_the_network_goes_with_other_techniques():
+    model = build(Plain)
+    found = global_threshold_plan(dict(model.named_modules()), density=0.3)
+    scheme = Scheme.of({name: recipe + UniformQuantization(bits=4) for name, recipe in found.items()})
+    plan, _ = scheme.on(network())
+    assert len({recipe.techniques[0].sparsity for recipe in plan.values()}) == 3
+    assert all(recipe.bits == 4 for recipe in plan.values())

@@ -25,6 +25,7 @@ def catalogue() -> tuple[Recipe, ...]:
     ]
     structures = [f"filter_pruning(ratio={ratio})" for ratio in (0.25, 0.5, 0.75)]
     structures += [f"low_rank(ratio={ratio})" for ratio in (0.6, 0.4, 0.25)]
+    structures += ["low_rank(ratio=0.4, sides=cp)", "global_pool_head(positions=4)"]
     plain = ["identity", *weights, *sparse]
     for structure in structures:
         plain += [structure, *(f"{structure} + uniform_quantization(bits={bits})" for bits in WEIGHT_BITS)]

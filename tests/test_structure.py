@@ -14,7 +14,7 @@ from plywise.compressors.channels import keep_inputs, keep_outputs
 from plywise.compressors.composition import composed, dense_kernel
 from plywise.compressors.error_feedback import relative_output_error
 from plywise.compressors.errors import FileFormatError
-from plywise.compressors.layers import out_channels, weight_matrices, weight_of
+from plywise.compressors.layers import is_pointwise, out_channels, weight_matrices, weight_of
 from plywise.compressors.leaves import effective_matrix
 from plywise.compressors.module_spec import build_leaf
 from plywise.compressors.packed_file import load_packed, save_packed
@@ -35,9 +35,11 @@ STRUCTURES = (
     "low_rank(ratio=0.5, sides=input)",
     "low_rank(ratio=0.5, sides=output)",
     "low_rank(ratio=0.5, sides=both)",
+    "low_rank(ratio=0.5, sides=cp)",
     "depthwise_separable(filters=2)",
     "sparse_coding",
     "block_diagonal",
+    "global_pool_head",
 )
 INTEGER = " + uniform_quantization(bits=7) + activation_quantization"
 EXPORTED = [("low_rank(ratio=0.5)", "conv2d-stride"), ("depthwise_separable", "conv2d"), ("sparse_coding", "linear")]
@@ -100,6 +102,27 @@ def test_spatial_never_loses_more_than_the_plain_decomposition(kind):
     )
     plain = composed([first, second]).flatten(1)[None]
     assert error_of("low_rank(ratio=0.5)", kind) < 0.95 * error(plain, kind)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d-bare", "conv2d-dilation", "conv1d"])
+def test_a_polyadic_decomposition_loses_less_than_other_ones_by_1x1_kernels(kind):
+    first, filters, last = compressed("low_rank(ratio=0.5, sides=cp)", kind)
+    assert filters.groups == filters.in_channels == weight_of(first).shape[0]
+    assert is_pointwise(first)
+    assert is_pointwise(last)
+    others = [error_of(f"low_rank(ratio=0.5, sides={sides})", kind) for sides in ("input", "output", "both")]
+    assert error_of("low_rank(ratio=0.5, sides=cp)", kind) < min(others)
+
+
+def test_a_kernel_that_is_polyadic_is_found():
+    generator = torch.Generator().manual_seed(5)
+    parts = [torch.randn(size, 6, generator=generator) for size in (24, 16, 9)]
+    layer = nn.Conv2d(16, 24, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.einsum("or,ir,pr->oip", *parts).view(24, 16, 3, 3))
+    module = Recipe.parse("low_rank(ratio=0.1, sides=cp)").compress(layer, LayerStatistics.white(layer))
+    assert weight_of(module[0]).shape[0] == 7
+    assert relative_output_error(weight_matrices(layer), effective_matrix(module), torch.eye(144)[None]) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "conv2d-stride", "conv1d"])
@@ -242,6 +265,10 @@ def test_other_precisions_come_back_as_they_were(text, dtype):
         ("depthwise_separable", nn.Conv2d(8, 8, 3, groups=2), "grouped"),
         ("depthwise_separable(filters=9)", nn.Conv2d(8, 64, 3), "no smaller"),
         ("depthwise_separable", nn.Linear(8, 8), "no kernel"),
+        ("low_rank(sides=cp)", nn.Linear(16, 16), "no filters"),
+        ("global_pool_head", nn.Conv2d(8, 8, 1), "not linear"),
+        ("global_pool_head", nn.Linear(10, 8), "not several channels"),
+        ("global_pool_head", nn.Linear(4, 8), "not several channels"),
         ("sparse_coding", nn.Conv2d(8, 8, 3), "not linear"),
         ("sparse_coding", nn.Linear(2, 2), "too few"),
         ("sparse_coding(atoms=1.0)", nn.Linear(8, 8), "no smaller"),
@@ -264,6 +291,25 @@ def test_assigned_blocks_lose_less_than_random_ones_and_those_less_than_cut_ones
     ]
     assert errors == sorted(errors)
     assert int((effective_matrix(control) != 0).sum()) == layer.weight.numel() // blocks
+
+
+def test_a_pooling_head_is_exact_where_all_places_count_alike():
+    layer = nn.Linear(24, 7).eval()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(7, 6, generator=torch.Generator().manual_seed(2)).repeat_interleave(4, 1))
+    module = Recipe.parse("global_pool_head(positions=4)").compress(layer, LayerStatistics.white(layer))
+    inputs = torch.randn(5, 24, generator=torch.Generator().manual_seed(3))
+    assert weight_of(module[1]).shape == (7, 6)
+    with torch.no_grad():
+        assert torch.allclose(module(inputs), layer(inputs), atol=1e-5)
+        assert torch.allclose(module[0](inputs), inputs.view(5, 6, 4).mean(2), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear-tokens"])
+def test_a_fitted_head_loses_less_than_the_mean_of_the_weights(kind):
+    layer = layer_of(kind)
+    plain = weight_matrices(layer).view(1, -1, 3, 4).mean(3).repeat_interleave(4, 2)
+    assert error_of("global_pool_head", kind) < error(plain, kind)
 
 
 def test_hidden_blocks_are_found():

@@ -56,16 +56,17 @@ class Plan(Mapping[str, Recipe]):
 
     def check(self, layers: tuple[str, ...]) -> None:
         """Raises ConfigurationError, naming the first mismatch, unless the plan covers exactly `layers`."""
+        which = f"the plan for {self.network!r}" if self.network else "the plan"
         for name in layers:
             if name not in self.recipes:
                 raise ConfigurationError(
-                    f"the plan for {self.network!r} has no recipe for layer {name!r} of this network; give the plan of "
+                    f"{which} has no recipe for layer {name!r} of this network; give the plan of "
                     "this network, or write 'identity' for a layer that should stay as it is"
                 )
         for name in self.recipes:
             if name not in layers:
                 raise ConfigurationError(
-                    f"the plan for {self.network!r} names layer {name!r}, which this network does not have; "
+                    f"{which} names layer {name!r}, which this network does not have; "
                     f"its layers are {', '.join(layers[:8])}{', ...' if len(layers) > 8 else ''}"
                 )
 

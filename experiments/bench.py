@@ -1,6 +1,7 @@
 """All tables under `experiments/results`, one after the other: `make bench`.
 
-The table of techniques on ResNet-20 needs data of its own: `python -m plywise.experiments.technique_table`.
+Two need data of their own: the table of techniques on ResNet-20, `python -m plywise.experiments.technique_table`, and
+the study of the order of techniques, `python -m plywise.experiments.order_study`.
 """
 
 from plywise.experiments import agent_study, speed_study, technique_table

@@ -486,3 +486,14 @@ def test_every_format_runs_in_the_runtime(tmp_path: Path):
         onnx.TensorProto.UINT8,
         onnx.TensorProto.UINT4,
     } <= kinds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_coarser_step_takes_fewer_bytes_and_loses_more(kind):
+    layer, _, statistics = prepared(kind)
+    recipes = [Recipe.parse(f"step_quantization(step={step})") for step in (0.1, 0.5, 1.0, 2.0)]
+    sizes = [packed_size(recipe.compress(layer, statistics)) for recipe in recipes]
+    errors = [error_of(str(recipe), kind) for recipe in recipes]
+    assert sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors)
+    assert sizes[0] > sizes[-1]

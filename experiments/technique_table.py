@@ -53,6 +53,7 @@ ORIGINAL = "identity"
 STATIC = "ONNX Runtime: static quantiser, 8 bits"
 TORCHAO = {bits: f"torchao: weights of {bits} bits" for bits in (8, 4)}
 PLAIN = {sides: f"plain decomposition, sides={sides}, BatchNorm recalibrated" for sides in HALF}
+OTHER_SIDES = tuple(sides for sides in HALF if sides != "spatial")
 CUT_INNER = "Torch-Pruning: L2, same channels, BatchNorm recalibrated"
 CUT_ALL = "Torch-Pruning: L2, all channels, BatchNorm recalibrated"
 
@@ -64,7 +65,8 @@ BARS = (
     Bar("half of the weights zero: drop at most", "magnitude_pruning(sparsity=0.5)", 0.8),
     Bar("2:4 zeros: drop at most", "nm_sparsity(keep=2)", 1.5),
     Bar("half the macs by low rank: drop at most", HALF["spatial"], 10.0),
-    *(Bar("half the macs by low rank: lead of at least", HALF[sides], 10.0, PLAIN[sides]) for sides in HALF),
+    *(Bar("half the macs by low rank: lead of at least", HALF["spatial"], 10.0, PLAIN[sides]) for sides in HALF),
+    *(Bar("the same, shape for shape: lead of at least", HALF[sides], 10.0, PLAIN[sides]) for sides in OTHER_SIDES),
     Bar("half the macs by filter pruning: lead of at least", HALF_PRUNED, 15.0, CUT_INNER),
     Bar("half the macs by filter pruning: lead of at least", HALF_PRUNED, 15.0, CUT_ALL),
     Bar("8-bit weights and activations: no worse", INT8, 0.0, STATIC),

@@ -183,9 +183,10 @@ def _cut(network: Network, spared: set[str], ratio: float) -> nn.Module:
     ignored = [module for name, module in model.named_modules() if name in spared]
     importance = tp.importance.MagnitudeImportance(p=2)
     try:
-        pruner = tp.pruner.MagnitudePruner(
-            model, network.example, importance=importance, pruning_ratio=ratio, ignored_layers=ignored
-        )
+        with _quiet():
+            pruner = tp.pruner.MagnitudePruner(
+                model, network.example, importance=importance, pruning_ratio=ratio, ignored_layers=ignored
+            )
         pruner.step()
         with torch.no_grad():
             model(network.example)

@@ -44,6 +44,7 @@ STRUCTURES = (
 INTEGER = " + uniform_quantization(bits=7) + activation_quantization"
 EXPORTED = [("low_rank(ratio=0.5)", "conv2d-stride"), ("depthwise_separable", "conv2d"), ("sparse_coding", "linear")]
 EXPORTED += [("block_diagonal", kind) for kind in ("linear-tokens", "pointwise-stride")]
+EXPORTED += [("low_rank(ratio=0.5, sides=cp)", "conv2d-stride"), ("global_pool_head", "linear")]
 CASES = [
     (text, kind)
     for text in STRUCTURES

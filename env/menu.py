@@ -11,26 +11,29 @@ from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Technique, techniques
 from plywise.env.network import Layer
 
-WEIGHT_BITS = (7, 4, 3)
-"""Bits that restructured layers are combined with; 7 serve 8-bit kernels as well."""
+WEIGHTS = (
+    "uniform_quantization(bits=7)",
+    "uniform_quantization(bits=4, scale=minmax)",
+    "uniform_quantization(bits=3, scale=minmax)",
+)
+"""What restructured layers are combined with; 7 bits serve 8-bit kernels as well."""
 
 
 def catalogue() -> tuple[Recipe, ...]:
     """Returns every recipe that the search considers, `identity` first."""
     weights = [f"uniform_quantization(bits={bits})" for bits in (8, 7, 6, 4, 3)]
-    weights += [f"uniform_quantization(bits={bits}, scheme=affine)" for bits in (3, 2)]
-    sparse = [
-        f"magnitude_pruning(sparsity={sparsity}) + uniform_quantization(bits={bits})"
-        for sparsity, bits in ((0.5, 7), (0.5, 4), (0.5, 3), (0.7, 4), (0.7, 3))
-    ]
+    # Between the outermost weights a grid of few levels is coarser and most symbols are alike: fewer bytes.
+    weights += [f"uniform_quantization(bits={bits}, scale=minmax)" for bits in (5, 4, 3)]
+    weights += [f"step_quantization(step={step})" for step in (0.75, 1.0, 1.25, 1.5)]
+    sparse = [f"magnitude_pruning(sparsity={sparsity}) + {WEIGHTS[-1]}" for sparsity in (0.5, 0.7)]
     structures = [f"filter_pruning(ratio={ratio})" for ratio in (0.25, 0.5, 0.75)]
     structures += [f"low_rank(ratio={ratio})" for ratio in (0.6, 0.4, 0.25)]
-    structures += ["low_rank(ratio=0.4, sides=cp)", "global_pool_head(positions=4)"]
+    structures += ["low_rank(ratio=0.4, sides=cp)", "depthwise_separable(filters=1)", "global_pool_head(positions=4)"]
     plain = ["identity", *weights, *sparse]
     for structure in structures:
-        plain += [structure, *(f"{structure} + uniform_quantization(bits={bits})" for bits in WEIGHT_BITS)]
+        plain += [structure, *(f"{structure} + {weight}" for weight in WEIGHTS)]
     recipes = [Recipe.parse(text) for text in plain]
-    recipes += [with_integers(recipe) for recipe in recipes if recipe.bits <= 7 and not _affine(recipe)]
+    recipes += [with_integers(recipe) for recipe in recipes if recipe.bits <= 7]
     recipes += [recipe for _, kind in sorted(techniques().items()) for recipe in _declared(kind)]
     return tuple(dict.fromkeys(recipes))
 
@@ -87,8 +90,3 @@ def _declared(kind: type[Technique]) -> list[Recipe]:
         return [Recipe.parse(text) for text in kind.in_search]
     except ConfigurationError as error:
         raise ConfigurationError(f"in_search of technique {kind.name!r} ({kind.__module__}): {error}") from error
-
-
-def _affine(recipe: Recipe) -> bool:
-    # The integer kernels want the zero of the weights in the middle.
-    return any(technique.settings().get("scheme") == "affine" for technique in recipe.techniques)

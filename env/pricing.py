@@ -1,9 +1,7 @@
 """Builds the price table of a network: the recipes of each layer, what they cost on the device and what they lose."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +21,6 @@ from plywise.compressors.layers import (
     weight_matrices,
     weight_of,
 )
-from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.packing import floats_size
 from plywise.compressors.recipe import Recipe
@@ -133,13 +130,19 @@ class Pricer:
         }
 
     def price(
-        self, sensitivities: Mapping[str, Sensitivity], points_per_nat: float, accuracy: float, chance: float
+        self,
+        sensitivities: Mapping[str, Sensitivity],
+        points_per_nat: float,
+        bytes_beside: float,
+        accuracy: float,
+        chance: float,
     ) -> PriceTable:
         """Returns the price table.
 
         Args:
             sensitivities: of each layer over `recipes[layer]`.
             points_per_nat: accuracy points lost for each nat of divergence.
+            bytes_beside: of a plan's packed file, those that no layer accounts for.
             accuracy, chance: of the original and of guessing, percent.
         """
         chosen: dict[str, tuple[Recipe, ...]] = {}
@@ -149,7 +152,7 @@ class Pricer:
             picked = undominated(prices, [_level(recipe) for recipe in recipes], SLOTS)
             chosen[layer.name] = tuple(recipes[index] for index in picked)
             rows[layer.name] = np.array(picked)
-        return self._table(chosen, rows, sensitivities, points_per_nat, accuracy, chance)
+        return self._table(chosen, rows, sensitivities, points_per_nat, bytes_beside, accuracy, chance)
 
     def _first_prices(self, sensitivities: Mapping[str, Sensitivity]) -> list[NDArray[np.float64]]:
         """Costs in the original's shapes and divergence of all recipes, `(recipes, 4)` for each layer."""
@@ -173,6 +176,7 @@ class Pricer:
         rows: Mapping[str, NDArray[np.int64]],
         sensitivities: Mapping[str, Sensitivity],
         points_per_nat: float,
+        bytes_beside: float,
         accuracy: float,
         chance: float,
     ) -> PriceTable:
@@ -205,7 +209,7 @@ class Pricer:
                         chain = chains[layer.name, slot, a, b]
                         storage = size.bytes_of(chain)
                         cost[:, row, slot, a, b] = storage, latencies[chain], energy_mj(chain, storage)
-        fixed = np.array([fixed_storage(network), 0.0, 0.0], np.float32)
+        fixed = np.array([bytes_beside, 0.0, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
         return PriceTable(
@@ -267,6 +271,8 @@ class Pricer:
 
     def _left(self, channels: int, by_group: Mapping[int, int], level: int) -> int:
         """Returns how many of `channels` stay when all groups that they belong to are at a keep level."""
+        if level == 0:  # not even rounded
+            return channels
         for group, share in by_group.items():
             width = self.network.groups[group].channels
             channels -= (width - kept_count(width, 1.0 - KEEP_LEVELS[level])) * share // width
@@ -313,13 +319,6 @@ def original_storage(network: Network) -> float:
     """Returns the bytes of the original's file: float32 weights, headers included."""
     state = {name: value.contiguous() for name, value in network.original.state_dict().items()}
     return float(len(save_tensors({name: value.clone() for name, value in state.items()})))
-
-
-def fixed_storage(network: Network) -> float:
-    """Returns the bytes of the packed file that no layer accounts for."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = save_packed(network.model, network.original, Path(folder) / "weights", {})
-    return float(whole - sum(packed_size(network.modules[layer.name]) for layer in network.layers))
 
 
 def _level(recipe: Recipe) -> int:

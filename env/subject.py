@@ -139,9 +139,9 @@ class Subject:
             steps, f"{self.network.name}: how sensitive each layer is", len(self.layers)
         ):
             found[name] = sensitivity
-        points = self._points_per_nat(pricer, found)
+        points, bytes_beside = self._tried(pricer, found)
         chance = 100.0 / self._original.shape[1]
-        table = pricer.price(found, points, self.accuracy, min(chance, self.accuracy))
+        table = pricer.price(found, points, bytes_beside, self.accuracy, min(chance, self.accuracy))
         save_prices(table, path)
         return table
 
@@ -177,13 +177,10 @@ class Subject:
 
     def cost(self, stitched: Stitched) -> tuple[float, float, float]:
         """Returns the file's bytes, and latency and energy layer by layer in their real shapes, of a stitched plan."""
-        modules = {
-            layer.name: stitched.replaced.get(layer.name, self.network.modules[layer.name]) for layer in self.layers
-        }
+        modules = self._realised(stitched)
         chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in self.layers}
         sizes = {name: packed_size(module) for name, module in modules.items()}
-        with tempfile.TemporaryDirectory() as folder:
-            storage = float(self.pack(stitched.model, Path(folder) / "weights"))
+        storage = float(self._file_size(stitched))
         latency = float(self.latency.milliseconds(list(chains.values()), progress=False).sum())
         energy = sum(energy_mj(chains[name], sizes[name]) for name in chains)
         return storage, latency + float(self.table.fixed[1]), energy + float(self.table.fixed[2])
@@ -193,28 +190,43 @@ class Subject:
         """Layers of the network, in the order of the walk."""
         return self.network.layers
 
-    def _points_per_nat(self, pricer: Pricer, found: dict[str, Sensitivity]) -> float:
-        """Learns from trial plans how many points of accuracy a nat of summed single-layer divergence costs.
+    def _tried(self, pricer: Pricer, found: dict[str, Sensitivity]) -> tuple[float, float]:
+        """Learns from trial plans what cannot be known layer by layer.
 
-        The ratio of sums, so that plans of a point or more count for most; it includes how layers interact.
+        Returns:
+            Points of accuracy that a nat of summed single-layer divergence costs: the ratio of sums, so that plans of
+            a point or more count for most; it includes how layers interact. And the file's bytes beside the layers.
         """
-        nats, points = 1.0 / USUAL_POINTS_PER_NAT, 1.0
+        nats, points, beside = 1.0 / USUAL_POINTS_PER_NAT, 1.0, []
         trials = _trial_plans(self.network, pricer, found)
         for plan, expected in self._track(trials, f"{self.network.name}: trial plans", len(trials)):
-            drop = self.accuracy - self._trial(plan)
+            accuracy, bytes_beside = self._trial(plan)
+            drop = self.accuracy - accuracy
+            beside.append(bytes_beside)
             if 0.0 <= drop <= 15.0:
                 nats += expected
                 points += drop
-        return points / nats
+        return points / nats, sum(beside) / len(beside)
 
-    def _trial(self, plan: Plan) -> float:
-        """Returns the accuracy of a plan; no plan twice."""
+    def _trial(self, plan: Plan) -> tuple[float, float]:
+        """Returns the accuracy of a plan and the bytes of its file that no layer accounts for; no plan twice."""
         name = f"{self.key}/trial/{_digest(*map(str, plan.values()))}"
         found = self.store.get(name)
         if found is None:
-            found = self.validation.accuracy(self.validation.logits(self.bank.stitch(plan).model))
+            stitched = self.bank.stitch(plan)
+            accuracy = self.validation.accuracy(self.validation.logits(stitched.model))
+            found = [accuracy, self._file_size(stitched) - sum(map(packed_size, self._realised(stitched).values()))]
             self.store.put(name, found)
-        return float(found)
+        return float(found[0]), float(found[1])
+
+    def _realised(self, stitched: Stitched) -> dict[str, nn.Module]:
+        return {
+            layer.name: stitched.replaced.get(layer.name, self.network.modules[layer.name]) for layer in self.layers
+        }
+
+    def _file_size(self, stitched: Stitched) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            return self.pack(stitched.model, Path(folder) / "weights")
 
     def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int) -> str:
         outside = load_entry_points(Technique)

@@ -27,7 +27,7 @@ def factored_table(layer: nn.Embedding, statistics: LayerStatistics, rank: int) 
     covariance, mean = table_moments(table / unit, statistics.frequency)
     basis = torch.linalg.eigh(covariance).eigenvectors[:, -rank:]  # (width, rank)
     chain = factored_outline(layer, rank)
-    values = (table @ basis, basis, (mean - basis @ (basis.T @ mean)) * unit)
+    values = (table / unit @ basis, basis * unit, (mean - basis @ (basis.T @ mean)) * unit)
     for (leaf, name), value in zip(
         ((chain[0], "weight"), (chain[1], "weight"), (chain[1], "bias")), values, strict=True
     ):

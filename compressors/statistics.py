@@ -126,6 +126,8 @@ def _factored_table(chain: nn.Sequential, statistics: LayerStatistics) -> list[L
     frequency = statistics.frequency
     assert frequency is not None
     covariance, mean = table_moments(table, frequency)
+    # Only how the columns compare counts; in units of the largest weight the squares do not leave float32.
+    mixing = mixing / mixing.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     first = replace(statistics, covariance=(mixing.T @ mixing)[None], mean=torch.zeros_like(mean)[None])
     behind = replace(statistics, covariance=covariance[None], mean=mean[None], frequency=None)
     return [first, replace(behind, inputs=_spread(covariance, mean))]

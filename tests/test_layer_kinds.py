@@ -56,7 +56,7 @@ class Words(nn.Module):
         super().__init__()
         self.words = nn.Embedding(50, 16)
         layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, activation="gelu")
-        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.encoder = nn.TransformerEncoder(layer, 1)
         self.head = nn.Linear(16, 5)
 
     def forward(self, indices):
@@ -179,7 +179,7 @@ def test_projections_of_torch_attention_become_layers_and_the_original_stays():
     network = Network.of(model, words(4))
     names = {layer.name for layer in network.layers}
     projections = ("query", "key", "value", "out_proj")
-    assert {f"encoder.layers.{n}.self_attn.{part}" for n in (0, 1) for part in projections} <= names
+    assert {f"encoder.layers.{n}.self_attn.{part}" for n in (0,) for part in projections} <= names
     assert not network.skipped or all("self_attn" not in name for name in network.skipped)
     assert type(model.encoder.layers[0].self_attn) is nn.MultiheadAttention
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -228,8 +228,9 @@ PLANS = (
 )
 
 
-@pytest.mark.parametrize("text", PLANS)
-@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize(
+    ("kind", "text"), [*((Upscaler, text) for text in PLANS), *((Words, text) for text in PLANS[1:3])]
+)
 def test_compressed_networks_pack_load_and_run(kind, text, tmp_path):
     bank, inputs = bank_of(kind), INPUTS[kind]()
     model = bank.stitch(planned(bank.network, text)).model

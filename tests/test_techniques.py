@@ -28,7 +28,7 @@ ACCEPTED = [
     for technique, kind in itertools.product(EVERY, KINDS)
     if technique.unsupported(layer_of(kind)) is None
 ]
-PACKED_KINDS = ("conv1d-same", "conv2d-stride", "depthwise", "linear")
+PACKED_KINDS = ("conv1d-same", "conv2d-stride", "depthwise", "transposed-grouped", "embedding", "linear")
 
 
 def tensors(module):
@@ -329,7 +329,7 @@ EDGES = [
 ]
 EDGE_CASES = [
     (recipe, kind)
-    for recipe, kind in itertools.product(EDGES, ("conv2d", "depthwise", "linear"))
+    for recipe, kind in itertools.product(EDGES, ("conv2d", "depthwise", "transposed1d", "embedding", "linear"))
     if Recipe.parse(recipe).unsupported(layer_of(kind)) is None
 ]
 
@@ -363,6 +363,29 @@ def test_tiny_huge_and_zero_weights_lose_as_much_as_usual_ones(recipe, kind, fac
         assert error == pytest.approx(expected, rel=0.05, abs=1e-9)
 
 
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
+@pytest.mark.parametrize("technique", [kind() for kind in techniques().values()], ids=str)
+def test_every_technique_takes_zero_tiny_and_huge_weights(technique, factor):
+    for kind in ("pointwise", "transposed-grouped", "embedding", "linear"):
+        layer, inputs, statistics = scaled(kind, factor)
+        if technique.unsupported(layer) is None:
+            module = technique.compress(layer, statistics)
+            with torch.no_grad():
+                assert bool(torch.isfinite(module(inputs)).all()), kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("technique", [kind() for kind in techniques().values()], ids=str)
+def test_every_technique_keeps_other_precisions(technique, dtype):
+    for kind in ("pointwise", "transposed-grouped", "embedding", "linear"):
+        layer, _, statistics = prepared(kind)
+        layer = layer.to(dtype)
+        if technique.unsupported(layer) is None:
+            module = technique.compress(layer, statistics)
+            assert {value.dtype for value in module.parameters()} == {dtype}, kind
+            assert all(bool(torch.isfinite(value).all()) for value in module.parameters()), kind
+
+
 @pytest.mark.parametrize(("recipe", "kind"), EDGE_CASES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_other_precisions_come_back_as_they_were(recipe, kind, dtype):
@@ -379,7 +402,17 @@ def test_other_precisions_come_back_as_they_were(recipe, kind, dtype):
 @pytest.mark.parametrize(
     "recipe", ["magnitude_pruning", "uniform_quantization(bits=2)", "uniform_quantization(bits=1)"]
 )
-@pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 1), nn.Conv1d(1, 1, 3), nn.Linear(1, 1, bias=False)], ids=repr)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(1, 1, 1),
+        nn.Conv1d(1, 1, 3),
+        nn.ConvTranspose2d(1, 1, 2),
+        nn.Embedding(1, 1),
+        nn.Linear(1, 1, bias=False),
+    ],
+    ids=repr,
+)
 def test_layers_of_one_channel(recipe, layer):
     module = Recipe.parse(recipe).compress(layer.eval(), LayerStatistics.white(layer))
     assert weight_of(module).shape == weight_of(layer).shape

@@ -32,7 +32,7 @@ class RecoverySettings:
 
     mode: str = "finetune"
     epochs: int = USUAL_EPOCHS
-    batch_size: int = 64
+    batch_size: int = 32
     learning_rate: float = 1e-3
     incremental: bool = False
     gradients: str | None = None

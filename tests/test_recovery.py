@@ -37,7 +37,7 @@ MIXED = (
     "low_rank(ratio=0.5) + uniform_quantization(bits=4) + activation_quantization",
     "magnitude_pruning(sparsity=0.6)",
 )
-BAD = ("ternary(rounding=nearest)",) * 3
+BAD = ("magnitude_pruning(sparsity=0.95) + uniform_quantization(bits=4)",) * 3
 SURGERY = ("dynamic_surgery + uniform_quantization(bits=4)", "dynamic_surgery", "identity")
 LAYERS = ("0", "2", "5")
 
@@ -99,7 +99,7 @@ def distance(first, second):
 
 @pytest.mark.parametrize("mode", ["finetune", "distill"])
 def test_a_badly_compressed_network_gets_better(subject, data, mode):
-    found = recovered(subject, data, BAD, mode=mode, epochs=3)
+    found = recovered(subject, data, BAD, mode=mode, epochs=3, learning_rate=0.02)
     assert found.accuracy > found.accuracies[0] + 5
     assert len(found.accuracies) == 4
     assert found.accuracies[0] == pytest.approx(subject.measure(plan_of(BAD)).accuracy)
@@ -108,7 +108,9 @@ def test_a_badly_compressed_network_gets_better(subject, data, mode):
 
 
 def test_the_teacher_makes_a_difference(subject, data):
-    models = [recovered(subject, data, BAD, mode=mode, epochs=1).model for mode in ("finetune", "distill")]
+    models = [
+        recovered(subject, data, BAD, mode=mode, epochs=3, learning_rate=0.02).model for mode in ("finetune", "distill")
+    ]
     assert distance(*models) > 0
 
 
@@ -319,7 +321,8 @@ def test_errors_are_rounded_on_their_way_and_only_in_training(subject, data):
 
 def test_rounded_gradients_change_the_result(subject, data):
     plain, rounded = (
-        recovered(subject, data, BAD, epochs=1, gradients=text).model for text in (None, "dynamic_fixed_point(width=4)")
+        recovered(subject, data, BAD, epochs=3, learning_rate=0.02, gradients=text).model
+        for text in (None, "dynamic_fixed_point(width=4)")
     )
     assert distance(plain, rounded) > 0
 
@@ -351,7 +354,7 @@ def test_digits_are_not_mirrored(data):
 def test_the_hand_over_is_of_the_recovered_network(subject, data, tmp_path, monkeypatch):
     monkeypatch.setattr(recovery, "CHECKPOINT_SECONDS", 0.0)
     begin_folder(tmp_path)
-    found = recovered(subject, data, BAD, tmp_path / STATE_FILE, epochs=2)
+    found = recovered(subject, data, BAD, tmp_path / STATE_FILE, epochs=2, learning_rate=0.02)
     assert (tmp_path / STATE_FILE).exists()
     test = samples(data.test)
     origin = Origin("net.py:make", "digits", 0, "plan", 0, 0.0, "made up")

@@ -25,7 +25,7 @@ class FilterPruning(Technique):
     )
 
     ratio: float = choice(0.5, grid=(0.25, 0.5, 0.75), low=0.0, high=0.99, help="share of the channels removed")
-    importance: str = choice("taylor", grid=CRITERIA, help="what ranks the channels")
+    importance: str = choice("reconstruction", grid=CRITERIA, help="what ranks the channels")
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses grouped convolutions and layers of one channel."""

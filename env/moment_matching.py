@@ -42,7 +42,7 @@ def match_moments(
             factor, shift = _correction(moments(outputs, last), target)
             _apply(leaf, factor, shift)
             shape = (-1,) if last else (-1,) + (1,) * (outputs.dim() - 2)
-            return outputs * factor.view(shape) + shift.view(shape)
+            return torch.addcmul(shift.view(shape), outputs, factor.view(shape))
 
         return hook
 

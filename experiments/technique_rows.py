@@ -21,6 +21,7 @@ HALF = {
     "input": "low_rank(ratio=0.55, sides=input)",
     "output": "low_rank(ratio=0.55, sides=output)",
     "both": "low_rank(ratio=0.64, sides=both)",
+    "cp": "low_rank(ratio=0.5, sides=cp)",
 }
 """Decompositions that leave ResNet-20 nearest to half of its macs: ranks come in steps of 4."""
 
@@ -35,6 +36,11 @@ ALONE = (
     "uniform_quantization(bits=4, granularity=group)",
     "uniform_quantization(bits=3)",
     "uniform_quantization(bits=2, scheme=affine)",
+    "uniform_quantization(bits=4, scale=minmax)",
+    "uniform_quantization(bits=3, scale=minmax)",
+    "step_quantization(step=0.5)",
+    "step_quantization(step=1.0)",
+    "step_quantization(step=1.5)",
     INT8,
     "codebook(bits=4)",
     "codebook(bits=3)",
@@ -64,7 +70,7 @@ PAIRS = (
     "magnitude_pruning(sparsity=0.5) + uniform_quantization(bits=3)",
     "magnitude_pruning(sparsity=0.7) + uniform_quantization(bits=4)",
     "optimal_brain(sparsity=0.7) + uniform_quantization(bits=4)",
-    "optimal_brain(sparsity=0.5) + codebook(bits=3)",
+    "step_quantization(step=1.0) + activation_quantization",
     "magnitude_pruning(sparsity=0.5) + recentralized(bits=4)",
     "uniform_quantization(bits=4) + activation_quantization",
     "low_rank(ratio=0.6) + uniform_quantization(bits=4)",

@@ -258,7 +258,7 @@ def _explain(page: Page) -> None:
         "original timed in turns. Seconds: to compress and to match moments; the calibration that all rows share, and "
         "export, left out. Left: layers that stay as they are because the recipe does not suit them. Torch-Pruning is "
         f"set to the macs of {HALF_PRUNED}. The plain decompositions that are asked to be beaten are the SVD of the "
-        "weight matrix (output) and Tucker-2 (both); the plain spatial and input ones, which do better, are rows as well."
+        "weight matrix (output) and Tucker-2 (both); the plain spatial and input ones, which do better, are rows too."
     )
 
 

@@ -1,12 +1,12 @@
 """The machine that a network will run on."""
 
-import functools
-import hashlib
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 
-import onnxruntime
+from plywise.env import target_program
+from plywise.env.energy import HOROWITZ, UnitEnergies
+
+MEASURED, MEASURED_ELSEWHERE, DECLARED = "measured", "measured elsewhere", "declared"
+"""How latencies are known: timed on this machine, timed on another one, or computed from what is published."""
 
 
 @dataclass(frozen=True)
@@ -14,33 +14,27 @@ class Device:
     """Where latencies hold.
 
     Attributes:
-        name: the processor, for people.
+        name: the processor, or a declared device, for people.
         fingerprint: changes with everything that changes latencies: processor, its instructions, runtime, threads.
-        latency_source: how its latencies are known.
-        threads: threads inside an operation.
+        latency_source: how its latencies are known, one of the three.
+        threads: threads inside an operation; 0 for all cores of a declared device.
+        energies: what its operations and bytes cost in the energy model.
+        memory_bytes: where weights and activations must fit; None where it is not known.
     """
 
     name: str
     fingerprint: str
-    latency_source: str = "measured"
+    latency_source: str = MEASURED
     threads: int = 1
+    energies: UnitEnergies = HOROWITZ
+    memory_bytes: int | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine."""
+        return self.latency_source == MEASURED
 
     @classmethod
     def here(cls, threads: int = 1) -> "Device":
         """Returns this machine's processor under ONNX Runtime."""
-        name, flags = _processor()
-        parts = (name, flags, onnxruntime.__version__, str(threads))
-        return cls(name, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16], threads=threads)
-
-
-@functools.cache
-def _processor() -> tuple[str, str]:
-    """Returns the processor's name and its vector instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    vector = sorted(flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sse4", "asimd", "sve")))
-    return facts.get("model name", platform.machine()), " ".join(vector)
+        return cls(target_program.processor()[0], target_program.fingerprint(threads), threads=threads)

@@ -8,33 +8,46 @@ predicts no meter.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from plywise.env.operation import Operation
 
-SOURCE = "modelled"
-"""What reports say about these figures."""
 
-FLOAT_MAC_PJ = 3.7 + 0.9
-INTEGER_MAC_PJ = 0.2 + 0.1
+@dataclass(frozen=True)
+class UnitEnergies:
+    """Energies of single operations and bytes, picojoules.
 
-DRAM_BYTE_PJ = 1300.0 / 8
-"""A byte of weights: read once for each inference, in its stored bits. The lower end of the source's range."""
+    Attributes:
+        float_mac_pj, integer_mac_pj: of a multiply-add in fp32 and in int8.
+        memory_byte_pj: of a byte of weights: read once for each inference, in its stored bits.
+        cache_byte_pj: of a byte of activations: written and read on the chip, where at batch 1 they fit.
+    """
 
-CACHE_BYTE_PJ = 100.0 / 8
-"""A byte of activations: written and read on the chip, where at batch 1 they fit (the source's 1 MB cache)."""
+    float_mac_pj: float
+    integer_mac_pj: float
+    memory_byte_pj: float
+    cache_byte_pj: float
+
+
+HOROWITZ = UnitEnergies(
+    float_mac_pj=3.7 + 0.9, integer_mac_pj=0.2 + 0.1, memory_byte_pj=1300.0 / 8, cache_byte_pj=100.0 / 8
+)
+"""Those of the source: its DRAM at the lower end of its range, its 1 MB cache."""
 
 PJ_PER_MJ = 1e9
 FLOAT_BYTES, INTEGER_BYTES = 4, 1
 
 
-def energy_mj(chain: Sequence[Operation], weight_bytes: float) -> float:
+def energy_mj(chain: Sequence[Operation], weight_bytes: float, units: UnitEnergies = HOROWITZ) -> float:
     """Returns the modelled energy of one inference at batch 1, in millijoules.
 
     Args:
         chain: what runs, in order.
         weight_bytes: bytes of its weights as they are stored.
+        units: of the device.
     """
-    return weight_bytes * _read_share(chain) * DRAM_BYTE_PJ / PJ_PER_MJ + sum(map(_running_mj, chain))
+    running = sum(_running_pj(operation, units) for operation in chain)
+    return (weight_bytes * read_share(chain) * units.memory_byte_pj + running) / PJ_PER_MJ
 
 
 def plain_weight_bytes(chain: Sequence[Operation], bits: float = 32.0) -> float:
@@ -44,7 +57,7 @@ def plain_weight_bytes(chain: Sequence[Operation], bits: float = 32.0) -> float:
     return weights * bits / 8 + biases * FLOAT_BYTES
 
 
-def _read_share(chain: Sequence[Operation]) -> float:
+def read_share(chain: Sequence[Operation]) -> float:
     """Returns which share of the weights is read: of an embedding's rows at most as many as there are indices."""
     stored = read = 0.0
     for operation in chain:
@@ -54,7 +67,9 @@ def _read_share(chain: Sequence[Operation]) -> float:
     return read / stored if stored else 1.0
 
 
-def _running_mj(operation: Operation) -> float:
-    mac, width = (INTEGER_MAC_PJ, INTEGER_BYTES) if operation.integer else (FLOAT_MAC_PJ, FLOAT_BYTES)
+def _running_pj(operation: Operation, units: UnitEnergies) -> float:
+    mac, width = units.float_mac_pj, FLOAT_BYTES
+    if operation.integer:
+        mac, width = units.integer_mac_pj, INTEGER_BYTES
     moved = math.prod(operation.input_shape) + math.prod(operation.output_shape)
-    return (operation.macs * mac + moved * width * CACHE_BYTE_PJ) / PJ_PER_MJ
+    return operation.macs * mac + moved * width * units.cache_byte_pj

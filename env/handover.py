@@ -19,13 +19,17 @@ from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
-from plywise.env.energy import SOURCE, energy_mj
+from plywise.env.device import DECLARED
+from plywise.env.energy import energy_mj
+from plywise.env.energy_counter import EnergyCounter
+from plywise.env.latency import Chain
 from plywise.env.menu import legal_recipes
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import original_storage
 from plywise.env.recovery import Recovered
 from plywise.env.recovery_state import STATE_FILE
-from plywise.env.runtime import Timing, accuracy_onnx, time_models
+from plywise.env.roofline import needed_bytes
+from plywise.env.runtime import Timing, accuracy_onnx, measure_energy, time_models
 from plywise.env.samples import Samples
 from plywise.env.score import judge
 from plywise.env.subject import Subject, realised_chain
@@ -137,6 +141,7 @@ def hand_over(
         export_onnx(uniform, subject.network.example, paths[1])
         uniform_bytes = subject.pack(uniform, Path(scratch) / "uniform")
         timings = time_models(paths, (1, *subject.network.example.shape[1:]))
+        energies, counter = _energies(subject, paths)
         sizes = [path.stat().st_size for path in paths]
     storage = (
         original_storage(subject.network),
@@ -145,11 +150,11 @@ def hand_over(
     )
     models = (subject.network.model, uniform, model)
     blocks = [
-        _block(subject, each, test, size, onnx, timing)
-        for each, size, onnx, timing in zip(models, storage, sizes, timings, strict=True)
+        _block(subject, each, test, size, onnx, timing, energy)
+        for each, size, onnx, timing, energy in zip(models, storage, sizes, timings, energies, strict=True)
     ]
     _check_files(subject, model, test, blocks[-1]["accuracy"], folder)
-    report = _report(subject, plan, demand, origin, blocks, recovered)
+    report = _report(subject, plan, demand, origin, blocks, recovered) | {"energy_counter": counter}
     write_json(report, folder / "report.json")
     for name in (STATE_FILE, UNFINISHED):
         (folder / name).unlink(missing_ok=True)
@@ -189,24 +194,60 @@ def _check_files(subject: Subject, model: nn.Module, test: Samples, here: float,
         raise ModelError(f"{folder / 'model.onnx'} reaches {there:.2f} % where the compressed network has {here:.2f} %")
 
 
+def _energies(subject: Subject, paths: list[Path]) -> tuple[list[float | None], str]:
+    """Returns the measured energy of each file, None where there is none, and what is said about counters."""
+    if not subject.latency.device.is_here:
+        return [None] * len(paths), "not read: the network will run on another device"
+    try:
+        counter = EnergyCounter()
+    except ConfigurationError as error:
+        return [None] * len(paths), f"not read: {error}"
+    found = measure_energy(paths, (1, *subject.network.example.shape[1:]), counter)
+    return list(found), "read: whole processor packages, with all that they do besides"
+
+
 def _block(
-    subject: Subject, model: nn.Module, test: Samples, storage: float, onnx_bytes: int, timing: Timing
+    subject: Subject,
+    model: nn.Module,
+    test: Samples,
+    storage: float,
+    onnx_bytes: int,
+    timing: Timing,
+    measured_mj: float | None,
 ) -> dict[str, Any]:
     modules = dict(model.named_modules())
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
     macs = sum(operation.macs for chain in chains.values() for operation in chain)
-    energy = sum(energy_mj(chain, 0.0) for chain in chains.values()) + energy_mj((), storage)
-    return {
+    device = subject.latency.device
+    energy = sum(energy_mj(chain, 0.0, device.energies) for chain in chains.values())
+    energy += energy_mj((), storage, device.energies)
+    block = {
         "accuracy": test.accuracy(test.logits(model)),
         "storage_bytes": int(storage),
         "onnx_bytes": onnx_bytes,
         "latency_ms": timing.median_ms,
         "latency_quartiles_ms": [timing.low_ms, timing.high_ms],
-        "energy_mj": energy,
-        "energy_source": SOURCE,
+        "energy_mj": energy if measured_mj is None else measured_mj,
+        "energy_source": "modelled" if measured_mj is None else "measured",
         "macs": macs,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    return block if device.is_here else block | _on_device(subject, list(chains.values()))
+
+
+def _on_device(subject: Subject, chains: list[Chain]) -> dict[str, Any]:
+    """Returns what is known about a network on a device that is not this machine."""
+    latency, device = subject.latency, subject.latency.device
+    found = {
+        "device_latency_ms": float(latency.milliseconds(chains).sum()),
+        "device_latency_source": latency.source_of(chains),
+    }
+    if device.latency_source == DECLARED:
+        found |= {"energy_source": DECLARED}
+    if device.memory_bytes is not None:
+        needed = needed_bytes(chains)
+        found |= {"memory_needed_bytes": int(needed), "fits_memory": needed <= device.memory_bytes}
+    return found
 
 
 def _report(
@@ -218,12 +259,15 @@ def _report(
     recovered: Recovered | None,
 ) -> dict[str, Any]:
     original, uniform, compressed = blocks
-    costs = [[block["storage_bytes"], block["latency_ms"], block["energy_mj"]] for block in blocks]
+    # What runs elsewhere is judged by its latency there; what the files take here is reported beside it.
+    latency = "latency_ms" if subject.latency.device.is_here else "device_latency_ms"
+    costs = [[block["storage_bytes"], block[latency], block["energy_mj"]] for block in blocks]
     outcome = judge(demand, costs[0], costs[2], original["accuracy"] - compressed["accuracy"])
     return {
         "model": origin.model,
         "data": origin.data,
         "device": asdict(subject.latency.device),
+        "demand_latency": latency,
         "demand": asdict(demand),
         "demand_met": outcome.demand_met,
         "violations": outcome.violations,

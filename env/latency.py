@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +22,27 @@ from plywise.env.operation import Operation
 from plywise.env.operation_graph import operation_graph
 from plywise.env.runtime import open_session, random_inputs, run_session
 from plywise.env.sqlite_file import open_sqlite
+from plywise.env.target_program import block_times
 
 Chain = tuple[Operation, ...]
 
 TABLE = "latency_1"
 """Name and version in one: other versions of Plywise keep tables of their own in the same file."""
 
-WARM_UP_RUNS = 3
-BLOCK_RUNS = 3
-LEAST_BLOCKS = 5
-BUDGET_SECONDS = 0.04
-SPREAD = 0.03
 QUIET_SECONDS = 2.0
 SMALLEST_MS = 1e-4
+
+
+class Latencies(Protocol):
+    """Where the latencies of chains of operations come from."""
+
+    device: Device
+
+    def milliseconds(self, chains: Sequence[Chain], progress: bool = True) -> NDArray[np.float64]:
+        """Returns the latency of each chain, `(n,)` milliseconds; nan where it cannot run."""
+
+    def source_of(self, chains: Sequence[Chain]) -> str:
+        """Returns in words how the latencies of chains are known."""
 
 
 class LatencyTable:
@@ -77,7 +86,7 @@ class LatencyTable:
             chains: any number, repeats allowed.
             progress: whether to show a bar with the time left where measuring takes over 2 seconds.
         """
-        wanted = {(): _key(())} | {chain: _key(chain) for chain in chains}
+        wanted = {(): chain_key(())} | {chain: chain_key(chain) for chain in chains}
         with open_sqlite(self.path) as connection:
             known = self._known(connection, wanted)
             missing = [chain for chain in wanted if chain not in known]
@@ -88,7 +97,11 @@ class LatencyTable:
                     (self.device.fingerprint, wanted[chain], known[chain], self.reasons.get(chain)),
                 )
         empty = known[()] or 0.0
-        return np.array([_net(chain, known[chain], empty) for chain in chains])
+        return np.array([net_milliseconds(chain, known[chain], empty) for chain in chains])
+
+    def source_of(self, chains: Sequence[Chain]) -> str:
+        """Returns in words how the latencies of chains are known."""
+        return f"{self.device.latency_source}: on {self.device.name}"
 
     def _known(self, connection: sqlite3.Connection, wanted: dict[Chain, str]) -> dict[Chain, float | None]:
         query = f"SELECT milliseconds, reason FROM {TABLE} WHERE device = ? AND chain = ?"
@@ -109,37 +122,23 @@ class LatencyTable:
             return None
 
 
-def _net(chain: Chain, cost: float | None, empty: float) -> float:
+def net_milliseconds(chain: Chain, cost: float | None, empty: float) -> float:
+    """Returns what a chain takes beside the cost of running any graph; nan where the runtime refuses it."""
     if cost is None:
         return float("nan")
     return max(cost - empty, SMALLEST_MS) if chain else 0.0
 
 
-def _key(chain: Chain) -> str:
+def chain_key(chain: Chain) -> str:
+    """Returns a chain as JSON, always written alike."""
     return json.dumps([dataclasses.asdict(operation) for operation in chain], separators=(",", ":"))
 
 
 def _time_chain(chain: Chain, threads: int) -> float:
     """Returns the milliseconds of one run: the median of blocks, until it is steady or the budget is spent."""
     session = open_session(operation_graph(chain), threads)
-    feed = {"input": random_inputs(session, (1, *(chain[0].input_shape if chain else (1,))))}
-    for _ in range(WARM_UP_RUNS):
-        run_session(session, feed["input"])
-    blocks: list[float] = []
-    started = time.perf_counter()
-    while len(blocks) < LEAST_BLOCKS or (time.perf_counter() - started < BUDGET_SECONDS and not _steady(blocks)):
-        start = time.perf_counter()
-        for _ in range(BLOCK_RUNS):
-            session.run(None, feed)
-        blocks.append((time.perf_counter() - start) / BLOCK_RUNS)
-    return 1e3 * statistics.median(blocks)
-
-
-def _steady(blocks: list[float]) -> bool:
-    """Whether the standard error of the median, from the quartiles, is below the wanted share of it."""
-    low, median, high = statistics.quantiles(blocks, n=4)
-    # 0.93 = 1.253 / 1.349: median's standard error for a normal spread, whose quartiles lie 1.349 sigma apart.
-    return bool(0.93 * (high - low) < SPREAD * median * len(blocks) ** 0.5)
+    inputs = random_inputs(session, (1, *(chain[0].input_shape if chain else (1,))))
+    return 1e3 * statistics.median(block_times(lambda: run_session(session, inputs)))
 
 
 def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:

@@ -28,7 +28,7 @@ from plywise.compressors.technique import Stage
 from plywise.compressors.weight_format import weight_format
 from plywise.env.bank import Bank
 from plywise.env.energy import energy_mj
-from plywise.env.latency import Chain, LatencyTable
+from plywise.env.latency import Chain, Latencies
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Layer, Network
 from plywise.env.operation import operations
@@ -119,7 +119,7 @@ class Pricer:
         recipes: for each layer, in order, what it is offered; `price` narrows it down.
     """
 
-    def __init__(self, bank: Bank, latency: LatencyTable) -> None:
+    def __init__(self, bank: Bank, latency: Latencies) -> None:
         self.bank = bank
         self.network = bank.network
         self.latency = latency
@@ -161,11 +161,13 @@ class Pricer:
             for layer in self.network.layers
         }
         latencies = self._latencies([chain for layer in chains.values() for chain in layer])
-        found = []
+        found, units = [], self.latency.device.energies
         for layer in self.network.layers:
             sizes = [self.sizes(layer, recipe) for recipe in self.recipes[layer.name]]
             storage = np.array([size.bytes_of(chain) for size, chain in zip(sizes, chains[layer.name], strict=True)])
-            energy = np.array([energy_mj(chain, size) for chain, size in zip(chains[layer.name], storage, strict=True)])
+            energy = np.array(
+                [energy_mj(chain, size, units) for chain, size in zip(chains[layer.name], storage, strict=True)]
+            )
             latency = np.array([latencies[chain] for chain in chains[layer.name]])
             found.append(np.stack([storage, latency, energy, sensitivities[layer.name].divergence], 1))
         return found
@@ -180,7 +182,7 @@ class Pricer:
         accuracy: float,
         chance: float,
     ) -> PriceTable:
-        network, levels = self.network, len(KEEP_LEVELS)
+        network, levels, units = self.network, len(KEEP_LEVELS), self.latency.device.energies
         count, slots = len(network.layers), max(map(len, chosen.values()))
         chains = {
             (layer.name, slot, a, b): self._chain(layer, recipe, a, b if _level(recipe) == 0 else _level(recipe))
@@ -208,7 +210,7 @@ class Pricer:
                     for b in range(levels):
                         chain = chains[layer.name, slot, a, b]
                         storage = size.bytes_of(chain)
-                        cost[:, row, slot, a, b] = storage, latencies[chain], energy_mj(chain, storage)
+                        cost[:, row, slot, a, b] = storage, latencies[chain], energy_mj(chain, storage, units)
         fixed = np.array([bytes_beside, 0.0, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
@@ -232,6 +234,18 @@ class Pricer:
             accuracy=accuracy,
             chance=chance,
         )
+
+    def every_chain(self) -> list[Chain]:
+        """Returns every chain whose latency the price table may ask for, each once."""
+        levels = range(len(KEEP_LEVELS))
+        chains = (
+            self._chain(layer, recipe, a, b if _level(recipe) == 0 else _level(recipe))
+            for layer in self.network.layers
+            for recipe in self.recipes[layer.name]
+            for a in levels
+            for b in levels
+        )
+        return list(dict.fromkeys(chains))
 
     def _latencies(self, chains: Sequence[Chain]) -> dict[Chain, float]:
         unique = list(dict.fromkeys(chains))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plywise.compressors.errors import ModelError
+from plywise.env.energy_counter import EnergyCounter
+from plywise.env.target_program import session_options
 
 WARM_UP = 3
 
@@ -31,14 +34,10 @@ def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.Inference
     Raises:
         ModelError: with the runtime's reason, where it refuses the model.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     source = str(model) if isinstance(model, Path) else model
     name = source if isinstance(source, str) else "the model"
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, session_options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"ONNX Runtime cannot load {name}: {error}") from error
 
@@ -89,6 +88,22 @@ def time_models(
             row[column] = time.perf_counter() - start
     low, median, high = 1e3 * np.percentile(taken, (25, 50, 75), axis=0)
     return [Timing(float(m), float(a), float(b)) for m, a, b in zip(median, low, high, strict=True)]
+
+
+def measure_energy(paths: Sequence[Path], input_shape: Sequence[int], counter: EnergyCounter) -> list[float]:
+    """Returns the millijoules of one inference of each file, single-threaded.
+
+    Args:
+        paths: exported files with one input named `input`.
+        input_shape: shape of the input with its batch.
+        counter: what counts.
+
+    Raises:
+        ModelError: where the runtime refuses a file or the inputs.
+    """
+    sessions = [open_session(Path(path)) for path in paths]
+    inputs = random_inputs(sessions[0], input_shape)
+    return counter.of_all([partial(run_session, session, inputs) for session in sessions])
 
 
 def run_model(path: Path, images: Tensor, batch: int = 256, threads: int = 1) -> Tensor:

@@ -23,7 +23,7 @@ from plywise.env.bank import Bank, Stitched
 from plywise.env.cache import cache_folder
 from plywise.env.calibration import calibrate
 from plywise.env.energy import energy_mj
-from plywise.env.latency import Chain, LatencyTable
+from plywise.env.latency import Chain, Latencies, LatencyTable
 from plywise.env.menu import catalogue
 from plywise.env.network import Layer, Network
 from plywise.env.operation import operations
@@ -91,7 +91,7 @@ class Subject:
         calibration: Samples,
         validation: Samples,
         name: str = "network",
-        latency: LatencyTable | None = None,
+        latency: Latencies | None = None,
         track: Tracker = untracked,
         seed: int = 0,
     ) -> None:
@@ -115,7 +115,7 @@ class Subject:
                 raise DataError(f"there are no {what} samples; at least a few hundred are needed")
         self.network = Network.of(model, calibration.inputs[:4], name)
         self.validation = validation
-        self.latency = latency or LatencyTable()
+        self.latency: Latencies = latency or LatencyTable()
         self.bank = Bank(self.network, calibrate(self.network, calibration.inputs, calibration.labels, seed))
         self.store = ResultStore(cache_folder() / "results.sqlite")
         self.key = self._key(model, calibration, validation, seed)
@@ -161,7 +161,8 @@ class Subject:
 
     def measure(self, plan: Plan) -> Measured:
         """Looks at a plan for real: stitches it and runs it over the validation samples; no plan twice."""
-        name = f"{self.key}/built/{_digest(*(f'{layer}={recipe}' for layer, recipe in plan.items()))}"
+        recipes = (f"{layer}={recipe}" for layer, recipe in plan.items())
+        name = f"{self.key}/built/{_digest(self.latency.device.fingerprint, *recipes)}"
         found = self.store.get(name)
         if found is None:
             stitched = self.bank.stitch(plan)
@@ -182,7 +183,8 @@ class Subject:
         sizes = {name: packed_size(module) for name, module in modules.items()}
         storage = float(self._file_size(stitched))
         latency = float(self.latency.milliseconds(list(chains.values()), progress=False).sum())
-        energy = sum(energy_mj(chains[name], sizes[name]) for name in chains)
+        units = self.latency.device.energies
+        energy = sum(energy_mj(chains[name], sizes[name], units) for name in chains)
         return storage, latency + float(self.table.fixed[1]), energy + float(self.table.fixed[2])
 
     @property

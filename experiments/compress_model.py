@@ -18,6 +18,7 @@ from plywise.compressors.errors import ConfigurationError, FileFormatError, unkn
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
+from plywise.env.devices import open_device
 from plywise.env.evaluator import check_demand
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.handover import Origin, begin_folder, check_folder, hand_over
@@ -47,6 +48,7 @@ def compress_model(
     walks: int = 4,
     seed: int = 0,
     recovery: RecoverySettings | None = None,
+    device: str | None = None,
 ) -> Report:
     """Finds a plan for a network, builds it, and writes the hand-over folder.
 
@@ -62,6 +64,7 @@ def compress_model(
         walks: how many plans are scored exactly, at most.
         seed: of every random choice.
         recovery: how the compressed network is fine-tuned, None for not at all.
+        device: where the network will run: `here`, a name of `DECLARED` or a device file; this machine where None.
 
     Raises:
         PlywiseError: on anything that the user can mend, before anything is computed where possible.
@@ -74,8 +77,9 @@ def compress_model(
     check_folder(out)
     given = None if plan is None else read_plan(plan, agent, method)
     searcher = find_method(method, agent) if given is None else None
+    latency = open_device(device)
     network, dataset = load_both(model, data, weights)
-    studied = study_network(network, model, dataset, seed)
+    studied = study_network(network, model, dataset, seed, latency=latency)
     subject = studied.subject
     if searcher is None:
         assert given is not None
@@ -189,15 +193,22 @@ def show_report(report: Report, console: Console | None = None) -> None:
         ("accuracy, %", "accuracy", ".2f"),
         ("weights.safetensors, bytes", "storage_bytes", ",d"),
         ("model.onnx, bytes", "onnx_bytes", ",d"),
-        ("latency, ms (ONNX Runtime)", "latency_ms", ".4f"),
-        ("energy, mJ (modelled)", "energy_mj", ".4g"),
+        (f"latency, ms ({report['device']['latency_source']})", "device_latency_ms", ".4f"),
+        ("latency, ms (ONNX Runtime, here)", "latency_ms", ".4f"),
+        (f"energy, mJ ({blocks[0]['energy_source']})", "energy_mj", ".4g"),
         ("macs", "macs", ",d"),
         ("parameters", "parameters", ",d"),
     ):
+        if key not in blocks[0]:  # only devices that are not this machine have a latency of their own
+            continue
         share = "" if key == "accuracy" else f"{blocks[2][key] / blocks[0][key]:.3f}"
         table.add_row(name, *(format(block[key], form) for block in blocks), share)
     console = console or Console()
     console.print(table)
+    if "device_latency_source" in blocks[2]:
+        console.print(f"judged by the latency on {report['device']['name']}; {blocks[2]['device_latency_source']}")
+    if not blocks[2].get("fits_memory", True):
+        console.print(f"does NOT fit the memory of {report['device']['name']}: {_memory(report)}")
     console.print(f"recipes a layer {_choices(report)}")
     console.print(f"demand {_verdict(report)}; score {report['score']:.3f}; plans scored: {report['evaluations']}")
 
@@ -207,6 +218,11 @@ def _choices(report: Report) -> str:
     found = [row["choices"] for row in report["layers"] if "choices" in row]
     legal, offered = (sorted(row[key] for row in found) for key in ("legal", "offered"))
     return f"can take: {legal[0]} to {legal[-1]}; offered, as no other beats them: {offered[0]} to {offered[-1]}"
+
+
+def _memory(report: Report) -> str:
+    needed, there = report["compressed"]["memory_needed_bytes"], report["device"]["memory_bytes"]
+    return f"it needs at least {needed:,} bytes while it runs, and there are {there:,}"
 
 
 def _verdict(report: Report) -> str:

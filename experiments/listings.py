@@ -11,6 +11,7 @@ from plywise.agent.agent_search import AgentSearch
 from plywise.agent.methods import SEARCH_METHODS
 from plywise.compressors.errors import unknown_name
 from plywise.compressors.technique import techniques as all_techniques
+from plywise.env.declared_devices import DECLARED, Figure
 from plywise.experiments.zoo import ZOO
 
 DATASETS = (
@@ -22,8 +23,14 @@ DATASETS = (
 
 
 def show_list(what: str) -> None:
-    """Prints the techniques, networks, datasets or methods; raises ConfigurationError on anything else."""
-    lists = {"techniques": techniques, "networks": networks, "datasets": datasets, "methods": methods}
+    """Prints the techniques, networks, datasets, methods or devices; raises ConfigurationError on anything else."""
+    lists = {
+        "techniques": techniques,
+        "networks": networks,
+        "datasets": datasets,
+        "methods": methods,
+        "devices": devices,
+    }
     if what not in lists:
         raise unknown_name("list", what, lists)
     Console().print(lists[what]())
@@ -68,4 +75,18 @@ def methods() -> Table:
     table = Table("method", "how it looks for a plan")
     for name, kind in {AgentSearch.name: AgentSearch, **{n: type(m) for n, m in SEARCH_METHODS.items()}}.items():
         table.add_row(name, (kind.__doc__ or "").strip().splitlines()[0])
+    return table
+
+
+def devices() -> Table:
+    """Returns a table of the declared devices, each figure with its source."""
+    table = Table(show_lines=True, caption="Declared, not measured: a roofline model of what is published.")
+    table.add_column("device", no_wrap=True)
+    table.add_column("its figures and their sources")
+    for name, device in DECLARED.items():
+        figures = (
+            (field.name, getattr(device, field.name)) for field in dataclasses.fields(device) if field.type == Figure
+        )
+        lines = (f"[cyan]{key}[/]: {value:g} [dim]({escape(source)})[/]" for key, (value, source) in figures)
+        table.add_row(f"{name}\n[dim]{device.kind}[/]", "\n".join((device.title, *lines)))
     return table

@@ -6,26 +6,39 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from plywise.env.device import DECLARED, Device
+from plywise.env.device_file import write_questions
+from plywise.env.devices import open_device
 from plywise.env.menu import catalogue, legal_recipes
-from plywise.env.pricing import SLOTS
+from plywise.env.pricing import SLOTS, Pricer
 from plywise.env.subject import Subject
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.study import study
 
 
-def profile_model(model: str, data: str, weights: Path | None = None) -> None:
+def profile_model(
+    model: str, data: str, weights: Path | None = None, device: str | None = None, ask: Path | None = None
+) -> None:
     """Prints a table of layers: shapes, macs, bytes, latency in float and in integers, recipes, what is pruned.
+
+    Args:
+        model, data, weights: as for `compress_model`.
+        device: as for `compress_model`.
+        ask: where to write the archive that measures the network's layers on another machine; None for nowhere.
 
     Raises:
         PlywiseError: if the network or the data are not usable.
     """
+    latencies = open_device(device)
     dataset = load_dataset(data)
-    subject = study(model, dataset, weights).subject
+    subject = study(model, dataset, weights, latency=latencies).subject
+    if ask is not None:
+        write_questions(Pricer(subject.bank, subject.latency).every_chain(), ask)
     network, latency = subject.network, subject.latency
     chains = [network.operations[layer.name] for layer in network.layers]
     integers = [tuple(replace(operation, integer=True) for operation in chain) for chain in chains]
     plain, whole = latency.milliseconds(chains), latency.milliseconds(integers)
-    table = Table(title=f"{model} on {latency.device.name} (ONNX Runtime, 1 thread, batch 1, layers one by one)")
+    table = Table(title=f"{model} on {latency.device.name} ({_how(latency.device)}, batch 1, layers one by one)")
     for heading in ("layer", "input", "output", "macs", "weights", "fp32 ms", "int8 ms", "recipes", "channels"):
         table.add_column(heading, justify="left" if heading in ("layer", "channels") else "right")
     for row, layer in enumerate(network.layers):
@@ -51,8 +64,16 @@ def profile_model(model: str, data: str, weights: Path | None = None) -> None:
         f"offered (at most {SLOTS}), as no other is at least as good in every price"
         + ("" if subject.priced else "; ?: not priced yet, 'plywise compress' does that")
     )
+    console.print(f"latencies: {latency.source_of(chains)}")
     for name, reason in network.skipped.items():
         console.print(f"left as it is: {name}: {reason}")
+    if ask is not None:
+        console.print(f"written to {ask}; on the target, with numpy and onnxruntime: python3 {ask.name} device.json")
+
+
+def _how(device: Device) -> str:
+    runtime = "" if device.latency_source == DECLARED else f", ONNX Runtime, threads: {device.threads}"
+    return f"{device.latency_source}{runtime}"
 
 
 def _choices(subject: Subject, row: int) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError
+from plywise.env.latency import Latencies
 from plywise.env.samples import Samples
 from plywise.env.subject import Subject, untracked
 from plywise.experiments.dataset import Dataset, Split
@@ -29,7 +30,14 @@ class Study:
     test: Samples
 
 
-def study(model: str, dataset: Dataset, weights: Path | None = None, seed: int = 0, progress: bool = True) -> Study:
+def study(
+    model: str,
+    dataset: Dataset,
+    weights: Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    latency: Latencies | None = None,
+) -> Study:
     """Loads a network and finds out what there is to know about it; what is known already is read from the cache.
 
     Args:
@@ -38,20 +46,29 @@ def study(model: str, dataset: Dataset, weights: Path | None = None, seed: int =
         weights: a state dict.
         seed: of every random choice.
         progress: whether to show bars.
+        latency: of the device; this machine's where None.
 
     Raises:
         PlywiseError: if the network or the data are not usable.
     """
-    return study_network(load_model(model, weights, dataset), model, dataset, seed, progress)
+    return study_network(load_model(model, weights, dataset), model, dataset, seed, progress, latency)
 
 
-def study_network(network: nn.Module, name: str, dataset: Dataset, seed: int = 0, progress: bool = True) -> Study:
+def study_network(
+    network: nn.Module,
+    name: str,
+    dataset: Dataset,
+    seed: int = 0,
+    progress: bool = True,
+    latency: Latencies | None = None,
+) -> Study:
     """Does what `study` does with a network that is loaded; `name` is what it was loaded as."""
     subject = Subject(
         network,
         samples(dataset.train, CALIBRATION_IMAGES),
         samples(dataset.validation, VALIDATION_IMAGES),
         name=name.removeprefix("zoo:"),
+        latency=latency,
         track=tracked if progress else untracked,
         seed=seed,
     )

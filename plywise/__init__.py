@@ -31,6 +31,7 @@ def compress(
     incremental: bool = False,
     gradients: str | None = None,
     gradients_of: Sequence[str] = (),
+    device: str | Path | None = None,
     **demand: float | None,
 ) -> dict[str, Any]:
     """Compresses a network and returns the report that is also written to `out`.
@@ -50,6 +51,8 @@ def compress(
         incremental: round weights portion by portion in it.
         gradients: what rounds gradients in it, such as `dynamic_fixed_point(width=8)`.
         gradients_of: which of them: `weights`, `biases`, `errors`; all where empty.
+        device: where the network will run: a declared device such as `raspberry-pi-4`, or a device file; this machine
+            where None.
         demand: fields of `plywise.env.demand.Demand`, such as `max_storage=0.15`.
 
     Raises:
@@ -71,6 +74,7 @@ def compress(
         walks,
         seed,
         make_recovery(recover, epochs, incremental, gradients, tuple(gradients_of), seed),
+        None if device is None else str(device),
     )
 
 

@@ -72,6 +72,7 @@ def compress(
     incremental: bool = False,
     gradients: str | None = None,
     gradients_of: str | None = None,
+    device: str | None = None,
 ) -> None:
     """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors and report.json.
 
@@ -100,6 +101,8 @@ def compress(
         incremental: whether weights are rounded portion by portion in it
         gradients: quantiser of weights that rounds gradients in it, such as 'dynamic_fixed_point(width=8)'
         gradients_of: which of them, with commas between: weights, biases, errors; all where not given
+        device: where the network will run: a name from 'plywise list devices' (a model of it, labelled declared) or a
+            device file that was measured there; this machine where not given
     """
     from plywise.env.demand import Demand
     from plywise.env.recovery_settings import make_recovery
@@ -108,7 +111,7 @@ def compress(
     ceilings = (max_accuracy_drop, max_storage, max_latency, max_energy)
     demand = Demand(*ceilings, accuracy_weight, storage_weight, latency_weight, energy_weight)
     recovery = make_recovery(recover, epochs, incremental, gradients, _names(gradients_of), seed)
-    report = compress_model(model, data, out, agent, method, plan, weights, demand, walks, seed, recovery)
+    report = compress_model(model, data, out, agent, method, plan, weights, demand, walks, seed, recovery, device)
     show_report(report)
     print(f"written to {out}")
     if not report["demand_met"]:
@@ -128,24 +131,29 @@ def evaluate(folder: Path, data: str | None = None, model: str | None = None) ->
     evaluate_files(folder, data, model)
 
 
-def profile(model: str, data: str, weights: Path | None = None) -> None:
-    """Shows what a network is made of and what its layers cost on this machine.
+def profile(
+    model: str, data: str, weights: Path | None = None, device: str | None = None, ask: Path | None = None
+) -> None:
+    """Shows what a network is made of and what its layers cost on this machine or another device.
 
     Args:
         model: zoo:NAME, package.module:factory or path.py:factory
         data: digits, mnist:PATH, cifar10:PATH or folder:PATH
         weights: state dict of the network
+        device: as in 'plywise compress'
+        ask: archive to write, such as questions.zip; 'python3 questions.zip device.json' on another machine that has
+            numpy and onnxruntime measures the network's layers there, for --device device.json
     """
     from plywise.experiments.profile_model import profile_model
 
-    profile_model(model, data, weights)
+    profile_model(model, data, weights, device, ask)
 
 
 def list_(what: str = "techniques") -> None:
-    """Lists techniques, networks, datasets or search methods.
+    """Lists techniques, networks, datasets, search methods or declared devices.
 
     Args:
-        what: techniques, networks, datasets or methods
+        what: techniques, networks, datasets, methods or devices
     """
     from plywise.experiments.listings import show_list
 

@@ -9,6 +9,7 @@ from plywise.compressors.errors import ConfigurationError, DataError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
+from plywise.env.device import Device
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.menu import catalogue
 from plywise.env.samples import Samples
@@ -16,14 +17,10 @@ from plywise.env.score import judge
 from plywise.env.subject import Subject
 
 
-class FakeDevice:
-    fingerprint = "made up"
-
-
 class FakeLatency:
     """A device whose latency is macs and a start for each operation."""
 
-    device = FakeDevice()
+    device = Device("made up", "made up")
 
     def milliseconds(self, chains, progress=True):
         return np.array([sum(0.001 + operation.macs * 3e-8 for operation in chain) for chain in chains])

@@ -8,6 +8,7 @@ from tiny_networks import NETWORKS, Depthwise, Identity, Perceptron, Plain, buil
 from plywise.compressors.errors import DataError, FileFormatError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
+from plywise.env.device import Device
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Network
 from plywise.env.operation import operations
@@ -19,14 +20,10 @@ from plywise.env.samples import Samples, model_digest
 from plywise.env.subject import Subject, realised_chain
 
 
-class FakeDevice:
-    fingerprint = "made up"
-
-
 class FakeLatency:
     """A device whose latency is macs, a third of them where it counts in integers, and a start for each operation."""
 
-    device = FakeDevice()
+    device = Device("made up", "made up")
 
     def milliseconds(self, chains, progress=True):
         return np.array([sum(0.001 + op.macs * (1e-8 if op.integer else 3e-8) for op in chain) for chain in chains])

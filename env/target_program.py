@@ -1,0 +1,133 @@
+"""Times small ONNX models; runs alone, on any machine with Python 3.8 or later, numpy and onnxruntime.
+
+`plywise profile --ask questions.zip` packs this file with the models that a network's prices need. On the target,
+`python3 questions.zip device.json` times them and writes the device file. Plywise times its own models with it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+ANSWERS = "plywise-device/1"
+"""Name and version of the device file."""
+
+WARM_UP_RUNS = 3
+BLOCK_RUNS = 3
+LEAST_BLOCKS = 5
+BUDGET_SECONDS = 0.04
+SPREAD = 0.03
+NOISY = 0.2
+"""Share of the median by which quartiles may differ before a machine counts as busy."""
+
+
+def processor() -> tuple[str, str]:
+    """Returns the processor's name and its vector instructions."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            pairs = [line.partition(":") for line in file]
+    except OSError:
+        return platform.processor() or platform.machine(), platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    vector = sorted(flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sse4", "asimd", "sve")))
+    return facts.get("model name", facts.get("Model", platform.machine())), " ".join(vector)
+
+
+def fingerprint(threads: int) -> str:
+    """Returns what changes with everything that changes latencies: processor, its instructions, runtime, threads."""
+    parts = (*processor(), onnxruntime.__version__, str(threads))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Returns the runtime's options: so many threads inside an operation, one operation at a time."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return options
+
+
+def block_times(run: Callable[[], object]) -> list[float]:
+    """Returns the seconds of one call of `run`, block by block, until their median is steady or the time is up."""
+    for _ in range(WARM_UP_RUNS):
+        run()
+    blocks: list[float] = []
+    started = time.perf_counter()
+    while len(blocks) < LEAST_BLOCKS or (time.perf_counter() - started < BUDGET_SECONDS and not steady(blocks)):
+        start = time.perf_counter()
+        for _ in range(BLOCK_RUNS):
+            run()
+        blocks.append((time.perf_counter() - start) / BLOCK_RUNS)
+    return blocks
+
+
+def steady(blocks: list[float]) -> bool:
+    """Returns whether the standard error of the median, from the quartiles, is below the wanted share of it."""
+    low, median, high = statistics.quantiles(blocks, n=4)
+    # 0.93 = 1.253 / 1.349: median's standard error for a normal spread, whose quartiles lie 1.349 sigma apart.
+    return bool(0.93 * (high - low) < SPREAD * median * len(blocks) ** 0.5)
+
+
+def answer(model: bytes, shape: Sequence[int], threads: int) -> dict[str, Any]:
+    """Returns median and quartiles of a model in milliseconds, or the runtime's reason for refusing it."""
+    try:
+        session = onnxruntime.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
+        indices = session.get_inputs()[0].type == "tensor(int64)"
+        feed = {"input": np.ones(shape, np.int64 if indices else np.float32)}
+        blocks = block_times(lambda: session.run(None, feed))
+    except Exception as error:  # the runtime's exceptions share no base class
+        return {"reason": str(error)}
+    low, median, high = (1e3 * seconds for seconds in statistics.quantiles(blocks, n=4))
+    return {"median_ms": median, "low_ms": low, "high_ms": high}
+
+
+def main(arguments: Sequence[str]) -> str | None:
+    """Times the models of the archive that this program lies in and writes the device file."""
+    if len(arguments) != 2:
+        return "usage: python3 questions.zip device.json"
+    with zipfile.ZipFile(arguments[0]) as archive:
+        questions = json.loads(archive.read("questions.json"))
+        threads, asked, answers = questions["threads"], questions["chains"], []
+        for place, question in enumerate(asked):
+            found = answer(archive.read(question["model"]), question["shape"], threads)
+            answers.append({"chain": question["chain"], **found})
+            print(f"\r{place + 1} of {len(asked)} layers measured", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    timed = [found for found in answers if "median_ms" in found]
+    if len(timed) == 0:
+        return (
+            f"onnxruntime {onnxruntime.__version__} refuses every model ({answers[0]['reason']}); install a newer one"
+        )
+    noisy = sum(found["high_ms"] - found["low_ms"] > NOISY * found["median_ms"] for found in timed)
+    if noisy:
+        print(f"{noisy} of {len(timed)} times vary by over 20 %; a machine with less to do gives better ones")
+    content = {
+        "format": ANSWERS,
+        "name": processor()[0],
+        "fingerprint": fingerprint(threads),
+        "runtime": f"onnxruntime {onnxruntime.__version__}",
+        "threads": threads,
+        "chains": answers,
+    }
+    with open(arguments[1] + ".part", "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+    os.replace(arguments[1] + ".part", arguments[1])
+    print(f"written to {arguments[1]}; give it to plywise as --device {arguments[1]}")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -71,5 +71,5 @@ class UniformQuantization(WeightQuantizer):
         form = best_uniform_format(weights, importance, self.bits, self.scheme == "symmetric", self.scale)
         if self.granularity == "group":
             out = weight.shape[0]
-            return GroupedFormat(self.bits, self.group_size, form.scale.view(out, -1), form.zero_point.view(out, -1))
+            return GroupedFormat(self.bits, form.scale.view(out, -1), form.zero_point.view(out, -1), self.group_size)
         return form

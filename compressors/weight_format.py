@@ -68,16 +68,15 @@ class WeightFormat(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class UniformFormat(WeightFormat):
-    """`value = scale * (symbol - zero_point)`, one scale for each output channel or one for all.
+class AffineFormat(WeightFormat):
+    """`value = scale * (symbol - zero_point)`; subclasses say which weights share a scale.
 
     Attributes:
         width: bits of a symbol, 1 to 8.
-        scale: `(out,)` or `(1,)` float32, positive.
+        scale: float32, positive.
         zero_point: like `scale`, whole numbers in `[0, 2**width)`; `2**(width-1)` where symmetric.
     """
 
-    name: ClassVar[str] = "uniform"
     width: int
     scale: Tensor
     zero_point: Tensor
@@ -89,7 +88,7 @@ class UniformFormat(WeightFormat):
 
     @property
     def symmetric(self) -> bool:
-        """Whether zero sits in the middle of the alphabet in every channel."""
+        """Whether every zero point sits in the middle of the alphabet."""
         return bool((self.zero_point == 2 ** (self.width - 1)).all())
 
     def encode(self, weight: Tensor) -> Tensor:
@@ -102,6 +101,21 @@ class UniformFormat(WeightFormat):
         scale, zero = self._broadcast(symbols)
         return (symbols.float() - zero) * scale
 
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The scales, and the zero points unless they are all in the middle."""
+        return {"scale": self.scale} if self.symmetric else {"scale": self.scale, "zero_point": self.zero_point}
+
+    @abstractmethod
+    def _broadcast(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns scale and zero point in a shape that fits the weights `like`."""
+
+
+@dataclass(frozen=True, eq=False)
+class UniformFormat(AffineFormat):
+    """One scale for each output channel or one for all: `scale` is `(out,)` or `(1,)`."""
+
+    name: ClassVar[str] = "uniform"
+
     def scaled(self, factor: Tensor) -> "UniformFormat":
         """Multiplies the scales."""
         return UniformFormat(self.width, self.scale * factor, self.zero_point)
@@ -113,10 +127,6 @@ class UniformFormat(WeightFormat):
     def settings(self) -> Mapping[str, int | float | str | bool]:
         """Width, and whether the zero points need not be stored."""
         return {"width": self.width, "symmetric": self.symmetric}
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The scales, and the zero points unless they are all in the middle."""
-        return {"scale": self.scale} if self.symmetric else {"scale": self.scale, "zero_point": self.zero_point}
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "UniformFormat":

@@ -39,7 +39,7 @@ ROUNDINGS = ("nearest", "gptq")
 SCALE = torch.tensor([0.5, 1.0, 3.0e-3, 0.0])
 FORMS = [
     UniformFormat(4, torch.tensor([0.25]), torch.tensor([8.0])),
-    GroupedFormat(3, 4, torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) + 0.1, torch.full((4, 3), 4.0)),
+    GroupedFormat(3, torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) + 0.1, torch.full((4, 3), 4.0), 4),
     CodebookFormat(SCALE, 3, torch.tensor([-1.5, -0.5, 0.0, 0.25, 0.75, 2.0])),
     LogarithmicFormat(SCALE, 5, 2),
     LogarithmicFormat(SCALE, 8, 1),

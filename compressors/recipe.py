@@ -11,6 +11,8 @@ from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, make_technique
 
 IDENTITY = "identity"
+LONGEST = 2000
+"""The characters of a written recipe, at most."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Recipe:
     @classmethod
     def parse(cls, text: str) -> "Recipe":
         """Reads the written form; raises ConfigurationError on anything else. Executes nothing."""
+        if len(text) > LONGEST:
+            raise ConfigurationError(f"a text of {len(text)} characters is not a recipe; at most {LONGEST} are read")
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -108,9 +108,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ModelError(f"the file of weights {path} is damaged or no safetensors file ({error})") from error
     except Exception as error:  # the unpickler may raise anything on bytes that are no pickle
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Its own words stay out: they advise to run the code in the file.
         raise ModelError(
-            f"the file of weights {path} is damaged or holds more than tensors ({reason}); "
+            f"the file of weights {path} is damaged or holds more than tensors; "
             "save model.state_dict() or use safetensors"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
@@ -144,7 +144,7 @@ def _from_factory(spec: str, location: str, name: str) -> nn.Module:
         raise ModelError(f"{location} has no function {name!r}; it has {_few(known) or 'no function at all'}")
     try:
         model = factory()
-    except Exception as error:  # whatever a user's factory may raise
+    except (Exception, SystemExit) as error:  # whatever a user's factory may raise
         raise ModelError(f"{spec}() failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec}() returned a {type(model).__name__}; it must return a torch.nn.Module")
@@ -169,7 +169,7 @@ def _import(location: str) -> ModuleType:
         return module
     except ModelError:
         raise
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         raise ModelError(
             f"{location} cannot be imported: {type(error).__name__}: {error}; write 'NAME' of the zoo, "
             "'package.module:factory' or 'path/to/file.py:factory'"

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from plywise.compressors.errors import ModelError, unknown_name
+from plywise.compressors.errors import ConfigurationError, ModelError, unknown_name
 from plywise.env.cache import cache_folder
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.densenet import DenseNet
@@ -113,6 +113,10 @@ ZOO: dict[str, ZooEntry] = {
 
 def zoo_entry(name: str) -> ZooEntry:
     """Returns a network's entry; raises ConfigurationError with the nearest names on an unknown one."""
+    if name.endswith(".py"):
+        raise ConfigurationError(
+            f"{name!r} is a file: write '{name}:FUNCTION' with the function that returns the network"
+        )
     if name not in ZOO:
         raise unknown_name("network", name, ZOO)
     return ZOO[name]

@@ -8,8 +8,8 @@ from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.experiments.datasets import load_dataset
-from plywise.experiments.evaluation import accuracy
 from plywise.experiments.model_loading import check_runs, load_model
+from plywise.experiments.study import samples
 from plywise.experiments.zoo import untrained
 
 FACTORIES = """
@@ -39,6 +39,9 @@ def overflowing():
 
 def failing():
     raise RuntimeError("no such luck")
+
+def leaving():
+    raise SystemExit(5)
 
 def demanding(width):
     return nn.Linear(width, 10)
@@ -79,7 +82,8 @@ def test_weights_are_loaded(tmp_path, digits, spec, suffix):
 
 
 def test_digits_network_without_weights_is_trained(digits):
-    assert accuracy(load_model("digits-mlp", dataset=digits), digits.validation) >= 97
+    validation = samples(digits.validation)
+    assert validation.accuracy(validation.logits(load_model("digits-mlp", dataset=digits))) >= 97
 
 
 def test_factory_of_a_file(factories, digits):
@@ -103,10 +107,16 @@ def test_unknown_network(name):
         load_model(name)
 
 
+def test_a_file_without_its_function():
+    with pytest.raises(ConfigurationError, match=r"write 'net\.py:FUNCTION'"):
+        load_model("net.py")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("failing", "failed: RuntimeError: no such luck"),
+        ("leaving", "failed: SystemExit: 5"),
         ("demanding", "failed: TypeError"),
         ("wrong", "returned a dict"),
         ("absent", "has no function 'absent'; it has good, narrow"),
@@ -220,4 +230,5 @@ def test_resnet20_reaches_its_known_accuracy():
         pytest.skip("no real data: set PLYWISE_DATA to the folder that holds cifar10-jpeg.zip and zoo/")
     data = load_dataset(f"cifar10:{folder / 'cifar10-jpeg.zip'}")
     model = load_model("resnet20", folder / "zoo" / "resnet20-cifar10.safetensors", data)
-    assert accuracy(model, data.test) == pytest.approx(88.04, abs=0.02)
+    test = samples(data.test)
+    assert test.accuracy(test.logits(model)) == pytest.approx(88.04, abs=0.02)

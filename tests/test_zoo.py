@@ -9,12 +9,17 @@ from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.experiments import zoo
 from plywise.experiments.dataset import Split
 from plywise.experiments.datasets import load_dataset
-from plywise.experiments.evaluation import accuracy
+from plywise.experiments.study import samples
 from plywise.experiments.training import TrainingSettings, distorted, fit, reproducible
 from plywise.experiments.zoo import ZOO, trained, untrained
 
 DIGITS = [name for name in ZOO if name.startswith("digits-")]
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+def accuracy(network, split):
+    images = samples(split)
+    return images.accuracy(images.logits(network))
 
 
 @pytest.fixture(autouse=True)
@@ -168,21 +173,10 @@ def test_distortion_is_random_small_and_keeps_the_background():
     assert torch.equal(distorted(torch.zeros(2, 3, 4, 6)), torch.zeros(2, 3, 4, 6))
 
 
-def test_accuracy_counts_right_answers_and_keeps_the_mode(digits):
-    class Oracle(nn.Module):
-        def forward(self, images):
-            assert not self.training
-            wrong = torch.arange(len(images)) < 3
-            return nn.functional.one_hot((digits.test.labels + wrong) % 10, 10)
-
-    oracle = Oracle().train()
-    assert accuracy(oracle, digits.test) == pytest.approx(100 * 357 / 360)
-    assert oracle.training
-
-
-def test_accuracy_does_not_depend_on_the_batches(digits):
-    network = untrained("digits-mlp")
-    assert accuracy(network, digits.test, 7) == accuracy(network, digits.test, 360)
+def test_accuracy_counts_right_answers(digits):
+    right = samples(digits.test)
+    answers = (right.labels + (torch.arange(len(right)) < 3)) % 10
+    assert right.accuracy(nn.functional.one_hot(answers, 10)) == pytest.approx(100 * 357 / 360)
 
 
 def test_unknown_network_names_the_nearest():

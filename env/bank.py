@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
+from plywise.compressors.assembly import assemble
 from plywise.compressors.channels import keep_inputs, keep_outputs, kept_channels
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
 from plywise.compressors.filter_pruning import FilterPruning
@@ -16,7 +17,6 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
-from plywise.compressors.assembly import assemble
 from plywise.env.calibration import Calibration, Moments
 from plywise.env.channel_groups import NORMS, cut, cut_norm
 from plywise.env.moment_matching import match_moments
@@ -24,6 +24,10 @@ from plywise.env.network import Layer, Network
 
 MEMORY = 2 << 30
 """Bytes of compressed layers kept at a time; the least recently used go first."""
+
+REPAIR_INPUTS = 128
+"""Calibration inputs that moments are matched on. On ResNet-20 a tenth of the forward pass over 2,000 images, against
+more than half of it for 512, which bring plans of 1 point of drop nothing and those of 6 points about half a point."""
 
 PREPARED = 4
 """Refitted layers kept with their statistics: all stages and recipes of one layer ask for the same few in a row."""
@@ -141,12 +145,12 @@ class Bank:
         layer = self._layers[name]
         return self._prepared(layer, tuple((g, how) for g, how in state if g in layer.reads))[1]
 
-    def stitch(self, plan: Plan, repair_inputs: int | None = None) -> Stitched:
+    def stitch(self, plan: Plan, repair_inputs: int = REPAIR_INPUTS) -> Stitched:
         """Puts a plan together and matches the moments of the original.
 
         Args:
             plan: a recipe for each layer.
-            repair_inputs: how many calibration inputs the moments are matched on; None for all, 0 for no repair.
+            repair_inputs: how many calibration inputs, at most, the moments are matched on; 0 for no repair.
 
         Raises:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.

@@ -72,7 +72,7 @@ def sensitivities(
         name = f"{key}/probe/{layer}/{recipe}"
         found = store.get(name)
         if found is None:
-            model = bank.stitch(single(bank.network, layer, recipe), repair_inputs=128).model
+            model = bank.stitch(single(bank.network, layer, recipe)).model
             found = divergence(original, samples.logits(model))
             store.put(name, found)
         return max(LEAST, float(found))

@@ -1,0 +1,256 @@
+"""Declared devices, device files from other machines, and energy counters."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tiny_networks import Plain, build, images, labels
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.env import energy_counter, handover
+from plywise.env.declared_devices import DECLARED, Figure
+from plywise.env.demand import Demand
+from plywise.env.device import Device
+from plywise.env.device_file import DeviceFile, write_questions
+from plywise.env.devices import open_device
+from plywise.env.energy import energy_mj
+from plywise.env.energy_counter import EnergyCounter
+from plywise.env.handover import Origin, hand_over
+from plywise.env.latency import Chain, LatencyTable, chain_key
+from plywise.env.operation import operations
+from plywise.env.roofline import Roofline, moved_bytes, needed_bytes
+from plywise.env.runtime import Timing
+from plywise.env.samples import Samples
+from plywise.env.subject import Subject, realised_chain
+from plywise.experiments.compress_model import show_report
+from plywise.experiments.listings import devices
+
+LINEAR: Chain = operations(nn.Linear(1000, 500), (1000,))
+WIDE: Chain = operations(nn.Conv2d(64, 64, 3, padding=1), (64, 32, 32))
+
+
+def integer(chain: Chain) -> Chain:
+    return tuple(dataclasses.replace(operation, integer=True) for operation in chain)
+
+
+def answers(**changes) -> dict:
+    """A device file of an empty graph, a convolution, and a linear layer that the runtime refused."""
+    chains = [
+        {"chain": chain_key(()), "median_ms": 0.5, "low_ms": 0.4, "high_ms": 0.6},
+        {"chain": chain_key(WIDE), "median_ms": 2.5, "low_ms": 2.4, "high_ms": 2.6},
+        {"chain": chain_key(LINEAR), "reason": "no kernel"},
+    ]
+    plain = {"format": "plywise-device/1", "name": "Cortex-A72", "fingerprint": "f", "threads": 1, "chains": chains}
+    return plain | changes
+
+
+def device_file(folder: Path, **changes) -> DeviceFile:
+    path = folder / "device.json"
+    path.write_text(json.dumps(answers(**changes)))
+    return DeviceFile(path)
+
+
+def test_every_declared_figure_is_a_positive_number_with_a_source() -> None:
+    assert len(DECLARED) >= 12
+    kinds = {device.kind for device in DECLARED.values()}
+    assert kinds == {"phone", "wearable", "board", "microcontroller", "server", "gpu"}
+    for device in DECLARED.values():
+        figures = [getattr(device, field.name) for field in dataclasses.fields(device) if field.type == Figure]
+        assert len(figures) == 7
+        assert all(value > 0 and len(source) > 4 for value, source in figures)
+        assert device.integer_gmacs[0] >= device.float_gmacs[0]
+
+
+def test_the_roofline_is_the_longer_of_arithmetic_and_bytes_plus_the_start() -> None:
+    pi = Roofline("raspberry-pi-4")
+    assert moved_bytes(LINEAR[0]) == 4 * (500_000 + 500 + 1000 + 500)
+    bytes_bound, arithmetic_bound = pi.milliseconds([LINEAR, WIDE])
+    assert bytes_bound == pytest.approx(4 * 502_000 / 5.6e9 * 1e3 + 0.008)
+    assert arithmetic_bound == pytest.approx(WIDE[0].macs / 28.8e9 * 1e3 + 0.008)
+    assert pi.milliseconds([WIDE * 2])[0] == pytest.approx(2 * arithmetic_bound)
+    assert pi.milliseconds([integer(WIDE)])[0] == pytest.approx(WIDE[0].macs / 57.6e9 * 1e3 + 0.008)
+    assert pi.milliseconds([()])[0] == 0.0
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_devices_are_labelled_and_differ(name) -> None:
+    latency = open_device(name)
+    assert latency.device.latency_source == "declared"
+    assert latency.source_of([WIDE]).startswith("declared")
+    assert not latency.device.is_here
+    others = {open_device(other).device.fingerprint for other in DECLARED if other != name}
+    assert latency.device.fingerprint not in others
+    units = latency.device.energies
+    assert energy_mj(integer(WIDE), 0.0, units) < energy_mj(WIDE, 0.0, units)
+    watts = energy_mj(WIDE, 0.0, dataclasses.replace(units, cache_byte_pj=0.0)) / (WIDE[0].macs / 1e9)
+    assert watts == pytest.approx(DECLARED[name].watts[0] * 1e3 / DECLARED[name].float_gmacs[0])
+
+
+def test_memory_counts_all_weights_and_the_largest_activations() -> None:
+    weights = 4 * (500_000 + 500) + 64 * 64 * 9 + 4 * 64
+    assert needed_bytes([LINEAR, integer(WIDE)]) == weights + 2 * 64 * 32 * 32
+    assert needed_bytes([WIDE]) < Roofline("raspberry-pi-4").device.memory_bytes
+    assert needed_bytes([LINEAR]) > Roofline("stm32f746").device.memory_bytes
+
+
+def test_devices_are_found_by_name_or_file_or_told(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match=r"Did you mean.*raspberry-pi-4"):
+        open_device("raspberry-pi4")
+    with pytest.raises(FileFormatError, match=r"missing\.json cannot be read"):
+        open_device(str(tmp_path / "missing.json"))
+    device_file(tmp_path)
+    assert open_device(str(tmp_path / "device.json")).device.name == "Cortex-A72"
+
+
+def test_the_listing_names_every_device_and_its_sources() -> None:
+    said = io.StringIO()
+    Console(file=said, width=200).print(devices())
+    text = said.getvalue()
+    assert all(name in text for name in DECLARED)
+    assert "STREAM" in text
+
+
+def test_the_questions_measure_themselves_without_plywise(tmp_path) -> None:
+    small, embedding = operations(nn.Linear(4, 4), (4,)), operations(nn.Embedding(5, 3), (7,))
+    wrong = (dataclasses.replace(WIDE[0], groups=5),)
+    write_questions([small, integer(small), embedding, wrong, small], tmp_path / "questions.zip")
+    with zipfile.ZipFile(tmp_path / "questions.zip") as archive:
+        assert len(archive.namelist()) == 2 + 5
+        assert "plywise." not in archive.read("__main__.py").decode()
+    # Isolated and from another folder, so that nothing of ours can be imported from the tree.
+    command = [sys.executable, "-I", "questions.zip", "device.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "5 of 5 layers measured" in done.stderr
+    table = DeviceFile(tmp_path / "device.json")
+    found = table.milliseconds([small, integer(small), embedding, wrong])
+    assert np.isnan(found).tolist() == [False, False, False, True]
+    assert (found[:3] > 0).all()
+    assert table.device.name == Device.here().name
+    assert table.device.latency_source == "measured elsewhere"
+    assert "estimated" not in table.source_of([small])
+
+
+def test_a_device_file_takes_the_empty_graph_off_and_estimates_what_was_not_asked(tmp_path) -> None:
+    table = device_file(tmp_path)
+    twice = operations(nn.Conv2d(64, 128, 3, padding=1), (64, 32, 32))
+    found = table.milliseconds([WIDE, LINEAR, twice, ()])
+    assert found[0] == pytest.approx(2.0)
+    assert np.isnan(found[1])
+    assert found[2] == pytest.approx(4.0, rel=0.05)
+    assert found[3] == 0.0
+    assert table.source_of([WIDE, twice]).endswith("1 of 2 layers estimated from others like them")
+    again = [*answers()["chains"][:1], answers()["chains"][1] | {"median_ms": 9.0}]
+    assert device_file(tmp_path, chains=again).device.fingerprint != table.device.fingerprint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "plywise-device/2"},
+        {"name": 3},
+        {"threads": "many"},
+        {"chains": None},
+        {"chains": []},
+        {"chains": [{"chain": "[]", "median_ms": 1.0}]},
+        {"chains": [{"chain": "[]", "median_ms": -1.0}]},
+        {"chains": [{"chain": "[]", "median_ms": float("nan")}]},
+        {"chains": [{"chain": "[]"}]},
+        {"chains": [{"chain": "[]", "median_ms": 1.0}, {"chain": "[{}]", "median_ms": 1.0}]},
+        {"chains": [{"chain": "[]", "median_ms": 1.0}, {"chain": "no json", "median_ms": 1.0}]},
+        {"chains": [{"chain": "[" * 100_000, "median_ms": 1.0}]},
+    ],
+)
+def test_damaged_device_files_are_one_clear_error(tmp_path, changes) -> None:
+    with pytest.raises(FileFormatError, match=r"device\.json"):
+        device_file(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"[1, 2]", b"[" * 100_000, b'{"format": "plywise-dev'])
+def test_files_of_another_kind_are_one_clear_error(tmp_path, content) -> None:
+    (tmp_path / "device.json").write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"device\.json"):
+        DeviceFile(tmp_path / "device.json")
+
+
+def counters(folder: Path, *packages: int) -> Path:
+    for place, microjoules in enumerate(packages):
+        for name in (f"intel-rapl:{place}", f"intel-rapl:{place}:0"):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / "energy_uj").write_text(f"{microjoules}\n")
+            (folder / name / "max_energy_range_uj").write_text("1000000\n")
+    return folder
+
+
+def test_counters_give_the_energy_of_one_run_and_may_start_over(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(energy_counter, "SECONDS", 0.0)
+    counter = EnergyCounter(counters(tmp_path, 100, 999_000))
+    # 400 and, over the end of its range, 3,000 microjoules; parts of a package are not counted twice.
+    assert counter.millijoules(lambda: counters(tmp_path, 500, 2_000)) == pytest.approx(3.4)
+    counters(tmp_path, 0, 0)
+    spent = iter(range(1, 99))
+    found = counter.of_all([lambda: counters(tmp_path, 1000 * next(spent), 0)] * 2)
+    assert found == pytest.approx([1.0, 1.0])
+
+
+def test_machines_without_counters_say_so(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match="holds no energy counters"):
+        EnergyCounter(tmp_path / "missing")
+    counters(tmp_path, 5)
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    with pytest.raises(ConfigurationError, match=r"cannot be read.*chmod"):
+        EnergyCounter(tmp_path)
+
+
+def samples(count: int, seed: int) -> Samples:
+    return Samples(images(count, seed), labels(count, seed))
+
+
+def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(handover, "time_models", lambda paths, shape: [Timing(1.0, 0.9, 1.1)] * 3)
+    monkeypatch.setattr(handover, "_check_files", lambda *arguments: None)
+    latency = Roofline("stm32f746")
+    subject = Subject(build(Plain), samples(16, 1), samples(16, 2), "plain", latency)
+    plan = Plan("plain", {layer.name: Recipe() for layer in subject.layers})
+    origin = Origin("net.py:make", "digits", 0, "plan", 0, 0.0, "made up")
+    report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "there", origin)
+    block = report["compressed"]
+    chains = [realised_chain(subject.network.modules[layer.name], layer) for layer in subject.layers]
+    assert report["device"]["latency_source"] == block["energy_source"] == "declared"
+    assert report["demand_latency"] == "device_latency_ms"
+    assert block["device_latency_ms"] == pytest.approx(latency.milliseconds(chains).sum())
+    assert block["device_latency_source"].startswith("declared")
+    assert block["latency_ms"] == 1.0
+    assert block["fits_memory"] == (block["memory_needed_bytes"] <= 1.37e6)
+    said = io.StringIO()
+    show_report(report, Console(file=said, width=200))
+    assert "latency, ms (declared)" in said.getvalue()
+    assert "latency, ms (ONNX Runtime, here)" in said.getvalue()
+    assert "judged by the latency on stm32f746" in said.getvalue()
+
+    # The same network for this machine, first without and then with a counter.
+    subject.latency = LatencyTable(tmp_path / "table.sqlite")
+    monkeypatch.setattr(handover, "EnergyCounter", partial(EnergyCounter, tmp_path / "none"))
+    report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "here", origin)
+    assert report["compressed"]["energy_source"] == "modelled"
+    assert "holds no energy counters" in report["energy_counter"]
+    assert report["demand_latency"] == "latency_ms"
+    assert "device_latency_ms" not in report["compressed"]
+    monkeypatch.setattr(handover, "EnergyCounter", lambda: "a counter")
+    monkeypatch.setattr(handover, "measure_energy", lambda paths, shape, counter: [3.0, 2.0, 1.0])
+    report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "counted", origin)
+    assert [report[name]["energy_mj"] for name in ("original", "uniform_int8", "compressed")] == [3.0, 2.0, 1.0]
+    assert report["compressed"]["energy_source"] == "measured"

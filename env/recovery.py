@@ -16,7 +16,7 @@ from plywise.env.gradient_rounding import GradientRounding
 from plywise.env.recovery_settings import RecoverySettings
 from plywise.env.recovery_state import RecoveryState
 from plywise.env.subject import Subject, Tracker, untracked
-from plywise.env.trainable import TrainableNetwork
+from plywise.env.trainable import GAIN, TrainableNetwork
 
 TEMPERATURE = 4.0
 """Of both networks' outputs in distillation."""
@@ -26,6 +26,9 @@ TAUGHT = 0.5
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
+
+LEAST_SIZE = 1e-3
+"""Of a channel for the size of its steps: what is zero shall be able to grow."""
 
 SPLICE_STEPS = 16
 """Steps between two surgeries."""
@@ -135,7 +138,8 @@ class _Run:
         self.accuracies: list[float] = []
         self.best = network.state()
         self._subject, self._images, self._augmentation, self._settings = subject, images, augmentation, settings
-        self._optimizer = torch.optim.Adam(list(network.parameters.values()), settings.learning_rate)
+        self._sizes = {name: _size(name, parameter.detach()) for name, parameter in network.parameters.items()}
+        self._optimizer = torch.optim.Adam(list(network.parameters.values()), settings.learning_rate, fused=True)
 
     def advance(self) -> None:
         """Trains on one batch, and looks at the validation samples at the end of an epoch."""
@@ -146,7 +150,7 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         self.rounding.parameters(self.network.parameters)
         self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate * self._pace()
-        self._optimizer.step()
+        self._move()
         self.step += 1
         if self.step % self.steps_per_epoch == 0:
             self.judge()
@@ -200,6 +204,14 @@ class _Run:
             taught = self._subject.network.model(inputs)
         return (1 - TAUGHT) * loss + TAUGHT * divergence_at(TEMPERATURE, logits, taught)
 
+    def _move(self) -> None:
+        """Takes a step of Adam, which does not know how large parameters are, in the unit of each."""
+        before = {name: parameter.detach().clone() for name, parameter in self.network.parameters.items()}
+        self._optimizer.step()
+        with torch.no_grad():
+            for name, parameter in self.network.parameters.items():
+                parameter.copy_(before[name].lerp(parameter, self._sizes[name]))
+
     def _pace(self) -> float:
         """Returns the share of the peak learning rate at this step."""
         rise = min(1.0, (self.step + 1) / max(1.0, WARM_UP * self.steps))
@@ -221,6 +233,19 @@ def divergence_at(temperature: float, logits: Tensor, taught: Tensor) -> Tensor:
     """
     softened = [F.log_softmax(each / temperature, 1) for each in (logits, taught)]
     return temperature**2 * F.kl_div(softened[0], softened[1], reduction="batchmean", log_target=True)
+
+
+def _size(name: str, parameter: Tensor) -> Tensor:
+    """Returns the root mean square of each output channel `(out, 1, ...)`, or of all of a parameter of one axis.
+
+    Merged BatchNorms leave channels of very different sizes, and one absolute step would shake the small ones.
+    Departure from You et al., Large Batch Training of Convolutional Networks, 2017, section 4: a unit that stays, and
+    one for each channel rather than for each layer.
+    """
+    if name.startswith(GAIN):
+        return torch.ones(())  # logarithms are relative as they are
+    axes = tuple(range(1, parameter.dim())) or (0,)
+    return parameter.square().mean(axes, keepdim=True).sqrt().clamp(min=LEAST_SIZE)
 
 
 def _generator(seed: int, purpose: int, number: int) -> torch.Generator:

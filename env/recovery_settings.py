@@ -23,7 +23,7 @@ class RecoverySettings:
         mode: `finetune` on the labels, or `distill` with the original as the teacher as well.
         epochs: passes over the training images.
         batch_size: images of a step.
-        learning_rate: at its peak.
+        learning_rate: at its peak, in units of the root mean square of the weights of each output channel.
         incremental: whether weights are rounded and frozen portion by portion.
         gradients: weight quantiser for gradients as in a recipe, such as `dynamic_fixed_point(width=8)`, or None.
         gradients_of: which gradients it rounds, of `GRADIENTS`.
@@ -33,7 +33,7 @@ class RecoverySettings:
     mode: str = "finetune"
     epochs: int = USUAL_EPOCHS
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     incremental: bool = False
     gradients: str | None = None
     gradients_of: tuple[str, ...] = GRADIENTS

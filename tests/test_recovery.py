@@ -260,7 +260,7 @@ def test_gradients_reach_weights_that_surgery_took_away_and_no_others(subject, d
 
 def test_fine_tuning_splices(subject, data):
     network = TrainableNetwork(subject.bank, plan_of(SURGERY))
-    run = recovery._Run(subject, network, data.train, data.augmentation, RecoverySettings(epochs=2, learning_rate=0.01))
+    run = recovery._Run(subject, network, data.train, data.augmentation, RecoverySettings(epochs=2, learning_rate=0.1))
     before = {name: part.mask.clone() for name, part in network._leaves.items() if part.mask is not None}
     assert set(before) == {"0.weight", "2.weight"}
     for _ in range(2 * SPLICE_STEPS + 1):

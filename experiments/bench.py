@@ -4,12 +4,13 @@ Two need data of their own: the table of techniques on ResNet-20, `python -m ply
 the study of the order of techniques, `python -m plywise.experiments.order_study`.
 """
 
-from plywise.experiments import agent_study, speed_study, technique_table
+from plywise.experiments import agent_study, gating_study, speed_study, technique_table
 
 
 def main() -> None:
     """Runs the studies."""
     speed_study.main()
+    gating_study.main()
     technique_table.digits()
     agent_study.main()
 

@@ -1,11 +1,13 @@
 """What a user gets: plan, ONNX file, packed weights and report, each checked against what was scored."""
 
+import fcntl
 import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -104,6 +106,24 @@ def begin_folder(folder: Path) -> None:
     """Makes a folder that `check_folder` accepts, marked as not whole yet."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder for a while; a run that is killed lets go of it.
+
+    Raises:
+        ConfigurationError: if another run is writing to it or has finished there.
+    """
+    check_folder(folder)
+    begin_folder(folder)
+    with (folder / UNFINISHED).open() as mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(f"another run is writing to {folder}; wait for it or name another") from error
+        check_folder(folder)
+        yield
 
 
 def hand_over(

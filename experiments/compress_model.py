@@ -21,7 +21,7 @@ from plywise.env.demand import Demand
 from plywise.env.devices import open_device
 from plywise.env.evaluator import check_demand
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.handover import Origin, begin_folder, check_folder, hand_over
+from plywise.env.handover import Origin, check_folder, claimed, hand_over
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.recovery import Recovered, recover
 from plywise.env.recovery_settings import RecoverySettings
@@ -102,13 +102,13 @@ def compress_model(
         validation=validation_kind(model, dataset, weights),
         refused=refused,
     )
-    recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out)
-    return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
+    with claimed(out):
+        recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out)
+        return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
 
 
 def fine_tune(subject: Subject, plan: Plan, dataset: Dataset, settings: RecoverySettings, out: Path) -> Recovered:
     """Fine-tunes a plan's network on the training split; goes on where an interrupted run in `out` stopped."""
-    begin_folder(out)
     return recover(subject, plan, dataset.train, dataset.augmentation, settings, out / STATE_FILE, tracked)
 
 

@@ -17,7 +17,7 @@ from plywise.compressors.recipe import Recipe
 from plywise.env import handover
 from plywise.env.demand import Demand
 from plywise.env.device import Device
-from plywise.env.handover import UNFINISHED, Origin, check_folder, check_writable, hand_over, uniform_plan
+from plywise.env.handover import UNFINISHED, Origin, check_folder, check_writable, claimed, hand_over, uniform_plan
 from plywise.env.runtime import Timing, accuracy_onnx, run_model
 from plywise.env.samples import Samples
 from plywise.env.subject import Subject
@@ -263,6 +263,15 @@ def test_a_run_stopped_in_the_middle_is_not_taken_for_a_finished_one(finished, t
 
 
 # Folders
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path):
+    with claimed(tmp_path / "out"):
+        with pytest.raises(ConfigurationError, match="another run is writing to"), claimed(tmp_path / "out"):
+            pass
+        (tmp_path / "out" / "report.json").touch()
+    with pytest.raises(ConfigurationError, match="holds a finished run"), claimed(tmp_path / "out"):
+        pass
 
 
 def test_a_new_or_empty_folder_is_fine_and_left_as_it_is(tmp_path):

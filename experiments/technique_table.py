@@ -35,7 +35,7 @@ from plywise.experiments.contrasts import torchao_weights as torchao
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.progress import tracked
 from plywise.experiments.results_page import Page
-from plywise.experiments.study import Study, study
+from plywise.experiments.study import Study, samples, study
 from plywise.experiments.technique_rows import (
     GLOBAL_THRESHOLD,
     HALF,
@@ -115,8 +115,9 @@ def main(folder: Path = Path("runs/technique_table"), test_images: int | None = 
             f"PLYWISE_DATA is {os.environ.get('PLYWISE_DATA', 'not set')!r}; set it to the folder that holds "
             "cifar10-jpeg.zip and zoo/resnet20-cifar10.safetensors"
         )
-    found = study("resnet20", load_dataset(f"cifar10:{data / 'cifar10-jpeg.zip'}"), weights)
-    test = found.test if test_images is None else found.test.first(test_images)
+    dataset = load_dataset(f"cifar10:{data / 'cifar10-jpeg.zip'}")
+    found = study("resnet20", dataset, weights)
+    test = found.test if test_images is None else samples(dataset.test, test_images)
     figures = timed(found.subject, measured(found.subject, test, folder, rows()), folder)
     page = Page("technique_table", "python -m plywise.experiments.technique_table", time.perf_counter() - started)
     _explain(page)

@@ -23,16 +23,26 @@ WIDE = 32
 STEP = 8
 
 
-def kept_count(channels: int, ratio: float) -> int:
-    """Returns how many channels stay when a share `ratio` is to go: int8 kernels want multiples of 8."""
-    step = STEP if channels >= WIDE else STEP // 2 if channels >= STEP else 1
+def kept_count(channels: int, ratio: float, unit: int = 1) -> int:
+    """Returns how many channels stay when a share `ratio` is to go: int8 kernels want multiples of 8.
+
+    Channels that go together, `unit` of them, are not rounded to anything else; at least one unit stays.
+    """
+    step = unit if unit > 1 else STEP if channels >= WIDE else STEP // 2 if channels >= STEP else 1
     return min(channels, max(step, step * round(channels * (1.0 - ratio) / step)))
 
 
-def kept_channels(importance: Tensor, ratio: float) -> Tensor:
-    """Returns the sorted indices of the most important channels; smaller ratios keep supersets."""
-    order = importance.argsort(descending=True, stable=True)
-    return order[: kept_count(importance.numel(), ratio)].sort().values
+def kept_channels(importance: Tensor, ratio: float, unit: int = 1) -> Tensor:
+    """Returns the sorted indices of the most important channels; smaller ratios keep supersets.
+
+    Args:
+        importance: `(channels,)`, the same for all channels of a unit.
+        ratio: share that is to go.
+        unit: neighbouring channels that stay or go together, such as those of an attention head.
+    """
+    order = importance[::unit].argsort(descending=True, stable=True)
+    units = order[: kept_count(importance.numel(), ratio, unit) // unit].sort().values
+    return (units[:, None] * unit + torch.arange(unit)).flatten()
 
 
 def keep_outputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> tuple[nn.Module, LayerStatistics]:

@@ -39,5 +39,5 @@ class FilterPruning(Technique):
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns the layer with its most important channels; its readers are the caller's to cut."""
-        keep = kept_channels(statistics.importance[self.importance], self.ratio)
+        keep = kept_channels(statistics.importance[self.importance], self.ratio, statistics.unit)
         return keep_outputs(layer, statistics, keep)[0]

@@ -15,7 +15,8 @@ class ProjectedAttention(nn.Module):
 
     Attributes:
         query, key, value, out_proj: the projections.
-        heads: number of heads.
+        head_dim: width of a head; as many heads run as the projections are wide, so that whole heads can be cut.
+        num_heads: of the original; torch's encoder asks for it.
         batch_first: whether inputs are `(n, tokens, width)` rather than `(tokens, n, width)`.
         in_proj_bias: None, which tells torch's transformer layers not to take the fast path past the projections.
     """
@@ -31,9 +32,8 @@ class ProjectedAttention(nn.Module):
         biases = [None] * 3 if bias is None else bias.chunk(3)
         self.query, self.key, self.value = map(_linear, weights, biases)
         self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
-        self.heads = self.num_heads = attention.num_heads
-        # Kept as a number: were queries and keys cut, a scale taken from their width would change the outputs.
-        self.scale = attention.head_dim**-0.5
+        self.num_heads = attention.num_heads
+        self.head_dim = attention.head_dim
         self.dropout = attention.dropout
         self.batch_first = attention.batch_first
         self.train(attention.training)
@@ -54,10 +54,10 @@ class ProjectedAttention(nn.Module):
         if swap:
             query, key, value = (tokens.transpose(0, 1) for tokens in (query, key, value))
         queries, keys, values = (
-            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (n, heads, tokens, width / heads)
+            layer(tokens).unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)  # (n, heads, tokens, head_dim)
             for layer, tokens in ((self.query, query), (self.key, key), (self.value, value))
         )
-        scores = queries @ keys.transpose(-2, -1) * self.scale
+        scores = queries @ keys.transpose(-2, -1) * self.head_dim**-0.5
         if attn_mask is not None:
             # (tokens, tokens), or one for each head of each sample
             scores = scores + _added(attn_mask.reshape(scores.shape) if attn_mask.dim() == 3 else attn_mask, scores)

@@ -101,12 +101,12 @@ class Bank:
 
     def kept(self, state: State) -> dict[int, Tensor]:
         """Returns the sorted indices of the channels that stay, for each pruned group."""
-        statistics = self.calibration.statistics
-        groups = self.network.groups
-        return {
-            index: kept_channels(statistics[groups[index].leader].importance[how.importance], how.ratio)
-            for index, how in state
-        }
+        found = {}
+        for index, how in state:
+            statistics = self.calibration.statistics[self.network.groups[index].leader]
+            kept = kept_channels(statistics.importance[how.importance], how.ratio, statistics.unit)
+            found[index] = kept[:: statistics.unit] // statistics.unit
+        return found
 
     def entry(self, name: str, recipe: Recipe, state: State = ()) -> nn.Module:
         """Returns the compressed layer; shared between callers, so copy before changing it.

@@ -76,7 +76,11 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
     covariances = {name: found.covariance for name, found in recorder.statistics.items()}
     deviations = {name: recorder.moments[name].deviation for name in covariances}
     importance = channel_importance(network, inputs, labels, covariances, deviations, seed)
-    statistics = {name: replace(found, importance=importance[name]) for name, found in recorder.statistics.items()}
+    units = {group.leader: group.unit for group in network.groups}
+    statistics = {
+        name: replace(found, importance=importance[name], unit=units.get(name, 1))
+        for name, found in recorder.statistics.items()
+    }
     return Calibration(inputs, statistics, {len(inputs): recorder.moments})
 
 

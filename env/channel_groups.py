@@ -38,7 +38,8 @@ class ChannelGroup:
 
     Attributes:
         leader: the layer that runs first and decides.
-        channels: how many there are.
+        channels: how many there are; where whole attention heads are cut, a head counts as one.
+        unit: outputs of the leader that make up one channel: the width of a head, else 1.
         producers: output sides: of layers, depthwise convolutions and BatchNorms.
         consumers: input sides of layers that read them.
     """
@@ -47,6 +48,7 @@ class ChannelGroup:
     channels: int
     producers: tuple[Side, ...]
     consumers: tuple[Side, ...]
+    unit: int = 1
 
 
 def find_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[list[ChannelGroup], dict[str, str]]:
@@ -65,6 +67,7 @@ def find_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tupl
     reasons: dict[str, str] = {}
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
+    heads = _head_groups(modules, order)
     with torch.no_grad():
         outputs = model(example)
     try:
@@ -85,7 +88,7 @@ def find_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tupl
             reasons[name] = "not found in the dependency graph"
             continue
         try:
-            group, reason = _group(graph, name, layer, names, order)
+            group, reason = heads.get(name) or _group(graph, name, layer, names, order)
             reason = reason or _disproof(model, example, outputs, group)
         except Exception as error:  # torch-pruning's graph code raises anything on what it does not know
             group, reason = None, f"the dependency graph fails here ({type(error).__name__}: {error})"
@@ -194,6 +197,30 @@ def _group(
         reason = reason or "its channels are the network's outputs"
     # Layers are visited as they run, so the root is the first producer; only depthwise followers could not be roots.
     return ChannelGroup(name, out_channels(layer), tuple(producers), tuple(consumers)), reason
+
+
+def _head_groups(modules: Mapping[str, nn.Module], order: Sequence[str]) -> dict[str, tuple[ChannelGroup, str | None]]:
+    """Returns by leader the heads of each attention, which Torch-Pruning does not know, and why they cannot be cut.
+
+    An attention is a module that knows its `head_dim` and holds four linear layers, which run in the order of query,
+    key, value and output. Whether the number of heads follows from their widths, the cut tells.
+    """
+    found: dict[str, tuple[ChannelGroup, str | None]] = {}
+    for name, module in modules.items():
+        width = getattr(module, "head_dim", None)
+        inside = [layer for layer in order if layer.rpartition(".")[0] == name]
+        layers = [modules[layer] for layer in inside]
+        if type(width) is not int or len(inside) != 4 or not all(type(layer) is nn.Linear for layer in layers):
+            continue
+        sizes = {*map(channels_out, layers[:3]), channels_in(layers[3])}
+        total = sizes.pop()
+        if sizes or width < 1 or total % width:
+            continue
+        local = torch.arange(total)
+        sides = [Side(layer, local, local // width) for layer in inside]
+        reason = "its attention has a single head" if total == width else None
+        found[inside[0]] = ChannelGroup(inside[0], total // width, tuple(sides[:3]), (sides[3],), width), reason
+    return found
 
 
 def _disproof(model: nn.Module, example: Tensor, outputs: Tensor, group: ChannelGroup | None) -> str | None:

@@ -288,8 +288,9 @@ class Pricer:
         if level == 0:  # not even rounded
             return channels
         for group, share in by_group.items():
-            width = self.network.groups[group].channels
-            channels -= (width - kept_count(width, 1.0 - KEEP_LEVELS[level])) * share // width
+            unit = self.network.groups[group].unit
+            width = self.network.groups[group].channels * unit
+            channels -= (width - kept_count(width, 1.0 - KEEP_LEVELS[level], unit)) * share // width
         return channels
 
     def _inputs_by_group(self, layer: Layer) -> dict[int, int]:

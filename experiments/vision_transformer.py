@@ -14,9 +14,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        # Kept as a number: were queries and keys pruned, a scale taken from their width would change the outputs.
-        self.scale = (width // heads) ** -0.5
+        self.head_dim = width // heads  # kept rather than their number, which follows from what pruning leaves
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -25,10 +23,10 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps `(n, tokens, width)` to the same shape."""
         query, key, value = (
-            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (n, heads, tokens, width / heads)
+            layer(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (n, heads, tokens, head_dim)
             for layer in (self.query, self.key, self.value)
         )
-        weights = torch.softmax(query @ key.transpose(-2, -1) * self.scale, -1)
+        weights = torch.softmax(query @ key.transpose(-2, -1) * self.head_dim**-0.5, -1)
         return self.proj((weights @ value).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

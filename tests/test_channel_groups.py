@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_networks import NETWORKS, Depthwise, build, images, labels
+from tiny_networks import NETWORKS, Crossed, Depthwise, build, images, labels
 from torch import nn
 
 from plywise.compressors.assembly import assemble
@@ -17,6 +17,7 @@ from plywise.env.calibration import calibrate
 from plywise.env.channel_groups import cut
 from plywise.env.network import Network
 
+PARTS = ("query", "key", "value")
 GROUPS = {
     "Plain": {"conv1": (["conv1"], ["conv2"]), "conv2": (["conv2"], ["head"])},
     "Residual": {"a1": (["a1"], ["a2"]), "b1": (["b1"], ["b2"])},
@@ -32,6 +33,14 @@ GROUPS = {
     "Reused": {"after": (["after"], ["head"])},
     "Grouped": {"last": (["last"], ["head"])},
     "Sequence": {"conv1": (["conv1"], ["conv2"]), "conv2": (["conv2"], ["head"])},
+    "Encoder": {
+        "layer.self_attn.query": ([f"layer.self_attn.{part}" for part in PARTS], ["layer.self_attn.out_proj"]),
+        "layer.linear1": (["layer.linear1"], ["layer.linear2"]),
+    },
+    "Crossed": {
+        "attention.query": ([f"attention.{part}" for part in PARTS], ["attention.out_proj"]),
+        "attention.out_proj": (["attention.out_proj"], ["head"]),
+    },
 }
 OUTPUTS = "its channels are the network's outputs"
 REFUSED = {
@@ -45,6 +54,11 @@ REFUSED = {
     "Reused": {"stem": "twice (Conv2d)", "head": OUTPUTS},
     "Grouped": {"stem": "grouped (Conv2d)", "grouped": "grouped convolution", "head": OUTPUTS},
     "Sequence": {"head": OUTPUTS},
+    "Encoder": {
+        **dict.fromkeys(("embed", "layer.self_attn.out_proj", "layer.linear2"), "norm1 (LayerNorm)"),
+        "head": OUTPUTS,
+    },
+    "Crossed": {"head": OUTPUTS},
 }
 BY_NAME = {kind.__name__: kind for kind in NETWORKS}
 CUTS = [(name, leader) for name, groups in GROUPS.items() for leader in groups]
@@ -93,7 +107,8 @@ def test_a_cut_without_repair_equals_silence(name, leader):
     stitched = bank.stitch(pruning(network, leader), repair_inputs=0)
     (index,) = [i for i, group in enumerate(network.groups) if group.leader == leader]
     group, keep = network.groups[index], bank.kept(bank.state(pruning(network, leader)))
-    assert keep[index].numel() == kept_count(group.channels, 0.5) < group.channels
+    left = kept_count(group.channels * group.unit, 0.5, group.unit) // group.unit
+    assert keep[index].numel() == left < group.channels
     silenced = {}
     for consumer, stays in cut(network.modules, network.groups, keep)[0].items():
         layer = copy.deepcopy(network.modules[consumer])
@@ -143,6 +158,59 @@ def test_a_plan_cannot_prune_what_does_not_lead(name, layer, words):
     bank = banked(name)
     with pytest.raises(ConfigurationError, match=words):
         bank.stitch(pruning(bank.network, layer))
+
+
+@pytest.mark.parametrize(("ratio", "heads"), [(0.0, 4), (0.25, 3), (0.5, 2), (0.75, 1), (0.99, 1)])
+def test_heads_go_whole_and_one_stays(ratio, heads):
+    bank = banked("Encoder")
+    leader = "layer.self_attn.query"
+    recipes = {layer.name: Recipe() for layer in bank.network.layers}
+    recipes[leader] = Recipe.parse(f"filter_pruning(ratio={ratio})")
+    attention = bank.stitch(Plan("Encoder", recipes)).model.layer.self_attn
+    assert [getattr(attention, part).out_features for part in PARTS] == [4 * heads] * 3
+    assert attention.out_proj.in_features == 4 * heads
+    if 0 < heads < 4:  # rows of a head stay side by side
+        rows = bank.network.modules[leader].weight.detach()
+        starts = [int((rows == row).all(1).nonzero()) for row in attention.query.weight.detach()[::4]]
+        assert all(start % 4 == 0 for start in starts)
+        whole = torch.cat([rows[start : start + 4] for start in starts])
+        assert torch.equal(attention.query.weight.detach(), whole)
+
+
+def test_a_head_that_nothing_reads_goes_first():
+    model = build(Crossed)
+    model.attention.out_proj.weight.detach()[:, 8:16] = 0.0
+    network = Network.of(model, images(4))
+    bank = Bank(network, calibrate(network, images(), labels()))
+    plan = pruning(network, "attention.query")
+    (kept,) = bank.kept(bank.state(plan)).values()
+    assert kept.tolist() == [0, 2]
+    with torch.no_grad():
+        assert torch.allclose(bank.stitch(plan).model(images()), model(images()), atol=1e-3)
+
+
+class Fixed(nn.Module):
+    """An attention that knows the width of a head, but splits its tokens into a fixed number of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head_dim = 6
+        self.query, self.key, self.value, self.out = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, images):
+        tokens = images.transpose(1, 2).flatten(2)
+        query, key, value = (
+            layer(tokens).view(-1, 8, 4, 6).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = torch.softmax(query @ key.transpose(-2, -1), -1) @ value
+        return self.out(mixed.transpose(1, 2).flatten(2)).mean(1)
+
+
+def test_heads_that_cannot_be_cut_say_why():
+    layers = Network.of(build(Crossed, heads=1), images(4)).layers
+    assert [layer.uncut for layer in layers[:3]] == ["its attention has a single head"] * 3
+    layers = Network.of(build(Fixed), images(4)).layers
+    assert all("does not run with fewer channels" in layer.uncut for layer in layers[:3])
 
 
 def test_a_depthwise_convolution_that_multiplies_channels_is_refused():

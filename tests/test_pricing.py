@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_networks import NETWORKS, Depthwise, Identity, Perceptron, Plain, build, images, labels
+from tiny_networks import NETWORKS, Depthwise, Encoder, Identity, Perceptron, Plain, build, images, labels
 
 from plywise.compressors.errors import DataError, FileFormatError
 from plywise.compressors.plan import Plan
@@ -48,7 +48,7 @@ def subjects(tmp_path_factory):
         yield subject
 
 
-PRICED = (Identity, Depthwise, Perceptron)
+PRICED = (Identity, Depthwise, Perceptron, Encoder)
 
 
 @pytest.mark.parametrize("kind", PRICED)

@@ -232,13 +232,13 @@ def test_every_criterion_ranks_every_group(kind):
     for group in network.groups:
         for criterion in CRITERIA:
             found = statistics[group.leader].importance[criterion]
-            assert found.shape == (group.channels,)
+            assert found.shape == (group.channels * group.unit,)
             assert bool(torch.isfinite(found).all())
             assert bool((found >= 0).all())
         members = [side for side in group.producers if side.module in statistics]
         for criterion, side in itertools.product(CRITERIA, members):
             ours = statistics[side.module].importance[criterion][side.local]
-            assert torch.equal(ours, statistics[group.leader].importance[criterion][side.root])
+            assert torch.equal(ours, statistics[group.leader].importance[criterion][side.root * group.unit])
 
 
 def test_criteria_say_what_they_mean():

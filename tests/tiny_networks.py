@@ -152,6 +152,33 @@ class Sequence(nn.Module):
         return self.head(F.relu(self.conv2(out)).mean(2))
 
 
+class Encoder(nn.Module):
+    """A transformer layer of torch's own over the rows of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(24, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, images):
+        tokens = self.embed(images.transpose(1, 2).flatten(2))  # (n, 8, 3, 8) to (n, 8, 24)
+        return self.head(self.layer(tokens).mean(1))
+
+
+class Crossed(nn.Module):
+    """Rows of an image look at other tokens than themselves, with three heads and without biases."""
+
+    def __init__(self, heads=3):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(24, heads, bias=False, kdim=12, vdim=12)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, images):
+        rows = images.permute(2, 0, 1, 3).flatten(2)  # (8, n, 24)
+        return self.head(self.attention(rows, rows[..., :12], rows[..., :12])[0].mean(0))
+
+
 NETWORKS = (
     Plain,
     Residual,
@@ -163,6 +190,8 @@ NETWORKS = (
     Reused,
     Grouped,
     Sequence,
+    Encoder,
+    Crossed,
 )
 
 

@@ -153,6 +153,7 @@ def test_damaged_bytes_raise_only_format_errors():
             refused += 1
     assert refused > 200
 
+
 def test_values_of_bfloat16_take_half_the_bytes_of_floats_or_less():
     values = torch.randn(300, generator=torch.Generator().manual_seed(1))
     rounded = values.bfloat16().float()

@@ -42,8 +42,8 @@ class LayerStatistics:
         outputs: `(n,)` sorted sample of output values, behind the ReLU where one follows directly.
         importance: for each of CRITERIA the importance of every output channel `(out,)`, summed over the layers that
             share the channel.
-        unit: neighbouring output channels that stay or go together: those of a head in attention, else 1.
         frequency: `(rows,)` how often an embedding reads each of its rows, one on average; None for other layers.
+        unit: neighbouring output channels that stay or go together: those of a head in attention, else 1.
     """
 
     covariance: Tensor
@@ -51,8 +51,8 @@ class LayerStatistics:
     inputs: Tensor
     outputs: Tensor
     importance: Mapping[str, Tensor] = field(default_factory=dict)
-    unit: int = 1
     frequency: Tensor | None = None
+    unit: int = 1
 
     @cached_property
     def feedback(self) -> ErrorFeedback:

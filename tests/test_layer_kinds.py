@@ -248,7 +248,7 @@ def test_networks_of_fewer_heads_pack_load_and_run(tmp_path):
     recipes = {layer.name: Recipe() for layer in bank.network.layers}
     recipes["encoder.layers.0.self_attn.query"] = Recipe.parse("filter_pruning(ratio=0.5)")
     model = bank.stitch(Plan("Words", recipes)).model
-    save_packed(bank.network.original, bank.network.original, tmp_path / "whole", {})
+    save_packed(bank.network.model, bank.network.original, tmp_path / "whole", {})
     save_packed(model, bank.network.original, tmp_path / "weights", {})
     assert (tmp_path / "weights").stat().st_size < (tmp_path / "whole").stat().st_size - 4 * 8 * 16 * 3
     loaded = load_packed(tmp_path / "weights", build(Words, seed=5))

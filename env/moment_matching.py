@@ -39,7 +39,7 @@ def match_moments(
     def correct(target: Moments) -> Any:
         def hook(leaf: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
             last = channels_last(leaf)
-            factor, shift = _correction(moments(outputs, last), target)
+            factor, shift = _correction(moments(outputs, last), target, _may_scale(leaf))
             _apply(leaf, factor, shift)
             shape = (-1,) if last else (-1,) + (1,) * (outputs.dim() - 2)
             return torch.addcmul(shift.view(shape), outputs, factor.view(shape))
@@ -79,8 +79,17 @@ def _before_order(target: Moments, module: nn.Module) -> Moments:
     return Moments(target.mean[order], target.deviation[order])
 
 
-def _correction(found: Moments, target: Moments) -> tuple[Tensor, Tensor]:
-    """Returns per-channel factor and shift that bring `found` to `target`."""
+def _may_scale(leaf: nn.Module) -> bool:
+    """Returns whether channels may have scales of their own: a fixed point, or one scale for a layer, must stay so."""
+    form = weight_format(leaf)
+    scale = None if form is None else form.tensors().get("scale")
+    return scale is None or scale.numel() > 1 or len(weight_of(leaf)) == 1
+
+
+def _correction(found: Moments, target: Moments, scales: bool) -> tuple[Tensor, Tensor]:
+    """Returns per-channel factor and shift that bring `found` to `target`; the means only, unless it `scales`."""
+    if not scales:
+        return torch.ones_like(found.mean), target.mean - found.mean
     ratio = target.deviation / found.deviation.clamp(min=1e-12)
     usable = (found.deviation > 1e-6 * found.deviation.max()) & (target.deviation > 0)
     ratio = torch.where(usable, ratio, torch.ones_like(ratio)).clamp(0.25, 4.0)
@@ -94,7 +103,7 @@ def _apply(leaf: nn.Module, factor: Tensor, shift: Tensor) -> None:
     form, weight, bias = weight_format(leaf), weight_of(leaf), bias_of(leaf)
     bias = shift if bias is None else bias * factor + shift
     if form is not None:
-        scaled = form.scaled(factor).short()
+        scaled = form.scaled(factor).short() if bool((factor != 1).any()) else form
         weight, bias = scaled.decode(form.encode(weight)), short(bias)
         attach_format(leaf, scaled)
     else:

@@ -231,6 +231,16 @@ def test_matching_keeps_weights_in_their_format():
         assert torch.equal(form.decode(form.encode(weight)), weight)
 
 
+def test_matching_leaves_a_fixed_point_where_it_is_and_yet_keeps_means():
+    bank = banked(Plain)
+    stitched = bank.stitch(plan_of(bank.network, "fixed_point(width=4)"))
+    for module in stitched.replaced.values():
+        assert weight_format(module).tensors()["scale"].tolist() == [2.0**-3]
+    wanted = bank.calibration.moments(bank.network)["conv1"].mean
+    outputs = stitched.replaced["conv1"](images())
+    assert torch.allclose(moments(outputs, False).mean, wanted, atol=5e-3)
+
+
 def test_a_scaled_layer_is_scaled_back():
     network = Network.of(build(Plain), images(4))
     wanted = calibrate(network, images(), labels()).moments(network)

@@ -16,7 +16,7 @@ demo: setup            ## learn on the digits zoo, compress three networks never
 	$(BIN)/python -m plywise.experiments.demo
 
 test: setup            ## the tests, without the slow studies
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --numprocesses auto --dist loadfile
 
 test-slow: setup       ## the slow studies
 	$(BIN)/pytest -q -m slow
@@ -25,7 +25,7 @@ check: setup           ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --numprocesses auto --dist loadfile
 
 format: setup
 	$(BIN)/ruff format .

@@ -45,7 +45,7 @@ setup(
         "PyYAML>=6",
     ],
     extras_require={
-        "dev": ["pytest>=9", "mypy>=2", "ruff>=0.17", "types-PyYAML"],
+        "dev": ["pytest>=9", "pytest-xdist>=3.8", "mypy>=2", "ruff>=0.17", "types-PyYAML"],
         "study": ["torchao>=0.18"],
     },
     entry_points={"console_scripts": ["plywise=plywise.__main__:main"]},

@@ -13,7 +13,6 @@ from plywise.compressors.channel_order import ChannelOrder, inverted
 from plywise.compressors.error_feedback import damped
 from plywise.compressors.grouped_linear import GroupedLinear
 from plywise.compressors.layers import (
-    WEIGHTED,
     bias_of,
     groups_of,
     is_pointwise,
@@ -54,7 +53,7 @@ class BlockDiagonal(Technique):
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses all but linear layers and 1x1 convolutions whose sides the blocks divide."""
-        if not isinstance(layer, WEIGHTED) or not is_pointwise(layer):
+        if not is_pointwise(layer):
             return f"{type(layer).__name__} is not linear; blocks replace linear layers and 1x1 convolutions"
         if groups_of(layer) > 1:
             return "a grouped convolution is block-diagonal already"

@@ -24,20 +24,19 @@ def weight_of(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor), f"{type(layer).__name__} has no weight"
     weight = weight.detach()
-    if not isinstance(layer, TRANSPOSED):
-        return weight
-    inputs, outputs, *kernel = weight.shape
-    blocks = weight.reshape(layer.groups, inputs // layer.groups, outputs, *kernel)
-    return blocks.transpose(1, 2).reshape(layer.groups * outputs, inputs // layer.groups, *kernel)
+    return _swapped(weight, layer.groups) if isinstance(layer, TRANSPOSED) else weight
 
 
 def native_weight(layer: nn.Module, weight: Tensor) -> Tensor:
     """Returns what torch wants as the weight of a layer for one in the form of `weight_of`."""
-    if not isinstance(layer, TRANSPOSED):
-        return weight
-    outputs, inputs, *kernel = weight.shape
-    blocks = weight.reshape(layer.groups, outputs // layer.groups, inputs, *kernel)
-    return blocks.transpose(1, 2).reshape(layer.groups * inputs, outputs // layer.groups, *kernel)
+    return _swapped(weight, layer.groups) if isinstance(layer, TRANSPOSED) else weight
+
+
+def _swapped(weight: Tensor, groups: int) -> Tensor:
+    """Swaps inputs and outputs within each group; doing it twice changes nothing."""
+    first, second, *kernel = weight.shape
+    blocks = weight.reshape(groups, first // groups, second, *kernel)
+    return blocks.transpose(1, 2).reshape(groups * second, first // groups, *kernel)
 
 
 def set_weight(layer: nn.Module, weight: Tensor) -> None:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from plywise.compressors.error_feedback import damped
 from plywise.compressors.layers import (
-    WEIGHTED,
     bias_of,
     groups_of,
     is_pointwise,
@@ -45,7 +44,7 @@ class SparseCoding(Technique):
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses all but linear layers and 1x1 convolutions, and too few atoms."""
-        if not isinstance(layer, WEIGHTED) or not is_pointwise(layer):
+        if not is_pointwise(layer):
             return f"{type(layer).__name__} is not linear; sparse codes replace linear layers and 1x1 convolutions"
         if groups_of(layer) > 1:
             return "a grouped convolution has no rows to share a dictionary"

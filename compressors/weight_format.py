@@ -148,6 +148,12 @@ def short(values: Tensor) -> Tensor:
     return values.bfloat16().float()
 
 
+def takes_gain(form: WeightFormat, channels: int) -> bool:
+    """Returns whether a scale of each output channel costs a format no bytes, for it has them already."""
+    with_gain = form.scaled(torch.ones(channels)).tensors()
+    return all(with_gain[key].shape == tensor.shape for key, tensor in form.tensors().items())
+
+
 def weight_format(layer: nn.Module) -> WeightFormat | None:
     """Returns the format of a layer's weights, or None where they are plain floats."""
     found = getattr(layer, "weight_format", None)

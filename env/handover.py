@@ -19,7 +19,6 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
 from plywise.env.device import DECLARED
 from plywise.env.energy import energy_mj
@@ -33,6 +32,7 @@ from plywise.env.recovery_state import STATE_FILE
 from plywise.env.roofline import needed_bytes
 from plywise.env.runtime import Timing, accuracy_onnx, measure_energy, time_models
 from plywise.env.samples import Samples
+from plywise.env.scheme import Scheme
 from plywise.env.score import judge
 from plywise.env.subject import Subject, realised_chain
 
@@ -183,14 +183,7 @@ def hand_over(
 
 def uniform_plan(subject: Subject) -> Plan:
     """Returns 8-bit weights and activations on every layer that can take them."""
-    recipe = Recipe.parse(UNIFORM)
-    return Plan(
-        subject.network.name,
-        {
-            layer.name: recipe if recipe.unsupported(subject.network.modules[layer.name]) is None else Recipe()
-            for layer in subject.layers
-        },
-    )
+    return Scheme.of({"*": UNIFORM}).on(subject.network)[0]
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from plywise.compressors.channel_order import ChannelOrder, inverted
 from plywise.compressors.layers import bias_of, channels_last, set_weight, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.weight_format import attach_format, short, weight_format
+from plywise.compressors.weight_format import attach_format, short, takes_gain, weight_format
 from plywise.env.calibration import Moments, moments
 
 TRUST = 0.05
@@ -82,8 +82,7 @@ def _before_order(target: Moments, module: nn.Module) -> Moments:
 def _may_scale(leaf: nn.Module) -> bool:
     """Returns whether channels may have scales of their own: a fixed point, or one scale for a layer, must stay so."""
     form = weight_format(leaf)
-    scale = None if form is None else form.tensors().get("scale")
-    return scale is None or scale.numel() > 1 or len(weight_of(leaf)) == 1
+    return form is None or takes_gain(form, len(weight_of(leaf)))
 
 
 def _correction(found: Moments, target: Moments, scales: bool) -> tuple[Tensor, Tensor]:

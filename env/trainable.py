@@ -16,9 +16,9 @@ from plywise.compressors.pruning_mask import saliency
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.statistics import LayerStatistics, chain_statistics
 from plywise.compressors.technique import Stage
-from plywise.compressors.weight_format import attach_format, weight_format
+from plywise.compressors.weight_format import attach_format, takes_gain, weight_format
 from plywise.env.bank import Bank
-from plywise.env.trained_leaf import Surgery, TrainedLeaf, takes_gain
+from plywise.env.trained_leaf import Surgery, TrainedLeaf
 
 GAIN = "gain of "
 """What the names of gains begin with; no module's name holds a blank."""

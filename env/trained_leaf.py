@@ -110,11 +110,5 @@ class TrainedLeaf:
             dense.copy_(torch.where(self.frozen, self.form.decode(self.form.encode(dense)).to(dense.dtype), dense))
 
 
-def takes_gain(form: WeightFormat, channels: int) -> bool:
-    """Returns whether a scale of each output channel costs a format no bytes, for it has them already."""
-    with_gain = form.scaled(torch.ones(channels)).tensors()
-    return all(with_gain[key].shape == tensor.shape for key, tensor in form.tensors().items())
-
-
 def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - 1))

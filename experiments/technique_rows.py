@@ -9,10 +9,8 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.statistics import CRITERIA
 from plywise.compressors.technique import Stage, techniques
+from plywise.env.handover import UNIFORM
 from plywise.env.network import Network
-
-INT8 = "uniform_quantization(bits=7) + activation_quantization"
-"""8-bit weights and activations: weights in [-64, 63], as the runtime's fast kernels want them."""
 
 GLOBAL_THRESHOLD = "magnitude_pruning(sparsity=0.5), one threshold for all layers"
 
@@ -41,7 +39,7 @@ ALONE = (
     "step_quantization(step=0.5)",
     "step_quantization(step=1.0)",
     "step_quantization(step=1.5)",
-    INT8,
+    UNIFORM,
     "codebook(bits=4)",
     "codebook(bits=3)",
     "codebook(bits=2)",

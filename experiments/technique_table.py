@@ -24,6 +24,7 @@ from plywise.compressors.errors import DataError, PlywiseError
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Technique
 from plywise.env.bank import Bank, Stitched
+from plywise.env.handover import UNIFORM
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import original_storage
 from plywise.env.result_store import ResultStore
@@ -40,7 +41,6 @@ from plywise.experiments.technique_rows import (
     GLOBAL_THRESHOLD,
     HALF,
     HALF_PRUNED,
-    INT8,
     PAIRS,
     Bar,
     alone,
@@ -57,7 +57,7 @@ CUT_INNER = "Torch-Pruning: L2, same channels, BatchNorm recalibrated"
 CUT_ALL = "Torch-Pruning: L2, all channels, BatchNorm recalibrated"
 
 BARS = (
-    Bar("8-bit weights and activations: drop at most", INT8, 0.3),
+    Bar("8-bit weights and activations: drop at most", UNIFORM, 0.3),
     Bar("4-bit weights: drop at most", "uniform_quantization(bits=4)", 0.3),
     Bar("3-bit weights: drop at most", "uniform_quantization(bits=3)", 1.2),
     Bar("2-bit weights: drop at most", "uniform_quantization(bits=2, scheme=affine)", 5.0),
@@ -67,7 +67,7 @@ BARS = (
     *(Bar("half the macs by low rank: lead of at least", HALF["spatial"], 10.0, PLAIN[s]) for s in ("output", "both")),
     Bar("half the macs by filter pruning: lead of at least", HALF_PRUNED, 15.0, CUT_INNER),
     Bar("half the macs by filter pruning: lead of at least", HALF_PRUNED, 15.0, CUT_ALL),
-    Bar("8-bit weights and activations: no worse", INT8, 0.0, STATIC),
+    Bar("8-bit weights and activations: no worse", UNIFORM, 0.0, STATIC),
     Bar("8-bit weights: no worse", "uniform_quantization(bits=8)", 0.0, TORCHAO[8]),
     Bar("4-bit weights: no worse", "uniform_quantization(bits=4)", 0.0, TORCHAO[4]),
 )

@@ -3,33 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from tiny_networks import Plain, build, images
+from made_up_device import FakeLatency, samples
+from tiny_networks import Plain, build
 
 from plywise.compressors.errors import ConfigurationError, DataError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
-from plywise.env.device import Device
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.menu import catalogue
 from plywise.env.samples import Samples
 from plywise.env.score import judge
 from plywise.env.subject import Subject
-
-
-class FakeLatency:
-    """A device whose latency is macs and a start for each operation."""
-
-    device = Device("made up", "made up")
-
-    def milliseconds(self, chains, progress=True):
-        return np.array([sum(0.001 + operation.macs * 3e-8 for operation in chain) for chain in chains])
-
-
-def samples(model, count, seed):
-    inputs = images(count, seed)
-    with torch.no_grad():
-        return Samples(inputs, model(inputs).argmax(1))
 
 
 def study():

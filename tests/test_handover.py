@@ -4,11 +4,11 @@ import errno
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from made_up_device import FakeLatency, samples
 from safetensors.torch import save_file
-from tiny_networks import Plain, build, images
+from tiny_networks import Plain, build
 
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packed_file import load_packed, read_metadata
@@ -16,10 +16,8 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env import handover
 from plywise.env.demand import Demand
-from plywise.env.device import Device
 from plywise.env.handover import UNFINISHED, Origin, check_folder, check_writable, claimed, hand_over, uniform_plan
 from plywise.env.runtime import Timing, accuracy_onnx, run_model
-from plywise.env.samples import Samples
 from plywise.env.subject import Subject
 
 PLAN = {
@@ -29,21 +27,6 @@ PLAN = {
 }
 FILES = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
 DEMAND = Demand(50.0, max_storage=0.5)
-
-
-class FakeLatency:
-    """A device whose latency is macs and a start for each operation."""
-
-    device = Device("made up", "fingerprint")
-
-    def milliseconds(self, chains, progress=True):
-        return np.array([sum(0.001 + operation.macs * 3e-8 for operation in chain) for chain in chains])
-
-
-def samples(model, count, seed):
-    inputs = images(count, seed)
-    with torch.no_grad():
-        return Samples(inputs, model(inputs).argmax(1))
 
 
 def origin():

@@ -15,7 +15,7 @@ from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.weight_format import weight_format
+from plywise.compressors.weight_format import takes_gain, weight_format
 from plywise.env import recovery
 from plywise.env.augmentation import Augmentation
 from plywise.env.demand import Demand
@@ -27,7 +27,7 @@ from plywise.env.recovery_settings import GRADIENTS, RecoverySettings, make_reco
 from plywise.env.recovery_state import STATE_FILE
 from plywise.env.subject import Subject
 from plywise.env.trainable import TrainableNetwork
-from plywise.env.trained_leaf import Surgery, TrainedLeaf, takes_gain
+from plywise.env.trained_leaf import Surgery, TrainedLeaf
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.study import samples
 from plywise.experiments.training import TrainingSettings, fit, reproducible

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -26,6 +26,9 @@ from plywise.compressors.technique import Stage, Technique, choice
 
 STEP = 4
 """Ranks are multiples of this where they are larger than it twice over."""
+
+HIGHEST = 0.95
+"""Share of the macs above which a chain saves nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class LowRank(Technique):
         "micro-MLP of AdaDeep: its ReLUs have no closed form)"
     )
 
-    ratio: float = choice(0.5, grid=(0.6, 0.4, 0.25), low=0.01, high=0.95, help="share of the macs that remains")
+    ratio: float = choice(0.5, grid=(0.6, 0.4, 0.25), low=0.01, high=HIGHEST, help="share of the macs that remains")
     sides: str = choice(
         "spatial",
         grid=("spatial", "input", "output", "both", "cp"),
@@ -82,26 +85,42 @@ class LowRank(Technique):
         They are counted without borders: a layer without padding runs its first leaf on a few positions more.
         """
         outputs, inputs, *kernel = weight_of(layer).shape
-        stride: tuple[int, ...] = getattr(layer, "stride", ())
-        positions = math.prod(kernel)
-        # What runs before a stride runs at more positions.
-        density = math.prod(stride)
-        budget = self.ratio * inputs * outputs * positions
-        split = self._split(layer)
-        if split == "pointwise":
-            return (_snapped(budget / (inputs + outputs)),)
-        if split == "input":
-            return (_snapped(budget / (inputs * density + outputs * positions)),)
-        if split == "output":
-            return (_snapped(budget / (inputs * positions + outputs)),)
-        if split == "spatial":
-            return (_snapped(budget / (inputs * kernel[0] * stride[1] + outputs * kernel[1])),)
-        if split == "cp":
-            return (_snapped(budget / (inputs * density + outputs + positions)),) * 2
+        budget = self.ratio * inputs * outputs * math.prod(kernel)
+        if self._split(layer) != "both":
+            rank = _snapped(budget / self._macs(layer, 1))
+            return (rank, rank) if self.sides == "cp" else (rank,)
         # in*(b*in)*density + (b*in)*(b*out)*positions + (b*out)*out = budget, solved for b, the share of both sides.
-        square, linear = inputs * outputs * positions, inputs * inputs * density + outputs * outputs
+        square, linear = inputs * outputs * math.prod(kernel), inputs * inputs * _density(layer) + outputs * outputs
         share = (-linear + (linear**2 + 4 * square * budget) ** 0.5) / (2 * square)
         return _snapped(share * inputs), _snapped(share * outputs)
+
+    def on_cut(self, whole: nn.Module, cut: nn.Module) -> "LowRank":
+        """Keeps the ranks of the whole layer, as far as they still save macs.
+
+        Of the channels that are left, the same directions matter: with the same share of fewer macs, a layer with a
+        quarter of its macs that lost half of its channels as well would keep three directions of eight.
+        """
+        if weight_of(cut).shape == weight_of(whole).shape:
+            return self
+        share = self._macs(cut, *self.ranks(whole)) / weight_of(cut).numel()
+        return replace(self, ratio=min(HIGHEST, share * (1.0 + 1e-9)))  # above what _snapped would round down
+
+    def _macs(self, layer: nn.Module, rank: int, last: int = 1) -> float:
+        """Returns the macs of the chain for each position of the output; `last` is the second rank of `both`."""
+        outputs, inputs, *kernel = weight_of(layer).shape
+        positions, density = math.prod(kernel), _density(layer)
+        split = self._split(layer)
+        if split == "pointwise":
+            return rank * (inputs + outputs)
+        if split == "input":
+            return rank * (inputs * density + outputs * positions)
+        if split == "output":
+            return rank * (inputs * positions + outputs)
+        if split == "spatial":
+            return rank * (inputs * kernel[0] * _stride(layer)[1] + outputs * kernel[1])
+        if split == "cp":
+            return rank * (inputs * density + outputs + positions)
+        return inputs * rank * density + rank * last * positions + last * outputs
 
     def outline(self, layer: nn.Module) -> nn.Sequential:
         """Returns two or three thinner layers."""
@@ -153,6 +172,16 @@ class LowRank(Technique):
         bias = (shift if kept is None else kept.double() + shift).float()
         kernels[-1] = kernels[-1].double() * unit
         return filled(self.outline(layer), kernels, bias)
+
+
+def _stride(layer: nn.Module) -> tuple[int, ...]:
+    stride: tuple[int, ...] = getattr(layer, "stride", ())
+    return stride
+
+
+def _density(layer: nn.Module) -> int:
+    """Positions of the input for each of the output: what runs before a stride runs at more of them."""
+    return math.prod(_stride(layer))
 
 
 def _snapped(rank: float) -> int:

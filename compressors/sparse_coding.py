@@ -1,6 +1,6 @@
 """Replaces a linear layer by a dictionary and sparse codes over it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -60,6 +60,11 @@ class SparseCoding(Technique):
         """Returns how many atoms the dictionary has and how many a code uses."""
         atoms = int(self.atoms * min(weight_of(layer).shape[:2]))
         return atoms, int(self.density * atoms)
+
+    def on_cut(self, whole: nn.Module, cut: nn.Module) -> "SparseCoding":
+        """Keeps the atoms of the whole layer, as far as there are sides for them."""
+        share = self.counts(whole)[0] / min(weight_of(cut).shape[:2])
+        return replace(self, atoms=min(1.0, share * (1.0 + 1e-9)))  # above what int() would round down
 
     def outline(self, layer: nn.Module) -> nn.Sequential:
         """Returns the dictionary and the codes."""

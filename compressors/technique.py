@@ -106,6 +106,15 @@ class Technique(ABC):
         """
         return layer
 
+    def on_cut(self, whole: nn.Module, cut: nn.Module) -> "Technique":
+        """Returns the technique as it acts on a layer that has lost channels to its neighbours' recipes.
+
+        Args:
+            whole: the layer as trained.
+            cut: the same with fewer channels, perhaps on the meta device.
+        """
+        return self
+
     @property
     def bits(self) -> int | None:
         """Bits of a stored weight, or None where this technique does not decide it."""

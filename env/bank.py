@@ -128,7 +128,10 @@ class Bank:
         if recipe.techniques:
             # Recipes that begin alike share their first stages: the costly fits of structures are done once.
             inner = self.entry(name, Recipe(recipe.techniques[:-1]), state)
-            module = recipe.techniques[-1].compress(inner, statistics)
+            technique = recipe.techniques[-1]
+            if len(recipe.techniques) == 1:
+                technique = technique.on_cut(self.network.modules[name], module)
+            module = technique.compress(inner, statistics)
         self._entries[key] = module
         self._bytes += _size(module)
         while self._bytes > MEMORY and len(self._entries) > 1:

@@ -28,7 +28,7 @@ def catalogue() -> tuple[Recipe, ...]:
     sparse = [f"magnitude_pruning(sparsity={sparsity}) + {WEIGHTS[-1]}" for sparsity in (0.5, 0.7)]
     structures = [f"filter_pruning(ratio={ratio})" for ratio in (0.25, 0.5, 0.75)]
     structures += [f"low_rank(ratio={ratio})" for ratio in (0.6, 0.4, 0.25)]
-    structures += ["low_rank(ratio=0.4, sides=cp)", "depthwise_separable(filters=1)", "global_pool_head(positions=4)"]
+    structures += ["low_rank(ratio=0.4, sides=cp)", "depthwise_separable(filters=1)"]
     plain = ["identity", *weights, *sparse]
     for structure in structures:
         plain += [structure, *(f"{structure} + {weight}" for weight in WEIGHTS)]

@@ -108,7 +108,7 @@ def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: 
     weight = torch.empty(outputs, inputs // operation.groups, *weight_of(layer).shape[2:], device="meta")
     bias = None if isinstance(layer, nn.Embedding) else torch.empty(outputs, device="meta")
     cut = rebuilt(layer, weight, bias, operation.groups)
-    return operations(structure.outline(cut), operation.input_shape, integer)
+    return operations(structure.on_cut(layer, cut).outline(cut), operation.input_shape, integer)
 
 
 class Pricer:

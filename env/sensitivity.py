@@ -8,6 +8,7 @@ output error, which the bank knows in closed form.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,8 @@ from plywise.env.samples import Samples
 Probe = Callable[[str, Recipe], float]
 """Measures the divergence that a recipe on the layer of a name causes."""
 
-PROBES = 4
-"""Recipes probed for each layer besides those that prune and 8-bit activations."""
+PROBES = 3
+"""Recipes of one kind that are probed on each layer; those that only prune are probed all."""
 LEAST = 1e-7
 """Divergences and output errors below this count as this."""
 
@@ -81,36 +82,47 @@ def sensitivities(
         yield layer.name, _sensitivity(bank, layer, recipes[layer.name], probe)
 
 
-def _always_probed(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """Recipes whose effect no output error foretells: channels removed, activations rounded."""
-    pruned = [r for r in recipes if len(r.techniques) == 1 and isinstance(r.techniques[0], FilterPruning)]
-    return pruned + [r for r in recipes if r.at(Stage.ACTIVATIONS) is not None][:1]
-
-
 def _sensitivity(bank: Bank, layer: Layer, recipes: Sequence[Recipe], probe: Probe) -> Sensitivity:
     inner = {recipe: recipe.without(Stage.ACTIVATIONS) for recipe in recipes}
     errors = {base: _output_error(bank, layer, base) for base in dict.fromkeys(inner.values())}
-    pruned = {recipe: probe(layer.name, recipe) for recipe in _always_probed(recipes) if _pruning(recipe)}
-    plain = sorted((base for base in errors if base.techniques and _pruning(base) is None), key=errors.__getitem__)
-    points = _spread(plain, [errors[base] for base in plain])
-    line = _MonotoneLine([errors[p] for p in points], [probe(layer.name, p) for p in points])
-    rounded = [recipe for recipe in _always_probed(recipes) if recipe.at(Stage.ACTIVATIONS) is not None]
-    rounding = 0.0
-    if rounded:
-        rounding = max(0.0, probe(layer.name, rounded[0]) - line(errors[inner[rounded[0]]]))
-    found = []
-    for recipe in recipes:
-        base = inner[recipe]
-        cut = _pruning(base)
-        value = line(errors[base]) if base.techniques and base != Recipe((cut,) if cut else ()) else 0.0
-        value += pruned[Recipe((cut,))] if cut else 0.0
-        found.append(value + (rounding if recipe != base else 0.0))
+    cuts = {cut: probe(layer.name, Recipe((cut,))) for cut in dict.fromkeys(map(_pruning, errors)) if cut}
+    kinds: dict[str, list[Recipe]] = {}
+    for base in sorted(errors, key=errors.__getitem__):
+        kept = _besides_pruning(base)
+        if kept.techniques:
+            kinds.setdefault(_kind(kept), []).extend([base] if kept == base else [])
+    lines = {kind: _line(bases, errors, partial(probe, layer.name)) for kind, bases in kinds.items()}
+
+    def foretold(base: Recipe) -> float:
+        cut, kept = _pruning(base), _besides_pruning(base)
+        return (cuts[cut] if cut else 0.0) + (lines[_kind(kept)](errors[base]) if kept.techniques else 0.0)
+
+    rounded = next((recipe for recipe in recipes if recipe != inner[recipe]), None)
+    rounding = 0.0 if rounded is None else max(0.0, probe(layer.name, rounded) - foretold(inner[rounded]))
+    found = [foretold(inner[recipe]) + (rounding if recipe != inner[recipe] else 0.0) for recipe in recipes]
     return Sensitivity(np.array([errors[inner[recipe]] for recipe in recipes]), np.array(found))
+
+
+def _kind(recipe: Recipe) -> str:
+    """Recipes of one kind disturb the network alike where their output errors are alike."""
+    return recipe.techniques[0].name
+
+
+def _line(
+    recipes: Sequence[Recipe], errors: Mapping[Recipe, float], probe: Callable[[Recipe], float]
+) -> "_MonotoneLine":
+    """Probes a few of the recipes, sorted by error, and returns the divergence as a function of the error."""
+    points = _spread(recipes, [errors[recipe] for recipe in recipes])
+    return _MonotoneLine([errors[point] for point in points], [probe(point) for point in points])
 
 
 def _pruning(recipe: Recipe) -> FilterPruning | None:
     technique = recipe.at(Stage.STRUCTURE)
     return technique if isinstance(technique, FilterPruning) else None
+
+
+def _besides_pruning(recipe: Recipe) -> Recipe:
+    return recipe if _pruning(recipe) is None else recipe.without(Stage.STRUCTURE)
 
 
 def _output_error(bank: Bank, layer: Layer, recipe: Recipe) -> float:

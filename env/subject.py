@@ -34,7 +34,7 @@ from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
 from plywise.env.sensitivity import Sensitivity, divergence, sensitivities
 
-VERSION = "9"
+VERSION = "10"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 PROBE_SAMPLES = 512

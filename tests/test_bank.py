@@ -147,6 +147,14 @@ def test_entries_are_compressed_once_and_never_changed_by_stitching():
     assert stitched.replaced["conv2"] is not entry
 
 
+def test_a_low_rank_layer_keeps_its_rank_when_its_group_is_cut():
+    bank = banked(Identity)
+    stems = ("identity", "filter_pruning(ratio=0.5)")
+    plans = [plan_of(bank.network, outer="low_rank(ratio=0.4)", stem=stem) for stem in stems]
+    ranks = [bank.stitch(plan).replaced["outer"][0].out_channels for plan in plans]
+    assert ranks[0] == ranks[1]
+
+
 def test_prunings_elsewhere_do_not_make_new_entries():
     bank = banked(Plain)
     state = bank.state(plan_of(bank.network, conv2="filter_pruning"))

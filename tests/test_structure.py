@@ -10,7 +10,7 @@ from layer_kinds import inputs_of, layer_of, prepared, statistics_of
 from torch import nn
 from torch.nn import functional as F
 
-from plywise.compressors.channels import keep_inputs, keep_outputs
+from plywise.compressors.channels import keep_inputs, keep_outputs, rebuilt
 from plywise.compressors.composition import composed, dense_kernel
 from plywise.compressors.error_feedback import relative_output_error
 from plywise.compressors.errors import FileFormatError
@@ -190,7 +190,8 @@ def test_structures_are_priced_as_they_run_whatever_is_left_of_the_layer(text, k
     cut, found = keep_inputs(layer, statistics, torch.arange(channels - fewer_inputs))
     cut, found = keep_outputs(cut, found, torch.arange(max(1, outputs - fewer_outputs)))
     seen = inputs[..., : channels - fewer_inputs] if isinstance(layer, nn.Linear) else inputs[:, fewer_inputs:]
-    module = Recipe.parse(text).apply(cut, found)
+    (technique,) = Recipe.parse(text).techniques
+    module = technique.on_cut(layer, cut).compress(cut, found)
     with torch.no_grad():
         assert module(seen).shape == cut(seen).shape
     original = operations(layer, tuple(inputs.shape[1:]))
@@ -347,3 +348,31 @@ def test_the_runtime_takes_the_price_of_every_structure(text, kind):
 def test_an_order_from_a_file_that_is_no_permutation_is_refused(order):
     with pytest.raises(FileFormatError):
         build_leaf("ChannelOrder", {"order": order, "axis": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "outputs", "inputs"),
+    [
+        ("low_rank(ratio=0.25)", nn.Linear(64, 48), 24, 64),
+        ("low_rank(ratio=0.25)", nn.Conv2d(64, 48, 1), 48, 32),
+        ("low_rank(ratio=0.4)", nn.Conv2d(24, 32, 3, stride=2), 16, 12),
+        ("low_rank(ratio=0.4, sides=input)", nn.Conv2d(24, 32, 3, stride=2), 16, 24),
+        ("low_rank(ratio=0.4, sides=output)", nn.Conv2d(24, 32, 3), 16, 24),
+        ("low_rank(ratio=0.4, sides=cp)", nn.Conv2d(24, 32, 3, stride=2), 16, 12),
+        ("sparse_coding(atoms=0.25)", nn.Linear(64, 48), 24, 64),
+    ],
+)
+def test_a_layer_that_lost_channels_keeps_its_directions(text, kind, outputs, inputs):
+    (technique,) = Recipe.parse(text).techniques
+    cut = rebuilt(kind, kind.weight[:outputs, :inputs], kind.bias[:outputs])
+    chains = [technique.outline(kind), technique.on_cut(kind, cut).outline(cut)]
+    chains.append(technique.on_cut(kind, kind).outline(kind))
+    between = [[weight_of(leaf).shape[0] for leaf in chain][:-1] for chain in chains]
+    assert between[0] == between[1] == between[2]
+
+
+def test_a_layer_that_lost_more_than_its_rank_still_saves_macs():
+    (technique,) = Recipe.parse("low_rank(ratio=0.6)").techniques
+    whole, cut = nn.Linear(64, 64), nn.Linear(64, 8)
+    chain = technique.on_cut(whole, cut).outline(cut)
+    assert sum(leaf.weight.numel() for leaf in chain) < cut.weight.numel()

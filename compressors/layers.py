@@ -117,8 +117,9 @@ def corrected_bias(layer: nn.Module, matrices: Tensor, mean: Tensor) -> Tensor |
 
 
 def bare_copy(layer: nn.Module) -> nn.Module:
-    """Returns a copy of `layer` without hooks, sharing no tensor with it."""
+    """Returns a copy of `layer` without hooks and without a number format, sharing no tensor with it."""
     new = copy.copy(layer)
+    new.__dict__.pop("weight_format", None)  # its next weights need not be values of it
     new._parameters = {}
     new._buffers = {}
     new._forward_hooks = type(layer._forward_hooks)()

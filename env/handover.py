@@ -102,21 +102,16 @@ def check_writable(folder: Path) -> None:
         raise ConfigurationError(f"cannot write to {folder}: {error.strerror}; name another folder") from error
 
 
-def begin_folder(folder: Path) -> None:
-    """Makes a folder that `check_folder` accepts, marked as not whole yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
-
-
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder for a while; a run that is killed lets go of it.
+    """Makes a folder, marked as not whole yet, and keeps other runs out of it; a run that is killed lets go of it.
 
     Raises:
         ConfigurationError: if another run is writing to it or has finished there.
     """
     check_folder(folder)
-    begin_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
     with (folder / UNFINISHED).open() as mark:
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +137,7 @@ def hand_over(
         plan: how to compress it.
         demand: what was wanted.
         test: samples that nothing has looked at yet.
-        folder: that `check_folder` accepts; made where it is missing.
+        folder: that is `claimed`.
         origin: for the report.
         recovered: the plan's network after fine-tuning; it is put together anew where None.
 
@@ -151,7 +146,6 @@ def hand_over(
     """
     model = subject.bank.stitch(plan).model.eval() if recovered is None else recovered.model
     uniform = subject.bank.stitch(uniform_plan(subject)).model.eval()
-    begin_folder(folder)
     plan.save(folder / "plan.yaml")
     subject.pack(model, folder / "weights.safetensors")
     export_onnx(model, subject.network.example, folder / "model.onnx")

@@ -33,7 +33,7 @@ class RecoverySettings:
     mode: str = "finetune"
     epochs: int = USUAL_EPOCHS
     batch_size: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     incremental: bool = False
     gradients: str | None = None
     gradients_of: tuple[str, ...] = GRADIENTS

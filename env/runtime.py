@@ -14,9 +14,7 @@ from torch import Tensor
 
 from plywise.compressors.errors import ModelError
 from plywise.env.energy_counter import EnergyCounter
-from plywise.env.target_program import session_options
-
-WARM_UP = 3
+from plywise.env.target_program import WARM_UP_RUNS, session_options
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def time_models(
     """
     sessions = [open_session(Path(path), threads) for path in paths]
     inputs = random_inputs(sessions[0], input_shape)
-    for session in sessions * WARM_UP:
+    for session in sessions * WARM_UP_RUNS:
         run_session(session, inputs)
     taken = np.empty((repeats, len(sessions)))
     for row in taken:

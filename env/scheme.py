@@ -83,7 +83,10 @@ class Scheme:
             for name in matched:
                 reason = network.unsupported(name, recipe)
                 if reason is not None and given == name:
-                    raise UnsupportedLayerError(f"layer {name!r} cannot take {recipe}: {reason}; choose another recipe")
+                    other = "" if self.network in ("", network.name) else f" (the plan was made for {self.network!r})"
+                    raise UnsupportedLayerError(
+                        f"layer {name!r} cannot take {recipe}: {reason}; choose another recipe{other}"
+                    )
                 chosen[name] = recipe if reason is None else Recipe()
                 refused.pop(name, None)
                 if reason is not None:

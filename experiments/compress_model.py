@@ -85,6 +85,7 @@ def compress_model(
         assert given is not None
         chosen, refused = given.on(subject.network)
         evaluations = 0
+        tell_other_network(given, subject)
         tell_refused(refused)
         tell_off_table(subject, chosen)
     else:
@@ -126,6 +127,15 @@ def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:
     if not plan.is_file():
         raise FileFormatError(f"{plan} does not exist; give a plan.yaml, such as 'plywise compress' writes")
     return Scheme.load(plan)
+
+
+def tell_other_network(scheme: Scheme, subject: Subject) -> None:
+    """Says on the standard error stream where a plan that fits was made for another network."""
+    if scheme.network not in ("", subject.network.name):
+        print(
+            f"note: the plan was made for {scheme.network!r} and fits {subject.network.name!r} too; applied as written",
+            file=sys.stderr,
+        )
 
 
 def tell_refused(refused: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 import difflib
 import re
 from argparse import HelpFormatter
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -15,6 +15,10 @@ KINDS = {"int": "a whole number", "float": "a number", "NoneType": "null", "str"
 
 class OptionParser(ArgumentParser):
     """Shows options with hyphens, and tells a mistake in one message instead of the usage of everything."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """Takes what its base takes; options must be spelled out, for what is short today may mean two tomorrow."""
+        super().__init__(*args, allow_abbrev=False, **settings)
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Returns the help page."""

@@ -6,7 +6,6 @@ calibrated on the network that the one before has left, in both orders.
 """
 
 import copy
-import os
 import tempfile
 import time
 from functools import cache
@@ -17,7 +16,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from plywise.compressors.errors import DataError
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.weight_format import weight_format
 from plywise.env.bank import Bank
@@ -28,6 +26,7 @@ from plywise.env.samples import Samples
 from plywise.env.scheme import Scheme
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.model_loading import load_model
+from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
 from plywise.experiments.study import samples
 
@@ -132,11 +131,8 @@ def _steps(name: str, data: str, weights: Path | None = None) -> Steps:
 
 
 def _resnet() -> Steps:
-    folder = Path(os.environ.get("PLYWISE_DATA", ""))
-    weights, images = folder / "zoo/resnet20-cifar10.safetensors", folder / "cifar10-jpeg.zip"
-    if not (weights.is_file() and images.is_file()):
-        raise DataError(f"set PLYWISE_DATA to the folder that holds {images.name} and zoo/{weights.name}")
-    return _steps("resnet20", f"cifar10:{images}", weights)
+    weights, data = resnet_files()
+    return _steps("resnet20", data, weights)
 
 
 def _in_floats(model: nn.Module) -> nn.Module:

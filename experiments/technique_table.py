@@ -18,9 +18,7 @@ import torch
 from joblib import Parallel, delayed
 from rich.console import Console
 
-import plywise.compressors
-import plywise.env
-from plywise.compressors.errors import DataError, PlywiseError
+from plywise.compressors.errors import PlywiseError
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Technique
 from plywise.env.bank import Bank, Stitched
@@ -35,7 +33,9 @@ from plywise.experiments.contrasts import Made, Maker, plain_decomposition, stat
 from plywise.experiments.contrasts import torchao_weights as torchao
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.progress import tracked
+from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
+from plywise.experiments.source_digest import source_digest
 from plywise.experiments.study import Study, samples, study
 from plywise.experiments.technique_rows import (
     GLOBAL_THRESHOLD,
@@ -108,14 +108,8 @@ def main(folder: Path = Path("runs/technique_table"), test_images: int | None = 
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
-    data = Path(os.environ.get("PLYWISE_DATA", ""))
-    weights = data / "zoo/resnet20-cifar10.safetensors"
-    if "PLYWISE_DATA" not in os.environ or not weights.exists():
-        raise DataError(
-            f"PLYWISE_DATA is {os.environ.get('PLYWISE_DATA', 'not set')!r}; set it to the folder that holds "
-            "cifar10-jpeg.zip and zoo/resnet20-cifar10.safetensors"
-        )
-    dataset = load_dataset(f"cifar10:{data / 'cifar10-jpeg.zip'}")
+    weights, data = resnet_files()
+    dataset = load_dataset(data)
     found = study("resnet20", dataset, weights)
     test = found.test if test_images is None else samples(dataset.test, test_images)
     figures = timed(found.subject, measured(found.subject, test, folder, rows()), folder)
@@ -242,11 +236,8 @@ def _half_pruned_macs(subject: Subject) -> int:
 
 def _onnx(subject: Subject, name: str, folder: Path) -> Path:
     """Returns where the file of a row lies; another one once the code that makes it has changed."""
-    digest = hashlib.sha256(f"{subject.key}{name}".encode())
-    for package in (plywise.compressors, plywise.env):
-        for source in sorted(Path(package.__path__[0]).glob("*.py")):
-            digest.update(source.read_bytes())
-    digest.update(Path(__file__).with_name("contrasts.py").read_bytes())
+    code = source_digest(Path(__file__).with_name("contrasts.py"))
+    digest = hashlib.sha256(f"{subject.key}{name}{code}".encode())
     return folder / f"{subject.network.name}-{digest.hexdigest()[:20]}.onnx"
 
 

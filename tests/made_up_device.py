@@ -9,12 +9,12 @@ from plywise.env.samples import Samples
 
 
 class FakeLatency:
-    """A device whose latency is macs and a start for each operation."""
+    """A device whose latency is macs, a third of them where it counts in integers, and a start for each operation."""
 
     device = Device("made up", "made up")
 
     def milliseconds(self, chains, progress=True):
-        return np.array([sum(0.001 + operation.macs * 3e-8 for operation in chain) for chain in chains])
+        return np.array([sum(0.001 + op.macs * (1e-8 if op.integer else 3e-8) for op in chain) for chain in chains])
 
 
 def samples(model, count, seed):

@@ -180,6 +180,10 @@ def refused(capsys):
         ([*command("compress", KNAPSACK), "--walks", "x"], "--walks takes a whole number, not 'x'"),
         ([*command("compress", KNAPSACK), "--max-storage", "0,15"], "--max-storage takes a number or null, not '0,15'"),
         ([*command("compress", KNAPSACK), "--max-strage", "1"], "unknown option --max-strage. Did you mean --max-stor"),
+        (
+            [*command("compress", KNAPSACK), "--max-storag", "1"],
+            "unknown option --max-storag. Did you mean --max-stora",
+        ),
         (["list", "network"], "unknown list 'network'. Did you mean 'networks'"),
         (["--verion"], "unknown option --verion"),
     ],
@@ -384,6 +388,7 @@ def unpriced(monkeypatch):
         ),
         (PLAN.format("identity", "identity", "filter_pruning(ratio=0.5)"), "layer '5' cannot take filter_pruning"),
         (PLAN.format("activation_quantization", "identity", "identity"), "layer '0' cannot take activation_quant"),
+        (PLAN.format("activation_quantization", "identity", "identity"), "(the plan was made for 'tiny')"),
         (PLAN.replace("'2'", "'7'").format(*["identity"] * 3), "the plan for 'tiny' has no recipe for layer '2'"),
         (PLAN.format(*["identity"] * 3) + "  '9': identity\n", "names layer '9', which this network does not have"),
         (
@@ -424,6 +429,7 @@ def test_an_edited_plan_is_applied_as_it_is(place, capsys):
     assert report["evaluations"] == 0
     assert "note: uniform_quantization(bits=5) is not on the price list of layer 0; applied as written" in shown.err
     assert "unpriced" in report["layers"][0]
+    assert "note: the plan was made for 'tiny' and fits 'net.py:make' too; applied as written" in shown.err
     assert report["compressed"]["storage_bytes"] < report["original"]["storage_bytes"]
 
 

@@ -26,7 +26,7 @@ from plywise.env.device_file import DeviceFile, write_questions
 from plywise.env.devices import open_device
 from plywise.env.energy import energy_mj
 from plywise.env.energy_counter import EnergyCounter
-from plywise.env.handover import Origin, hand_over
+from plywise.env.handover import Origin, claimed, hand_over
 from plywise.env.latency import Chain, LatencyTable, chain_key
 from plywise.env.operation import operations
 from plywise.env.roofline import Roofline, moved_bytes, needed_bytes
@@ -226,7 +226,8 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     subject = Subject(build(Plain), samples(16, 1), samples(16, 2), "plain", latency)
     plan = Plan("plain", {layer.name: Recipe() for layer in subject.layers})
     origin = Origin("net.py:make", "digits", 0, "plan", 0, 0.0, "made up")
-    report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "there", origin)
+    with claimed(tmp_path / "there"):
+        report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "there", origin)
     block = report["compressed"]
     chains = [realised_chain(subject.network.modules[layer.name], layer) for layer in subject.layers]
     assert report["device"]["latency_source"] == block["energy_source"] == "declared"
@@ -244,13 +245,15 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     # The same network for this machine, first without and then with a counter.
     subject.latency = LatencyTable(tmp_path / "table.sqlite")
     monkeypatch.setattr(handover, "EnergyCounter", partial(EnergyCounter, tmp_path / "none"))
-    report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "here", origin)
+    with claimed(tmp_path / "here"):
+        report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "here", origin)
     assert report["compressed"]["energy_source"] == "modelled"
     assert "holds no energy counters" in report["energy_counter"]
     assert report["demand_latency"] == "latency_ms"
     assert "device_latency_ms" not in report["compressed"]
     monkeypatch.setattr(handover, "EnergyCounter", lambda: "a counter")
     monkeypatch.setattr(handover, "measure_energy", lambda paths, shape, counter: [3.0, 2.0, 1.0])
-    report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "counted", origin)
+    with claimed(tmp_path / "counted"):
+        report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "counted", origin)
     assert [report[name]["energy_mj"] for name in ("original", "uniform_int8", "compressed")] == [3.0, 2.0, 1.0]
     assert report["compressed"]["energy_source"] == "measured"

@@ -33,6 +33,11 @@ def origin():
     return Origin("net.py:make", "folder:x", 0, "knapsack", 3, 0.0, "made up")
 
 
+def handed_over(subject, plan, demand, test, folder):
+    with claimed(folder):
+        return hand_over(subject, plan, demand, test, folder, origin())
+
+
 class Finished:
     """A subject, a plan and what was handed over."""
 
@@ -42,7 +47,7 @@ class Finished:
         self.plan = Plan("plain", {name: Recipe.parse(text) for name, text in PLAN.items()})
         self.test = samples(model, 150, 5)
         self.folder = cache / "made" / "here"
-        self.report = hand_over(self.subject, self.plan, DEMAND, self.test, self.folder, origin())
+        self.report = handed_over(self.subject, self.plan, DEMAND, self.test, self.folder)
         self.realised = self.subject.bank.stitch(self.plan).model.eval()
 
 
@@ -166,7 +171,7 @@ def test_the_packed_file_knows_its_network(finished):
 @pytest.mark.usefixtures("unexported")
 def test_a_broken_ceiling_is_said(finished, tmp_path):
     demand = Demand(50.0, max_storage=0.001)
-    report = hand_over(finished.subject, finished.plan, demand, finished.test, tmp_path, origin())
+    report = handed_over(finished.subject, finished.plan, demand, finished.test, tmp_path)
     assert not report["demand_met"]
     share = report["compressed"]["storage_bytes"] / report["original"]["storage_bytes"]
     assert report["violations"] == {"storage": pytest.approx(share - 0.001)}
@@ -191,7 +196,7 @@ def test_a_packed_file_of_other_outputs_is_refused(finished, tmp_path, monkeypat
 
     monkeypatch.setattr(handover, "load_packed", another)
     with pytest.raises(ModelError, match=r"weights\.safetensors gives other outputs"):
-        hand_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path, origin())
+        handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
     assert not (tmp_path / "report.json").exists()
 
 
@@ -200,7 +205,7 @@ def test_an_exported_file_of_another_accuracy_is_refused(finished, tmp_path, mon
     said = finished.report["compressed"]["accuracy"]
     monkeypatch.setattr(handover, "accuracy_onnx", lambda *_: said - 2.1 * 100 / len(finished.test))
     with pytest.raises(ModelError, match=r"model.onnx reaches .* where the compressed network has"):
-        hand_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path, origin())
+        handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
     assert not (tmp_path / "report.json").exists()
 
 
@@ -222,12 +227,12 @@ def test_a_full_disk_leaves_no_half_file_and_the_next_run_finishes(finished, tmp
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", writes)
         with pytest.raises(OSError, match="No space left"):
-            hand_over(finished.subject, finished.plan, DEMAND, finished.test, folder, origin())
+            handed_over(finished.subject, finished.plan, DEMAND, finished.test, folder)
     there = {path.name for path in folder.iterdir()}
     assert there <= {*FILES, UNFINISHED} - {full, "report.json"}
     assert UNFINISHED in there
     check_folder(folder)
-    hand_over(finished.subject, finished.plan, DEMAND, finished.test, folder, origin())
+    handed_over(finished.subject, finished.plan, DEMAND, finished.test, folder)
     assert sorted(path.name for path in folder.iterdir()) == FILES
 
 
@@ -240,7 +245,7 @@ def test_a_run_stopped_in_the_middle_is_not_taken_for_a_finished_one(finished, t
     with monkeypatch.context() as patch:
         patch.setattr(handover, "export_onnx", stop)
         with pytest.raises(KeyboardInterrupt):
-            hand_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path, origin())
+            handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [UNFINISHED, "plan.yaml", "weights.safetensors"]
     check_folder(tmp_path)
 

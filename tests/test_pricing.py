@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from made_up_device import FakeLatency
 from tiny_networks import NETWORKS, Depthwise, Encoder, Identity, Perceptron, Plain, build, images, labels
 
 from plywise.compressors.errors import DataError, FileFormatError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
-from plywise.env.device import Device
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Network
 from plywise.env.operation import operations
@@ -18,15 +18,6 @@ from plywise.env.pricing import KEEP_LEVELS, SLOTS
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
 from plywise.env.subject import Subject, realised_chain
-
-
-class FakeLatency:
-    """A device whose latency is macs, a third of them where it counts in integers, and a start for each operation."""
-
-    device = Device("made up", "made up")
-
-    def milliseconds(self, chains, progress=True):
-        return np.array([sum(0.001 + op.macs * (1e-8 if op.integer else 3e-8) for op in chain) for chain in chains])
 
 
 def samples(count, seed):

@@ -2,9 +2,9 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
+from made_up_device import FakeLatency
 from torch import nn
 
 import plywise
@@ -19,9 +19,8 @@ from plywise.compressors.weight_format import takes_gain, weight_format
 from plywise.env import recovery
 from plywise.env.augmentation import Augmentation
 from plywise.env.demand import Demand
-from plywise.env.device import Device
 from plywise.env.gradient_rounding import GradientRounding
-from plywise.env.handover import Origin, begin_folder, hand_over
+from plywise.env.handover import Origin, claimed, hand_over
 from plywise.env.recovery import PORTIONS, SPLICE_STEPS, recover
 from plywise.env.recovery_settings import GRADIENTS, RecoverySettings, make_recovery
 from plywise.env.recovery_state import STATE_FILE
@@ -40,15 +39,6 @@ MIXED = (
 BAD = ("magnitude_pruning(sparsity=0.95) + uniform_quantization(bits=4)",) * 3
 SURGERY = ("dynamic_surgery + uniform_quantization(bits=4)", "dynamic_surgery", "identity")
 LAYERS = ("0", "2", "5")
-
-
-class FakeLatency:
-    """A device whose latency is macs and a start for each operation."""
-
-    device = Device("made up", "fingerprint")
-
-    def milliseconds(self, chains, progress=True):
-        return np.array([sum(0.001 + operation.macs * 3e-8 for operation in chain) for chain in chains])
 
 
 @pytest.fixture(scope="module")
@@ -353,12 +343,12 @@ def test_digits_are_not_mirrored(data):
 
 def test_the_hand_over_is_of_the_recovered_network(subject, data, tmp_path, monkeypatch):
     monkeypatch.setattr(recovery, "CHECKPOINT_SECONDS", 0.0)
-    begin_folder(tmp_path)
-    found = recovered(subject, data, BAD, tmp_path / STATE_FILE, epochs=2, learning_rate=0.02)
-    assert (tmp_path / STATE_FILE).exists()
     test = samples(data.test)
     origin = Origin("net.py:make", "digits", 0, "plan", 0, 0.0, "made up")
-    report = hand_over(subject, plan_of(BAD), Demand(50.0), test, tmp_path, origin, found)
+    with claimed(tmp_path):
+        found = recovered(subject, data, BAD, tmp_path / STATE_FILE, epochs=2, learning_rate=0.02)
+        assert (tmp_path / STATE_FILE).exists()
+        report = hand_over(subject, plan_of(BAD), Demand(50.0), test, tmp_path, origin, found)
     files = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert report["compressed"]["accuracy"] == test.accuracy(test.logits(found.model))

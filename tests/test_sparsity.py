@@ -18,6 +18,7 @@ from plywise.compressors.recipe import Recipe
 from plywise.compressors.sparse_fit import SparseFit, best_sparse_fit
 from plywise.compressors.statistics import CRITERIA, LayerStatistics
 from plywise.compressors.technique import TECHNIQUES, Stage, make_technique
+from plywise.compressors.weight_format import weight_format
 from plywise.env.calibration import calibrate
 from plywise.env.network import Network
 
@@ -93,6 +94,16 @@ def test_quantising_afterwards_keeps_the_zeros(technique, kind):
     assert bool(zeros.any())
     both = Recipe.parse(f"{technique} + uniform_quantization(bits=4)").compress(layer, statistics)
     assert bool((weight_of(both)[zeros] == 0).all())
+
+
+@pytest.mark.parametrize("technique", SPARSE, ids=str)
+def test_weights_that_move_leave_the_format_that_they_had(technique):
+    """Of a network that is compressed a second time: what refits weights must not pass for rounded."""
+    layer, _, statistics = prepared("conv2d")
+    rounded = make_technique("uniform_quantization", {"bits": 3}).compress(layer, statistics)
+    after = technique.compress(rounded, statistics)
+    assert weight_format(rounded) is not None
+    assert weight_format(after) is None
 
 
 def test_a_pattern_that_keeps_everything_is_refused():

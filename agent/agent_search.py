@@ -1,7 +1,5 @@
 """The trained agent as a search method: walks on paper, the most promising of which are scored."""
 
-import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -10,14 +8,10 @@ from plywise.agent.recipe_agent import RecipeAgent
 from plywise.agent.search_method import SearchMethod, SearchResult, Trial
 from plywise.env.demand import Demand
 from plywise.env.evaluator import Evaluator
-from plywise.env.prices import Floats, PriceTable
+from plywise.env.prices import Floats
+from plywise.env.score import Demands, expected_scores
+from plywise.env.surrogate import Surrogate
 from plywise.env.vector_env import BatchedCompressionEnv
-
-CAUTION = (0.5, 4.0)
-"""Bounds of the factor by which one exact score may change the estimated drops of the walks after it."""
-
-LEAST_POINTS = 0.1
-"""Drops below this say nothing about how far the estimates are off."""
 
 SIDE_BY_SIDE = 64
 """Walks taken on paper for each exact score: together they cost little more than one."""
@@ -29,8 +23,8 @@ HOTTEST = 4.0
 class AgentSearch(SearchMethod):
     """Takes several walks on paper at once, the first with the agent's best choices, and scores the most promising.
 
-    After each exact score the estimated drops are scaled by what it showed (the geometric mean so far), so that a
-    walk that lost more accuracy than promised is followed by more careful ones.
+    Each exact score teaches the surrogate what the estimates are off by, so that a walk that lost more accuracy than
+    promised is followed by more careful ones.
 
     Attributes:
         agent: who decides.
@@ -47,35 +41,31 @@ class AgentSearch(SearchMethod):
         """Returns the best of up to `budget` scored plans; `seed` decides what is drawn."""
         trial = Trial(evaluator, budget)
         generator = np.random.default_rng(seed)
-        factor = 1.0
+        surrogate = Surrogate(evaluator.table)
         tried: set[tuple[int, ...]] = set()
         while not trial.spent:
-            table = dataclasses.replace(evaluator.table, drop=evaluator.table.drop * np.float32(factor))
-            plans = walk(self.agent, table, evaluator.demand, self.side_by_side, generator)
+            plans = walk(self.agent, surrogate, evaluator.demand, self.side_by_side, generator)
             actions = next((plan for plan in plans if plan not in tried), None)
             if actions is None:
                 break
             tried.add(actions)
-            outcome = trial.evaluate(actions)
-            expected = float(evaluator.table.drop[np.arange(len(actions)), actions].sum())
-            if max(expected, outcome.drop) > LEAST_POINTS:
-                seen = max(outcome.drop, LEAST_POINTS) / max(expected, LEAST_POINTS)
-                factor = float(np.clip(math.sqrt(factor * seen), *CAUTION))
+            surrogate.observe(actions, trial.evaluate(actions).drop)
         return trial.result()
 
 
 def walk(
-    agent: RecipeAgent, table: PriceTable, demand: Demand, count: int, generator: np.random.Generator
+    agent: RecipeAgent, surrogate: Surrogate, demand: Demand, count: int, generator: np.random.Generator
 ) -> list[tuple[int, ...]]:
-    """Returns the distinct plans of walks side by side, one slot per layer, the best estimated score first.
+    """Returns the distinct plans of walks side by side, one slot per layer, the best expected score first.
 
     Args:
         agent: who decides.
-        table: prices of the network.
+        surrogate: of the network.
         demand: what is wanted.
         count: how many walks; the first takes the agent's best choices, the others draw from its policy.
         generator: where draws come from.
     """
+    table = surrogate.table
     env = BatchedCompressionEnv([table], demand, count, seed=0, noise=0.0, jitter=0.0)
     temperature = np.linspace(1.0, HOTTEST, count, dtype=np.float32)
     context, recipes = _menus(env.reset())
@@ -86,8 +76,9 @@ def walk(
         actions[:1] = agent.act(context[:1], recipes[:1], masks[:1])
         observation, _, _, infos = env.step(actions)
         context, recipes = _menus(observation)
-    scores = {tuple(info["plan"]["actions"]): float(info["plan"]["score"]) for info in infos}
-    return sorted(scores, key=scores.__getitem__, reverse=True)
+    plans = np.array(list(dict.fromkeys(tuple(info["plan"]["actions"]) for info in infos)), np.int64)
+    expected = expected_scores(Demands.of([demand]), *surrogate.estimate(plans))
+    return [tuple(plan) for plan in plans[np.argsort(-expected, kind="stable")].tolist()]
 
 
 def _menus(observation: Any) -> tuple[Floats, Floats]:

@@ -6,8 +6,9 @@ from numpy.typing import NDArray
 
 from plywise.env.price_stack import PriceStack
 from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, Floats
-from plywise.env.score import score_plans, worst_use
+from plywise.env.score import expected_scores, worst_use
 from plywise.env.supply import SHADOW_PRICES
+from plywise.env.uncertainty import spread_of
 from plywise.env.walk import DROP, NUM_PRICES, WAY_OUT, Walks
 
 LIMIT = 8.0
@@ -155,7 +156,7 @@ class Observer:
         drop = (walks.drop + later)[:, None].astype(np.float32) + walks.drops
         drop = np.minimum(drop, walks.room[:, None].astype(np.float32))
         demands = walks.demands.per_plan()
-        score = score_plans(demands, promised, drop)
+        score = expected_scores(demands, promised, drop, spread_of(drop))
         best_score = np.where(allowed, score, -np.inf).max(1, keepdims=True)
         features[:, :, at + 13] = _near(score - best_score)
         features[:, :, at + 14] = _log_clipped(worst_use(demands, promised))

@@ -7,6 +7,7 @@ import numpy as np
 from plywise.env.price_stack import NUM_METRICS
 from plywise.env.prices import Ints
 from plywise.env.score import Array
+from plywise.env.uncertainty import COUNTING, LAYER, NETWORK
 from plywise.env.walk import Walks
 
 
@@ -16,7 +17,8 @@ class Randomisation:
 
     Attributes:
         noise: error of the estimates. The true drop, which only the final score knows, is the estimate times factors
-            of spread 0.3 * noise for the network and 0.4 * noise for each layer.
+            of spread NETWORK * noise for all layers and LAYER * noise for each, plus what counting a few hundred
+            images adds: a drop of d points is seen with a spread of COUNTING * sqrt(d) * noise points.
         jitter: variety of networks. Drops and costs of each layer, shown and true, are multiplied by factors of
             spread 0.5 * jitter and 0.3 * jitter.
     """
@@ -27,9 +29,10 @@ class Randomisation:
     def place(self, walks: Walks, rows: Ints, table: Ints, generator: np.random.Generator) -> Array:
         """Puts rows at the start of networks with factors of their own; returns what `Walks.place` does."""
         shape = (len(rows), walks.stack.num_layers + 1)
-        network = generator.normal(0.0, 0.3, (len(rows), 1))
-        truth = self.noise * (network + generator.normal(0.0, 0.4, shape))
+        network = generator.normal(0.0, NETWORK, (len(rows), 1))
+        truth = self.noise * (network + generator.normal(0.0, LAYER, shape))
         drop = self.jitter * generator.normal(0.0, 0.5, shape)
         cost = self.jitter * generator.normal(0.0, 0.3, (*shape, NUM_METRICS))
-        factors = (np.exp(exponent, dtype=np.float32) for exponent in (drop, truth, cost))
-        return walks.place(rows, table, *factors)
+        luck = self.noise * COUNTING * generator.normal(size=len(rows))
+        drops, truths, costs = (np.exp(exponent, dtype=np.float32) for exponent in (drop, truth, cost))
+        return walks.place(rows, table, drops, truths, costs, luck)

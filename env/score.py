@@ -12,14 +12,17 @@ value function returns in the hundreds. U gives the penalty the scale of the
 preferences, so no choice of weights can buy it off. Where a plan that holds every ceiling exists, 1 % more than a cost
 ceiling pays only if it saves more than 2 U / accuracy_weight points, and one point of drop beyond the ceiling only if
 it makes every cost 20 times smaller. Where none exists, the score weighs one broken ceiling against the other.
+`score_plans` is this formula; `expected_scores` is its mean over drops that are not known yet.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
 from plywise.env.demand import Demand
 from plywise.env.prices import METRICS
@@ -31,6 +34,8 @@ KNEE = 5.0
 SLACK = 1e-6
 """A ceiling counts as held up to this relative excess (cost) or this many points (drop): rounding, not tolerance."""
 LEAST_RATIO = 1e-9
+FAR = 1e6
+"""Points below a ceiling that stand for having none."""
 
 Array = NDArray[np.float64]
 
@@ -100,16 +105,43 @@ def score_plans(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any]) -> A
         ratios: `(n, ..., M)` costs as shares of the original's.
         drop: `(n, ...)` points.
     """
-    log_ratio = np.log(np.maximum(ratios, LEAST_RATIO))
     over = drop - demands.max_drop
     penalty = np.where(over > SLACK, BROKEN + felt(DROP_RATE * over), 0.0)
-    unit, gain = demands.accuracy_weight, -demands.accuracy_weight * felt(np.maximum(drop, 0.0))
+    return _scores(demands, ratios, np.maximum(drop, 0.0), penalty)
+
+
+def expected_scores(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any], spread: NDArray[Any]) -> NDArray[Any]:
+    """Returns what plans score on average where their drops are normal, `(n, ...)`.
+
+    A plan whose drop is expected just below its ceiling breaks it half of the time, so the best score on paper is not
+    the best to expect. Losses beyond the knee are felt by their means.
+
+    Args:
+        demands, ratios: as in `score_plans`.
+        drop, spread: `(n, ...)` points.
+    """
+    spread = np.maximum(spread, SLACK)
+    over = np.maximum(drop - demands.max_drop, -FAR)
+    penalty = BROKEN * ndtr(over / spread) + felt(DROP_RATE * _mean_above(over, spread))
+    return _scores(demands, ratios, _mean_above(drop, spread), penalty)
+
+
+def _mean_above(value: NDArray[Any], spread: NDArray[Any]) -> NDArray[Any]:
+    """Returns the mean of what normal values are above zero, nothing where they are below."""
+    z = value / spread
+    mean: NDArray[Any] = spread * np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + value * ndtr(z)
+    return mean
+
+
+def _scores(demands: Demands, ratios: NDArray[Any], loss: NDArray[Any], penalty: NDArray[Any]) -> NDArray[Any]:
+    log_ratio = np.log(np.maximum(ratios, LEAST_RATIO))
+    unit, gain = demands.accuracy_weight, -demands.accuracy_weight * felt(loss)
     for metric in range(ratios.shape[-1]):  # three plain columns: sums over an axis this short are slow
         weight = demands.weights[..., metric]
         unit, gain = unit + weight, gain - weight * log_ratio[..., metric]
         log_excess = log_ratio[..., metric] - np.log(demands.ceilings[..., metric])
-        penalty += np.where(log_excess > SLACK, BROKEN + felt(COST_RATE * log_excess), 0.0)
-    scores: Array = gain - unit * penalty
+        penalty = penalty + np.where(log_excess > SLACK, BROKEN + felt(COST_RATE * log_excess), 0.0)
+    scores: NDArray[Any] = gain - unit * penalty
     return scores
 
 

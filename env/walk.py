@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from plywise.env.least_plans import least_plans
 from plywise.env.price_stack import NUM_METRICS, PriceStack
 from plywise.env.prices import METRICS, Bools, Floats, Ints
-from plywise.env.score import SLACK, Array, Demands, score_plans, worst_use
+from plywise.env.score import SLACK, Array, Demands, expected_scores, score_plans, worst_use
 from plywise.env.supply import SHADOW_PRICES, metric_shares, supply_plans
+from plywise.env.uncertainty import spread_of
 
 NUM_PRICES = len(SHADOW_PRICES)
 WAY_OUT = NUM_PRICES
@@ -26,19 +27,20 @@ class Walks:
     Their prices for the layers ahead are kept exact for the channels that the choices so far have left.
 
     State, all in `STATE`: `table`, `layer` `(n,)`; `actions` `(n, L)`, -1 ahead; `spent` `(n, M)`, fixed part
-    included; `drop`, `true_drop` `(n,)` estimated and, with noise, true; `weights`... of the demands; `drop_factor`,
-    `truth_factor` `(n, L + 1)` and `scale` `(n, L + 1, M)`, the row's own factors; `plans`, `kept`, `out`
-    `(n, L + 1, P)` slots, input kept shares and output levels; `price` `(n, L + 1, P, M + 1)` costs and drop.
+    included; `drop`, `true_drop` `(n,)` estimated and, with noise, true; `luck` `(n,)` of counting; `weights`... of the
+    demands; `drop_factor`, `truth_factor` `(n, L + 1)` and `scale` `(n, L + 1, M)`, the row's own factors; `plans`,
+    `kept`, `out` `(n, L + 1, P)` slots, input kept shares and output levels; `price` `(n, L + 1, P, M + 1)` costs and
+    drop.
 
     After `refresh`, of the current layer: `cost` `(n, K, M)`, `drops` `(n, K)`, `masks` `(n, K)`, `rest`
     `(n, P, M + 1)` what the plans make of the current and later layers, `behind` `(n, K, 2, M)` what the best price's
-    plan and the way out make of the later layers after each slot, `projected` `(n, prices)` scores, `star` `(n,)` the
-    best price, `potential` `(n,)` its score.
+    plan and the way out make of the later layers after each slot, `projected` `(n, prices)` expected scores, `star`
+    `(n,)` the best price, `potential` `(n,)` its score.
     """
 
     STATE = (
-        *("table", "layer", "actions", "spent", "drop", "true_drop", "drop_factor", "truth_factor", "scale", "fixed"),
-        *("plans", "kept", "out", "price"),
+        *("table", "layer", "actions", "spent", "drop", "true_drop", "luck", "drop_factor", "truth_factor", "scale"),
+        *("fixed", "plans", "kept", "out", "price"),
     )
 
     def __init__(self, stack: PriceStack, count: int) -> None:
@@ -55,6 +57,7 @@ class Walks:
         self.fixed: Array = np.zeros((count, NUM_METRICS))
         self.drop: Array = np.zeros(count)
         self.true_drop: Array = np.zeros(count)
+        self.luck: Array = np.zeros(count)
         self.drop_factor: Floats = np.ones((count, depth), np.float32)
         self.truth_factor: Floats = np.ones((count, depth), np.float32)
         self.scale: Floats = np.ones((count, depth, NUM_METRICS), np.float32)
@@ -73,6 +76,7 @@ class Walks:
         drop_factor: Floats | None = None,
         truth_factor: Floats | None = None,
         cost_factor: Floats | None = None,
+        luck: Array | float = 0.0,
     ) -> Array:
         """Puts rows at the start of networks and returns what can be reached there.
 
@@ -82,6 +86,7 @@ class Walks:
             drop_factor: `(r, L + 1)` on the drops, shown and true.
             truth_factor: `(r, L + 1)` on the true drops only.
             cost_factor: `(r, L + 1, M)` on the layers' costs; the original's changes with them.
+            luck: `(r,)` times the square root of the true drop, what is seen of it besides.
 
         Returns:
             `(r, J, M)` shares of the original's cost, one row for each of `least_plans.COMBINATIONS`.
@@ -89,6 +94,7 @@ class Walks:
         one = np.float32(1.0)
         self.table[rows], self.layer[rows], self.actions[rows] = table, 0, -1
         self.drop[rows] = self.true_drop[rows] = 0.0
+        self.luck[rows] = luck
         self.drop_factor[rows] = one if drop_factor is None else drop_factor
         self.truth_factor[rows] = one if truth_factor is None else truth_factor
         self.scale[rows], self.fixed[rows] = one, self.stack.fixed[table]
@@ -134,7 +140,8 @@ class Walks:
         spent, drop, room = (a[:, None].astype(np.float32) for a in (self.spent, self.drop, self.room))
         self.promised = spent + self.rest[:, :NUM_PRICES, :DROP]
         self.promised_drop = np.minimum(drop + self.rest[:, :NUM_PRICES, DROP], room)
-        self.projected = score_plans(self.demands.per_plan(), self.promised, self.promised_drop)
+        spread = spread_of(self.promised_drop)
+        self.projected = expected_scores(self.demands.per_plan(), self.promised, self.promised_drop, spread)
         self.star = self.projected.argmax(1)
         self.potential = self.projected[rows, self.star].astype(np.float64)
         self.behind = self._behind()
@@ -170,8 +177,9 @@ class Walks:
         self.layer = layer + 1
 
     def outcomes(self, rows: Ints) -> tuple[Array, Array, Array]:
-        """Returns costs as shares `(r, M)`, true drops `(r,)` and scores `(r,)` of finished walks."""
-        drop = np.minimum(self.true_drop[rows], self.room[rows])
+        """Returns costs as shares `(r, M)`, drops as seen `(r,)` and scores `(r,)` of finished walks."""
+        drop = self.true_drop[rows]
+        drop = np.minimum(drop + self.luck[rows] * np.sqrt(drop), self.room[rows])
         demands = Demands(*(getattr(self.demands, field.name)[rows] for field in fields(Demands)))
         return self.spent[rows], drop, score_plans(demands, self.spent[rows], drop)
 

@@ -8,7 +8,7 @@ from plywise.compressors.errors import ConfigurationError, DemandError
 from plywise.env.demand import Demand
 from plywise.env.evaluator import PlanEstimator, SurrogateEvaluator, check_demand, least_reachable
 from plywise.env.prices import METRICS
-from plywise.env.score import COST_RATE, DROP_RATE, KNEE, Demands, felt, judge, score_of, score_plans
+from plywise.env.score import COST_RATE, DROP_RATE, KNEE, Demands, expected_scores, felt, judge, score_of, score_plans
 from plywise.env.synthetic import synthetic_table
 
 
@@ -33,6 +33,23 @@ def test_losses_beyond_the_knee_count_less_but_still_count():
     assert (counted[:3] == losses[:3]).all()
     assert (np.diff(counted) > 0).all()
     assert counted[-1] < 20
+
+
+def test_expected_scores_are_means_over_what_may_be_seen():
+    demand, ratios = Demands.of([Demand(1.0, max_storage=0.2)]), np.array([[0.1, 0.9, 0.8]])
+    normal = np.random.default_rng(0).normal(size=100_000)
+    for drop, spread in ((0.0, 0.1), (0.4, 0.4), (0.8, 0.2), (3.0, 1.0)):
+        outcomes = drop + spread * normal
+        mean = score_plans(demand, np.repeat(ratios, len(normal), 0), outcomes).mean()
+        found = expected_scores(demand, ratios, np.array([drop]), np.array([spread]))[0]
+        assert found == pytest.approx(mean, rel=0.03, abs=0.03)
+
+
+def test_a_plan_just_below_a_ceiling_is_expected_to_score_less_than_a_safer_one():
+    demands, ratios = Demands.of([Demand(0.5, storage_weight=1.0)]), np.array([[0.10, 1, 1], [0.14, 1, 1]])
+    drops, spreads = np.array([0.4, 0.1]), np.array([0.3, 0.1])
+    assert np.argmax(score_plans(demands, ratios, drops)) == 0
+    assert np.argmax(expected_scores(demands, ratios, drops, spreads)) == 1
 
 
 def test_outcome_names_what_is_broken():

@@ -159,6 +159,15 @@ def test_factors_change_prices_and_noise_stays_hidden(tables):
     assert (noisy.true_drop != noisy.drop).all()
 
 
+def test_luck_moves_the_drop_that_is_seen_by_its_root(tables):
+    luck = np.array([-1.0, -0.1, 0.0, 0.1, 1.0, 2.0])
+    plain, lucky = (start(tables[:1], 6, demand=Demand(None), luck=given) for given in (0.0, luck))
+    rows = np.arange(6)
+    drops = [finish(walks, at_random(1)).outcomes(rows)[1] for walks in (plain, lucky)]
+    assert (drops[0] > 0).all()
+    assert drops[1] == pytest.approx(np.minimum(drops[0] + luck * np.sqrt(drops[0]), plain.room))
+
+
 def test_observations_are_bounded_and_named(tables):
     walks = start(tables, 16, seed=2)
     walks.refresh()

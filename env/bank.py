@@ -2,9 +2,10 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -148,12 +149,20 @@ class Bank:
         layer = self._layers[name]
         return self._prepared(layer, tuple((g, how) for g, how in state if g in layer.reads))[1]
 
-    def stitch(self, plan: Plan, repair_inputs: int = REPAIR_INPUTS) -> Stitched:
+    def stitch(
+        self,
+        plan: Plan,
+        repair_inputs: int = REPAIR_INPUTS,
+        known: Mapping[str, nn.Module] = MappingProxyType({}),
+        through: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ) -> Stitched:
         """Puts a plan together and matches the moments of the original.
 
         Args:
             plan: a recipe for each layer.
             repair_inputs: how many calibration inputs, at most, the moments are matched on; 0 for no repair.
+            known: modules, by name, that were matched before behind the same recipes; they are taken as they are.
+            through: makes of the network the one that the calibration inputs run through.
 
         Raises:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
@@ -166,17 +175,17 @@ class Bank:
         replaced: dict[str, nn.Module] = {}
         for layer in network.layers:
             touched = any(g in layer.reads or g == layer.group for g, _ in state)
-            if plan[layer.name].techniques or touched:
+            if layer.name not in known and (plan[layer.name].techniques or touched):
                 replaced[layer.name] = copy.deepcopy(self.entry(layer.name, plan[layer.name], state))
         for name in outputs:
-            if isinstance(network.modules[name], NORMS):
+            if name not in known and isinstance(network.modules[name], NORMS):
                 replaced[name] = cut_norm(network.modules[name], outputs[name])
-        model = assemble(network.model, replaced)
+        model = assemble(network.model, {**replaced, **known})
         if replaced and repair_inputs != 0:
             reference = self.calibration.moments(network, repair_inputs)
             targets = {name: _kept_moments(reference[name], outputs.get(name)) for name in replaced}
-            match_moments(model, self.calibration.inputs[:repair_inputs], targets, replaced)
-        return Stitched(model, replaced)
+            match_moments(through(model), self.calibration.inputs[:repair_inputs], targets, replaced)
+        return Stitched(model, {**replaced, **known})
 
     def _prepare(self, layer: Layer, touching: State) -> tuple[nn.Module, LayerStatistics]:
         module, statistics = self.network.modules[layer.name], self.calibration.statistics[layer.name]

@@ -32,6 +32,7 @@ from plywise.env.prices import PriceTable
 from plywise.env.pricing import Pricer
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
+from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import Sensitivity, divergence, sensitivities
 
 VERSION = "10"
@@ -145,6 +146,10 @@ class Subject:
         save_prices(table, path)
         return table
 
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.bank, self.validation)
+
     @property
     def priced(self) -> bool:
         """Whether the price table is known already, so that asking for it costs nothing."""
@@ -165,8 +170,7 @@ class Subject:
         name = f"{self.key}/built/{_digest(self.latency.device.fingerprint, *recipes)}"
         found = self.store.get(name)
         if found is None:
-            stitched = self.bank.stitch(plan)
-            logits = self.validation.logits(stitched.model)
+            stitched, logits = self._scorer.run(plan)
             found = [self.validation.accuracy(logits), divergence(self._original, logits), self.cost(stitched)]
             self.store.put(name, found)
         storage, latency, energy = found[2]
@@ -216,8 +220,8 @@ class Subject:
         name = f"{self.key}/trial/{_digest(*map(str, plan.values()))}"
         found = self.store.get(name)
         if found is None:
-            stitched = self.bank.stitch(plan)
-            accuracy = self.validation.accuracy(self.validation.logits(stitched.model))
+            stitched, logits = self._scorer.run(plan)
+            accuracy = self.validation.accuracy(logits)
             found = [accuracy, self._file_size(stitched) - sum(map(packed_size, self._realised(stitched).values()))]
             self.store.put(name, found)
         return float(found[0]), float(found[1])

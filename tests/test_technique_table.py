@@ -18,6 +18,8 @@ from plywise.env.runtime import run_model
 from plywise.env.samples import Samples
 from plywise.env.subject import Subject
 from plywise.experiments import contrasts, technique_table
+from plywise.experiments.contrasts import Made
+from plywise.experiments.results_page import Page
 from plywise.experiments.technique_rows import HALF_PRUNED, PAIRS, Bar, alone, one_of_each, plan_of
 from plywise.experiments.technique_table import BARS, ORIGINAL
 
@@ -108,6 +110,8 @@ def test_a_run_goes_on_and_says_what_could_not_be_measured(subject, tmp_path):
     found = technique_table.measured(subject, test, tmp_path, {**original, "ours": make, "theirs": refuse})
     assert found["theirs"] == "not here"
     assert found[ORIGINAL].accuracy == 100.0
+    assert found[ORIGINAL].divergence == pytest.approx(0.0, abs=1e-9)
+    assert found["ours"].divergence > 1e-6
     again = technique_table.measured(subject, test, tmp_path, {"ours": make})
     assert len(calls) == 1
     assert again["ours"] == found["ours"]
@@ -116,6 +120,18 @@ def test_a_run_goes_on_and_says_what_could_not_be_measured(subject, tmp_path):
     assert timed["ours"].latency_ms > 0
     assert dataclasses.replace(timed["ours"], latency_ms=0.0, speed_up=1.0) == found["ours"]
     assert timed["theirs"] == "not here"
+
+
+def test_bars_are_judged_by_accuracy_and_show_what_is_no_chance(monkeypatch):
+    made = Made(100.0, 10, 1.0)
+    figures = {ORIGINAL: (88.0, 0.0), "ours": (87.95, 5e-5), "theirs": (88.0, 3e-4)}
+    bars = (Bar("no worse", "ours", 0.0, "theirs"), Bar("drop", "ours", 0.3), Bar("missing", "nobody", 0.0))
+    monkeypatch.setattr(technique_table, "BARS", bars)
+    page = Page("bars", "command", 0.0)
+    technique_table._bars(page, {name: technique_table.Figures(*pair, made) for name, pair in figures.items()})
+    assert "| no worse | ours against theirs | 0 | -0.05 | NO | 0.05 against 0.3 |" in page.markdown[-1]
+    assert "| drop | ours | 0.3 | 0.05 | yes | 0.05 |" in page.markdown[-1]
+    assert "| missing | nobody | 0 |  | not measured |  |" in page.markdown[-1]
 
 
 def test_without_the_data_it_says_where_to_put_them(monkeypatch, tmp_path):

@@ -1,0 +1,143 @@
+"""Scores that reuse what earlier plans have computed: the same numbers, bit for bit, below a ceiling of memory."""
+
+import random
+
+import pytest
+import torch
+from tiny_networks import NETWORKS, Plain, Residual, build, images, labels
+from torch import nn
+from torch.nn import functional as F
+
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.env.activation_memory import ActivationMemory
+from plywise.env.bank import Bank
+from plywise.env.calibration import calibrate
+from plywise.env.network import Network
+from plywise.env.samples import Samples
+from plywise.env.scorer import Scorer
+from plywise.env.unit import find_units
+
+RECIPES = (
+    "identity",
+    "uniform_quantization(bits=3)",
+    "uniform_quantization(bits=4) + activation_quantization",
+    "filter_pruning(ratio=0.5)",
+    "low_rank(ratio=0.4)",
+)
+PLENTY = 1 << 28
+
+
+class Block(nn.Module):
+    """Changes its input in place where `eager`, and always the output of its first layer."""
+
+    def __init__(self, eager):
+        super().__init__()
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.eager = eager
+
+    def forward(self, images):
+        inputs = F.relu_(images) if self.eager else F.relu(images)
+        return self.second(self.first(inputs).relu_())
+
+
+class InPlace(nn.Module):
+    """Blocks beside identities, most of whose sums and ReLUs write over what the layers put out."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True))
+        self.blocks = nn.ModuleList(Block(eager) for eager in (False, True, False, True, False))
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 5))
+
+    def forward(self, images):
+        out = self.stem(images)
+        for block in self.blocks:
+            after = block(out)
+            out = after.add_(out)
+        return self.head(out.mean((2, 3)))
+
+
+def banked(kind):
+    network = Network.of(build(kind), images(4), kind.__name__)
+    return Bank(network, calibrate(network, images(), labels()))
+
+
+def walk(network, steps, seed=0):
+    """Yields plans each of which differs from the one before in one layer."""
+    chooser = random.Random(seed)
+    recipes = dict.fromkeys((layer.name for layer in network.layers), Recipe.parse(RECIPES[1]))
+    recipes = {
+        name: recipe if network.unsupported(name, recipe) is None else Recipe() for name, recipe in recipes.items()
+    }
+    for _ in range(steps):
+        yield Plan(network.name, recipes)
+        name = chooser.choice(list(recipes))
+        fits = [recipe for recipe in map(Recipe.parse, RECIPES) if network.unsupported(name, recipe) is None]
+        recipes = {**recipes, name: chooser.choice(fits)}
+
+
+SAMPLES = Samples(images(100, 5), labels(100, 6))
+
+
+@pytest.mark.parametrize("ceiling", [PLENTY, 200_000])
+@pytest.mark.parametrize("kind", [*NETWORKS, InPlace])
+def test_what_is_reused_is_what_would_have_been_computed(kind, ceiling):
+    bank, memory = banked(kind), ActivationMemory(ceiling)
+    scorer = Scorer(bank, SAMPLES, memory)
+    for plan in walk(bank.network, 6):
+        stitched, logits = scorer.run(plan, 32)
+        alone = bank.stitch(plan, 32)
+        assert torch.equal(logits, SAMPLES.logits(alone.model))
+        assert stitched.replaced.keys() == alone.replaced.keys()
+        for name, value in alone.model.state_dict().items():
+            assert torch.equal(stitched.model.state_dict()[name], value)
+        assert memory.used <= ceiling
+    assert memory.hits > 0
+
+
+def test_layers_before_the_change_do_not_run_again():
+    bank = banked(Residual)
+    scorer, ran = Scorer(bank, SAMPLES, ActivationMemory(PLENTY)), []
+    first, second = ({"b2": "uniform_quantization(bits=4)"}, {"b2": "low_rank(ratio=0.4)"})
+    plans = [
+        Plan("Residual", {layer.name: Recipe.parse(texts.get(layer.name, "identity")) for layer in bank.network.layers})
+        for texts in (first, second)
+    ]
+    scorer.run(plans[0])
+    for layer in bank.network.layers:
+        bank.network.modules[layer.name].register_forward_hook(lambda *_, name=layer.name: ran.append(name))
+    scorer.run(plans[1])
+    assert set(ran) == {"head"}  # "b2" is another module now
+
+
+def test_networks_that_share_a_memory_do_not_get_each_others_outputs():
+    memory = ActivationMemory(PLENTY)
+    for seed in (0, 1):
+        network = Network.of(build(Plain, seed), images(4))
+        bank = Bank(network, calibrate(network, images(), labels()))
+        for plan in walk(network, 2):
+            assert torch.equal(Scorer(bank, SAMPLES, memory).run(plan)[1], SAMPLES.logits(bank.stitch(plan).model))
+
+
+def test_units_are_the_largest_modules_of_few_layers():
+    network = Network.of(build(InPlace), images(4))
+    found = {unit.name: (unit.layers, unit.changed) for unit in find_units(network)}
+    assert found["blocks.0"] == (3, True)  # a sum is written over its output
+    assert "blocks.1" not in found  # it writes over its input, which the network reads again
+    assert found["blocks.1.second"] == (5, True)
+    assert found["head"] == (13, False)
+
+
+def test_a_memory_keeps_the_beginning_of_a_pass_that_is_too_large_for_it():
+    memory = ActivationMemory(100)
+    memory.begin()
+    for place in range(5):
+        memory.put(place, torch.zeros(10), {})
+    assert memory.used == 80
+    assert [memory.get(place) is not None for place in range(5)] == [True, True, False, False, False]
+    memory.begin()
+    memory.get(1)
+    memory.put("new", torch.zeros(10), {})
+    assert [memory.get(place) is not None for place in (0, 1, "new")] == [False, True, True]

@@ -26,6 +26,7 @@ from plywise.env.bank import Bank, State
 from plywise.env.network import Layer, Network
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples
+from plywise.env.scorer import Scorer
 
 Probe = Callable[[str, Recipe], float]
 """Measures the divergence that a recipe on the layer of a name causes."""
@@ -67,14 +68,13 @@ def sensitivities(
         store: where finished probes are kept.
         key: what identifies network, data and code in the store.
     """
-    original = samples.logits(bank.network.model)
+    scorer, original = Scorer(bank, samples), samples.logits(bank.network.model)
 
     def probe(layer: str, recipe: Recipe) -> float:
         name = f"{key}/probe/{layer}/{recipe}"
         found = store.get(name)
         if found is None:
-            model = bank.stitch(single(bank.network, layer, recipe)).model
-            found = divergence(original, samples.logits(model))
+            found = divergence(original, scorer.run(single(bank.network, layer, recipe))[1])
             store.put(name, found)
         return max(LEAST, float(found))
 

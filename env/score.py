@@ -34,6 +34,7 @@ KNEE = 5.0
 SLACK = 1e-6
 """A ceiling counts as held up to this relative excess (cost) or this many points (drop): rounding, not tolerance."""
 LEAST_RATIO = 1e-9
+DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 FAR = 1e6
 """Points below a ceiling that stand for having none."""
 
@@ -122,15 +123,15 @@ def expected_scores(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any], 
     """
     spread = np.maximum(spread, SLACK)
     over = np.maximum(drop - demands.max_drop, -FAR)
-    penalty = BROKEN * ndtr(over / spread) + felt(DROP_RATE * _mean_above(over, spread))
-    return _scores(demands, ratios, _mean_above(drop, spread), penalty)
+    chance, excess = _above(over, spread)
+    return _scores(demands, ratios, _above(drop, spread)[1], BROKEN * chance + felt(DROP_RATE * excess))
 
 
-def _mean_above(value: NDArray[Any], spread: NDArray[Any]) -> NDArray[Any]:
-    """Returns the mean of what normal values are above zero, nothing where they are below."""
+def _above(value: NDArray[Any], spread: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns how likely normal values are above zero, and by how much they are on average, negative ones as zero."""
     z = value / spread
-    mean: NDArray[Any] = spread * np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) + value * ndtr(z)
-    return mean
+    chance: NDArray[Any] = ndtr(z)
+    return chance, spread * (np.exp(-0.5 * z * z) * DENSITY) + value * chance
 
 
 def _scores(demands: Demands, ratios: NDArray[Any], loss: NDArray[Any], penalty: NDArray[Any]) -> NDArray[Any]:

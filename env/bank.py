@@ -18,6 +18,7 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
+from plywise.env.bank_folder import BankFolder
 from plywise.env.calibration import Calibration, Moments
 from plywise.env.channel_groups import NORMS, cut, cut_norm
 from plywise.env.moment_matching import match_moments
@@ -58,9 +59,17 @@ class Bank:
         calibration: its statistics.
     """
 
-    def __init__(self, network: Network, calibration: Calibration) -> None:
+    def __init__(self, network: Network, calibration: Calibration, folder: BankFolder | None = None) -> None:
+        """Starts empty.
+
+        Args:
+            network: what is compressed.
+            calibration: its statistics.
+            folder: where entries outlive the process, if anywhere.
+        """
         self.network = network
         self.calibration = calibration
+        self._folder = folder
         self._entries: OrderedDict[tuple[str, Recipe, State], nn.Module] = OrderedDict()
         self._bytes = 0
         self._layers = {layer.name: layer for layer in network.layers}
@@ -125,14 +134,7 @@ class Bank:
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
-        module, statistics = self._prepared(layer, touching)
-        if recipe.techniques:
-            # Recipes that begin alike share their first stages: the costly fits of structures are done once.
-            inner = self.entry(name, Recipe(recipe.techniques[:-1]), state)
-            technique = recipe.techniques[-1]
-            if len(recipe.techniques) == 1:
-                technique = technique.on_cut(self.network.modules[name], module)
-            module = technique.compress(inner, statistics)
+        module = self._stored_or_made(layer, recipe, touching)
         self._entries[key] = module
         self._bytes += _size(module)
         while self._bytes > MEMORY and len(self._entries) > 1:
@@ -186,6 +188,28 @@ class Bank:
             targets = {name: _kept_moments(reference[name], outputs.get(name)) for name in replaced}
             match_moments(through(model), self.calibration.inputs[:repair_inputs], targets, replaced)
         return Stitched(model, {**replaced, **known})
+
+    def _stored_or_made(self, layer: Layer, recipe: Recipe, touching: State) -> nn.Module:
+        # What wraps the layer in roundings costs less than to read it.
+        if self._folder is None or recipe.at(Stage.ACTIVATIONS) is not None:
+            return self._made(layer, recipe, touching)
+        original, key = self.network.modules[layer.name], f"{layer.name}: {recipe}; {touching}"
+        found = self._folder.get(key, original)
+        if found is None:
+            found = self._made(layer, recipe, touching)
+            self._folder.put(key, original, found)
+        return found
+
+    def _made(self, layer: Layer, recipe: Recipe, touching: State) -> nn.Module:
+        module, statistics = self._prepared(layer, touching)
+        if not recipe.techniques:
+            return module
+        # Recipes that begin alike share their first stages: the costly fits of structures are done once.
+        inner = self.entry(layer.name, Recipe(recipe.techniques[:-1]), touching)
+        technique = recipe.techniques[-1]
+        if len(recipe.techniques) == 1:
+            technique = technique.on_cut(self.network.modules[layer.name], module)
+        return technique.compress(inner, statistics)
 
     def _prepare(self, layer: Layer, touching: State) -> tuple[nn.Module, LayerStatistics]:
         module, statistics = self.network.modules[layer.name], self.calibration.statistics[layer.name]

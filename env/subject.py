@@ -20,6 +20,7 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Technique
 from plywise.env.bank import Bank, Stitched
+from plywise.env.bank_folder import BankFolder
 from plywise.env.cache import cache_folder
 from plywise.env.calibration import calibrate
 from plywise.env.energy import energy_mj
@@ -117,9 +118,10 @@ class Subject:
         self.network = Network.of(model, calibration.inputs[:4], name)
         self.validation = validation
         self.latency: Latencies = latency or LatencyTable()
-        self.bank = Bank(self.network, calibrate(self.network, calibration.inputs, calibration.labels, seed))
-        self.store = ResultStore(cache_folder() / "results.sqlite")
         self.key = self._key(model, calibration, validation, seed)
+        calibrated = calibrate(self.network, calibration.inputs, calibration.labels, seed)
+        self.bank = Bank(self.network, calibrated, BankFolder(cache_folder("bank", self.key)))
+        self.store = ResultStore(cache_folder() / "results.sqlite")
         self._original = validation.logits(self.network.model)
         self.accuracy = validation.accuracy(self._original)
         self._track = track

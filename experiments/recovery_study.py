@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ class Stopwatch:
 
 
 def main(folder: Path = Path("runs/recovery_study"), images: int = IMAGES, epochs: int = USUAL_EPOCHS) -> None:
-    """Trains seed after seed, and writes the page anew after each.
+    """Trains seed after seed, and writes the page anew after each run.
 
     Args:
         folder: of what an interrupted run has found.
@@ -90,13 +90,12 @@ def main(folder: Path = Path("runs/recovery_study"), images: int = IMAGES, epoch
     chosen = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:images]
     dataset = dataclasses.replace(dataset, train=dataset.train.select(chosen))
     rows: Rows = {}
-    for count, seed in enumerate(SEEDS, 1):
-        for name, mode in itertools.product(CASES, MODES):
-            settings = RecoverySettings(mode, epochs, seed=seed)
-            rows[name, mode, seed] = trained(studied, dataset, name, settings, folder)
+    for seed, name, mode in itertools.product(SEEDS, CASES, MODES):
+        settings = RecoverySettings(mode, epochs, seed=seed)
+        rows[name, mode, seed] = trained(studied, dataset, name, settings, folder)
         page = Page("recovery_study", "python -m plywise.experiments.recovery_study", time.perf_counter() - started)
         _explain(page, studied, dataset, epochs)
-        _tables(page, rows, SEEDS[:count], epochs)
+        _tables(page, rows, epochs)
         page.write(Console())
 
 
@@ -139,24 +138,19 @@ def _explain(page: Page, studied: Study, dataset: Dataset, epochs: int) -> None:
     )
 
 
-def _tables(page: Page, rows: Rows, seeds: Sequence[int], epochs: int) -> None:
+def _tables(page: Page, rows: Rows, epochs: int) -> None:
     lines = []
     for name, mode in itertools.product(CASES, MODES):
-        runs = [rows[name, mode, seed] for seed in seeds]
-        after = [run.after for run in runs]
-        won = statistics.fmean(after) - runs[0].before
-        seconds = statistics.fmean(run.seconds for run in runs)
-        lines.append(
-            (
-                f"{name}: {mode}",
-                f"{runs[0].before:.2f}",
-                *(f"{each:.2f}" for each in after),
-                f"{won:+.2f}",
-                f"{seconds:.0f}",
-            )
-        )
+        runs = {seed: rows[name, mode, seed] for seed in SEEDS if (name, mode, seed) in rows}
+        if not runs:
+            continue
+        before = runs[SEEDS[0]].before
+        won = statistics.fmean(run.after for run in runs.values()) - before
+        seconds = statistics.fmean(run.seconds for run in runs.values())
+        after = (f"{runs[seed].after:.2f}" if seed in runs else "not run" for seed in SEEDS)
+        lines.append((f"{name}: {mode}", f"{before:.2f}", *after, f"{won:+.2f}", f"{seconds:.0f}"))
     page.text("Accuracy on the test images, percent:")
-    page.table(("plan", "before", *(f"seed {seed}" for seed in seeds), "won, mean", "seconds an epoch"), lines)
+    page.table(("plan", "before", *(f"seed {seed}" for seed in SEEDS), "won, mean", "seconds an epoch"), lines)
     page.text("On the validation images:")
     page.table(
         ("plan", "before", *(f"epoch {epoch + 1}" for epoch in range(epochs))),

@@ -11,12 +11,15 @@ from plywise.compressors.packed_file import load_packed, save_packed
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.static_quantized import StaticQuantized
+from plywise.compressors.technique import Stage
 from plywise.compressors.weight_format import weight_format
 from plywise.env.bank import Bank
+from plywise.env.bank_folder import BankFolder
 from plywise.env.calibration import calibrate, moments
 from plywise.env.menu import legal_recipes
 from plywise.env.moment_matching import last_leaf, match_moments
 from plywise.env.network import Network
+from plywise.env.scheme import Scheme
 
 
 def banked(kind):
@@ -271,3 +274,56 @@ def test_channels_without_any_spread_are_left_finite():
     for recipe in ("uniform_quantization(bits=2)", "low_rank(ratio=0.4) + magnitude_pruning"):
         outputs = outputs_of(bank.stitch(plan_of(network, conv2=recipe)).model, images())
         assert bool(torch.isfinite(outputs).all())
+
+
+# The bank's folder
+
+STORED = [
+    "uniform_quantization(bits=4)",
+    "filter_pruning(ratio=0.5)",
+    "low_rank(ratio=0.4) + uniform_quantization(bits=4)",
+    "uniform_quantization(bits=4) + activation_quantization",
+    "codebook(bits=3)",
+    "magnitude_pruning(sparsity=0.5)",
+]
+
+
+def equal(first, second):
+    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+    same = all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+    return same and [p.requires_grad for p in first.parameters()] == [p.requires_grad for p in second.parameters()]
+
+
+@pytest.mark.parametrize("recipe", STORED)
+def test_another_process_reads_what_one_has_compressed(recipe, tmp_path, monkeypatch):
+    first = banked(Plain)
+    plan = Scheme.of({"*": recipe}).on(first.network)[0]
+    folder = Bank(first.network, first.calibration, BankFolder(tmp_path))
+    expected = folder.stitch(plan).model
+    assert equal(expected, first.stitch(plan).model)
+    for kind in {type(technique) for planned in plan.values() for technique in planned.techniques}:
+        if kind.stage < Stage.ACTIVATIONS:
+            monkeypatch.setattr(kind, "compress", None)  # nothing is compressed again
+    again = Bank(first.network, first.calibration, BankFolder(tmp_path)).stitch(plan).model
+    assert equal(again, expected)
+    assert torch.equal(outputs_of(again, images()), outputs_of(expected, images()))
+
+
+def test_a_damaged_entry_is_made_again(tmp_path):
+    first = banked(Plain)
+    plan = plan_of(first.network, conv2="uniform_quantization(bits=4)")
+    for _ in range(2):
+        bank = Bank(first.network, first.calibration, BankFolder(tmp_path))
+        assert equal(bank.stitch(plan).model, first.stitch(plan).model)
+        (stored,) = tmp_path.iterdir()
+        content = stored.read_bytes()
+        stored.write_bytes(content[:-3])
+
+
+def test_a_full_folder_takes_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("plywise.env.bank_folder.CEILING", 1)
+    first = banked(Plain)
+    plan = plan_of(first.network, conv1="uniform_quantization(bits=4)", head="uniform_quantization(bits=4)")
+    bank = Bank(first.network, first.calibration, BankFolder(tmp_path))
+    assert equal(bank.stitch(plan).model, first.stitch(plan).model)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -149,7 +149,10 @@ class Bank:
     def statistics(self, name: str, state: State) -> LayerStatistics:
         """Returns what calibration saw at a layer, of the input channels that the state leaves."""
         layer = self._layers[name]
-        return self._prepared(layer, tuple((g, how) for g, how in state if g in layer.reads))[1]
+        narrowed = layer.reads
+        if is_depthwise(self.network.modules[name]) and layer.group is not None:  # it reads what its group leaves
+            narrowed = (*narrowed, layer.group)
+        return self._prepared(layer, tuple((g, how) for g, how in state if g in narrowed))[1]
 
     def stitch(
         self,

@@ -1,10 +1,12 @@
 """Fine-tuning after compression: it helps, it keeps what compression promised, and it goes on after a kill."""
 
 import copy
+import random
 
 import pytest
 import torch
 from made_up_device import FakeLatency
+from tiny_networks import NETWORKS, build, images, labels
 from torch import nn
 
 import plywise
@@ -18,9 +20,13 @@ from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.weight_format import takes_gain, weight_format
 from plywise.env import recovery
 from plywise.env.augmentation import Augmentation
+from plywise.env.bank import Bank
+from plywise.env.calibration import calibrate
 from plywise.env.demand import Demand
 from plywise.env.gradient_rounding import GradientRounding
 from plywise.env.handover import Origin, claimed, hand_over
+from plywise.env.menu import legal_recipes
+from plywise.env.network import Network
 from plywise.env.recovery import PORTIONS, SPLICE_STEPS, recover
 from plywise.env.recovery_settings import GRADIENTS, RecoverySettings, make_recovery
 from plywise.env.recovery_state import STATE_FILE
@@ -163,6 +169,20 @@ def test_zeros_from_before_rounding_stay_and_those_of_rounding_may_move(subject,
     assert float((~masks["0.weight"]).double().mean()) == pytest.approx(0.5, abs=0.01)
     assert masks["2.weight"] is None
     assert float((leaves(network.model)[1].weight == 0).double().mean()) > 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_plan_can_be_trained_and_starts_as_it_was_stitched(kind, seed):
+    network = Network.of(build(kind), images(4), kind.__name__)
+    bank = Bank(network, calibrate(network, images(), labels()))
+    generator = random.Random(seed)
+    menus = {layer.name: legal_recipes(layer, network.modules[layer.name]) for layer in network.layers}
+    plan = Plan(network.name, {name: generator.choice(menu) for name, menu in menus.items()})
+    with torch.no_grad():
+        wanted = bank.stitch(plan).model(images(8))
+        found = TrainableNetwork(bank, plan).realise()(images(8))
+    assert torch.allclose(found, wanted, atol=0.05 * float(wanted.std()))
 
 
 def test_a_scale_for_all_channels_does_not_become_one_for_each(subject):

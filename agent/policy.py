@@ -60,7 +60,8 @@ class RecipeScorer(nn.Module):
         # In place: memory traffic, not arithmetic, is what learning waits for.
         rows = self.row(recipes).add_(self.context(context).unsqueeze(1)).mul_(real).relu_()  # (n, K, hidden)
         mean = rows.sum(dim=1) / real.sum(dim=1).clamp(min=1.0)
-        highest = rows.max(dim=1).values  # rows are never negative, so the zeros of padding cannot win
+        # Rows are never negative, so the zeros of padding cannot win. amax is nine times faster, its gradient slower.
+        highest = rows.max(dim=1).values if torch.is_grad_enabled() else rows.amax(dim=1)
         return rows, torch.cat([mean, highest], dim=1)
 
     def _value(self, context: Tensor, menu: Tensor) -> Tensor:

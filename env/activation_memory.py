@@ -1,6 +1,5 @@
 """Outputs of modules kept between forward passes, below a ceiling of bytes."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -8,8 +7,7 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
-SHARE = 0.25
-"""Of the machine's memory."""
+from plywise.env.memory import ceiling_of_outputs
 
 
 @dataclass
@@ -69,6 +67,5 @@ class ActivationMemory:
 
 @lru_cache(1)
 def shared_memory() -> ActivationMemory:
-    """Returns the memory that all networks of this process share: a quarter of the machine's."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return ActivationMemory(int(SHARE * machine))
+    """Returns the memory that all networks of this process share."""
+    return ActivationMemory(ceiling_of_outputs())

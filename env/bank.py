@@ -21,11 +21,9 @@ from plywise.compressors.technique import Stage
 from plywise.env.bank_folder import BankFolder
 from plywise.env.calibration import Calibration, Moments
 from plywise.env.channel_groups import NORMS, cut, cut_norm
+from plywise.env.memory import ceiling_of_layers
 from plywise.env.moment_matching import match_moments
 from plywise.env.network import Layer, Network
-
-MEMORY = 2 << 30
-"""Bytes of compressed layers kept at a time; the least recently used go first."""
 
 REPAIR_INPUTS = 128
 """Calibration inputs that moments are matched on. On ResNet-20 a tenth of the forward pass over 2,000 images, against
@@ -71,7 +69,7 @@ class Bank:
         self.calibration = calibration
         self._folder = folder
         self._entries: OrderedDict[tuple[str, Recipe, State], nn.Module] = OrderedDict()
-        self._bytes = 0
+        self._bytes, self._ceiling = 0, ceiling_of_layers()
         self._layers = {layer.name: layer for layer in network.layers}
         self._prepared = lru_cache(PREPARED)(self._prepare)
 
@@ -137,7 +135,7 @@ class Bank:
         module = self._stored_or_made(layer, recipe, touching)
         self._entries[key] = module
         self._bytes += _size(module)
-        while self._bytes > MEMORY and len(self._entries) > 1:
+        while self._bytes > self._ceiling and len(self._entries) > 1:
             self._bytes -= _size(self._entries.popitem(last=False)[1])
         return module
 

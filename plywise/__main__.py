@@ -73,6 +73,7 @@ def compress(
     gradients: str | None = None,
     gradients_of: str | None = None,
     device: str | None = None,
+    memory: float | None = None,
 ) -> None:
     """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors and report.json.
 
@@ -103,11 +104,16 @@ def compress(
         gradients_of: which of them, with commas between: weights, biases, errors; all where not given
         device: where the network will run: a name from 'plywise list devices' (a model of it, labelled declared) or a
             device file that was measured there; this machine where not given
+        memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
+            where not given
     """
     from plywise.env.demand import Demand
+    from plywise.env.memory import limit_memory
     from plywise.env.recovery_settings import make_recovery
     from plywise.experiments.compress_model import compress_model, show_report
 
+    if memory is not None:
+        limit_memory(memory)
     ceilings = (max_accuracy_drop, max_storage, max_latency, max_energy)
     demand = Demand(*ceilings, accuracy_weight, storage_weight, latency_weight, energy_weight)
     recovery = make_recovery(recover, epochs, incremental, gradients, _names(gradients_of), seed)

@@ -176,8 +176,8 @@ def test_weights_are_the_same_with_and_without_integer_activations():
 
 
 def test_the_least_recently_used_entries_go_first(monkeypatch):
+    monkeypatch.setattr("plywise.env.bank.ceiling_of_layers", lambda: 3 * 4 * (24 * 144 + 24))
     bank = banked(Plain)
-    monkeypatch.setattr("plywise.env.bank.MEMORY", 3 * 4 * (24 * 144 + 24))
     recipes = [Recipe.parse(f"uniform_quantization(bits={bits})") for bits in (8, 7, 6, 4)]
     first, second = (bank.entry("conv2", recipe) for recipe in recipes[:2])
     assert bank.entry("conv2", recipes[0]) is first

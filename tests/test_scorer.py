@@ -8,11 +8,14 @@ from tiny_networks import NETWORKS, Plain, Residual, build, images, labels
 from torch import nn
 from torch.nn import functional as F
 
+from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
+from plywise.env import memory as memory_module
 from plywise.env.activation_memory import ActivationMemory
 from plywise.env.bank import Bank
 from plywise.env.calibration import calibrate
+from plywise.env.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory
 from plywise.env.network import Network
 from plywise.env.samples import Samples
 from plywise.env.scorer import Scorer
@@ -141,3 +144,21 @@ def test_a_memory_keeps_the_beginning_of_a_pass_that_is_too_large_for_it():
     memory.get(1)
     memory.put("new", torch.zeros(10), {})
     assert [memory.get(place) is not None for place in (0, 1, "new")] == [False, True, True]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    monkeypatch.setattr(memory_module, "_asked", [])
+
+
+def test_layers_and_outputs_share_what_is_asked_for(asked):
+    usual = ceiling_of_layers() + ceiling_of_outputs()
+    limit_memory(0.5)
+    assert ceiling_of_layers() + ceiling_of_outputs() == GIB // 2 < usual
+    assert min(ceiling_of_layers(), ceiling_of_outputs()) > 0
+
+
+@pytest.mark.parametrize("gibibytes", [0.0, -1.0, 1e9, float("nan")])
+def test_memory_that_the_machine_has_not_is_refused(asked, gibibytes):
+    with pytest.raises(ConfigurationError, match=r"memory=.* at most what the machine has"):
+        limit_memory(gibibytes)

@@ -15,6 +15,7 @@ from plywise.agent.recipe_agent import RecipeAgent
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.env.demand_sampler import DemandSampler
+from plywise.env.devices import HERE, open_device
 from plywise.env.handover import check_writable
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.prices import PriceTable
@@ -31,23 +32,28 @@ RUN = "run.json"
 """What the run in a folder was asked to do."""
 
 
-def price_networks(networks: Sequence[str], data: str, seed: int = 0) -> list[PriceTable]:
-    """Returns the price table of each network, made by one process for each core.
+def price_networks(
+    networks: Sequence[str], data: str, seed: int = 0, devices: Sequence[str] = (HERE,)
+) -> list[PriceTable]:
+    """Returns the price table of each network on each device, made by one process for each core.
 
     An interrupted run goes on where it stopped: tables and probes are kept as they come.
     """
     dataset = load_dataset(data)  # a mistake should be told once, and before anything starts
     for name in networks:
         trainable(name, dataset)
+    for device in devices:
+        open_device(device)
+    pairs = [(name, device) for name in networks for device in devices]
     # joblib's processes need no guard around the caller's main module, and get one thread each.
-    results = Parallel(n_jobs=min(os.cpu_count() or 1, len(networks)), return_as="generator")(
-        delayed(_price)(name, data, seed) for name in networks
+    results = Parallel(n_jobs=min(os.cpu_count() or 1, len(pairs)), return_as="generator")(
+        delayed(_price)(name, data, seed, device) for name, device in pairs
     )
-    return list(tracked(results, "training and pricing networks", len(networks)))
+    return list(tracked(results, "training and pricing networks", len(pairs)))
 
 
-def _price(name: str, data: str, seed: int) -> PriceTable:
-    return study(name, load_dataset(data), seed=seed, progress=False).subject.table
+def _price(name: str, data: str, seed: int, device: str) -> PriceTable:
+    return study(name, load_dataset(data), seed=seed, progress=False, latency=open_device(device)).subject.table
 
 
 def train_agent(
@@ -56,6 +62,7 @@ def train_agent(
     data: str = "digits",
     out: Path = Path("runs/agent"),
     settings: PPOSettings | None = None,
+    devices: Sequence[str] = (HERE,),
 ) -> RecipeAgent:
     """Prices the networks, then trains one agent over all of them and over sampled demands.
 
@@ -65,6 +72,7 @@ def train_agent(
         data: dataset that the networks run on.
         out: receives `agent/` and `tensorboard/`; an unfinished run in it goes on, a finished one is loaded.
         settings: of PPO.
+        devices: where the networks will run, as for `open_device`; the agent learns for all of them.
 
     Raises:
         PlywiseError: on anything that the user can mend.
@@ -72,11 +80,11 @@ def train_agent(
     settings = settings or PPOSettings()
     check_seed(settings.seed)
     seen = seen_networks(networks, hold_out)
-    asked = {"networks": list(seen), "data": data, **dataclasses.asdict(settings)}
+    asked = {"networks": list(seen), "data": data, "devices": list(devices), **dataclasses.asdict(settings)}
     check_run(out, asked)
     if (out / "agent" / "agent.json").exists():
         return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
-    tables = price_networks(seen, data)
+    tables = price_networks(seen, data, devices=devices)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
     return train(

@@ -24,6 +24,7 @@ def train(
     envs: int = 128,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    devices: str = "here",
 ) -> None:
     """Trains an agent over a zoo of networks and over sampled demands. An interrupted run goes on where it stopped.
 
@@ -36,6 +37,8 @@ def train(
         envs: environments side by side
         learning_rate: of Adam, at the start
         seed: of every random choice
+        devices: where the networks will run, with commas between; the agent learns for all of them (see '--device' of
+            'plywise compress')
     """
     from plywise.agent.ppo import PPOSettings
     from plywise.experiments.train_agent import DIGITS_ZOO, train_agent
@@ -43,7 +46,9 @@ def train(
     settings = PPOSettings(
         total_steps=steps, num_envs=envs, minibatch=16 * envs, learning_rate=learning_rate, seed=seed
     )
-    agent = train_agent(_names(networks) or DIGITS_ZOO, _names(hold_out), data, out, settings)
+    agent = train_agent(
+        _names(networks) or DIGITS_ZOO, _names(hold_out), data, out, settings, _names(devices) or ("here",)
+    )
     print(
         f"agent of {agent.trained_steps:,} steps in {out / 'agent'}; curves: tensorboard --logdir {out / 'tensorboard'}"
     )

@@ -29,7 +29,7 @@ from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.result_store import ResultStore
 from plywise.env.runtime import Timing
 from plywise.env.subject import Subject
-from plywise.experiments.train_agent import train_agent
+from plywise.experiments.train_agent import price_networks, train_agent
 from plywise.experiments.zoo import ZOO
 
 FACTORIES = """
@@ -709,13 +709,16 @@ def test_defects_are_not_dressed_up_as_mistakes(monkeypatch):
 def test_a_folder_of_another_training_run(tmp_path, refused, monkeypatch):
     """Runs are compared by what they were asked, before anything is priced."""
     monkeypatch.chdir(tmp_path)
-    asked = {"networks": ["digits-mlp"], "data": "digits", **dataclasses.asdict(PPOSettings(seed=0))}
+    asked = {"networks": ["digits-mlp"], "data": "digits", "devices": ["here"]}
+    asked |= dataclasses.asdict(PPOSettings(seed=0))
     Path("out").mkdir()
     Path("out/run.json").write_text(json.dumps(asked))
     with pytest.raises(ConfigurationError, match=r"networks: \['digits-mlp'\] there, \['digits-vgg'\] now"):
         train_agent(["digits-vgg"], out=Path("out"), settings=PPOSettings(seed=0))
     with pytest.raises(ConfigurationError, match="seed: 0 there, 1 now"):
         train_agent(["digits-mlp"], out=Path("out"), settings=PPOSettings(seed=1))
+    with pytest.raises(ConfigurationError, match=r"devices: \['here'\] there, \['jetson-nano'\] now"):
+        train_agent(["digits-mlp"], out=Path("out"), settings=PPOSettings(seed=0), devices=["jetson-nano"])
     Path("out/run.json").write_text("{")
     assert "out/run.json is damaged" in refused(["train", "--out", "out"])
     Path("out/run.json").unlink()
@@ -724,13 +727,31 @@ def test_a_folder_of_another_training_run(tmp_path, refused, monkeypatch):
     assert Path("out/tensorboard").exists()
 
 
+def test_a_device_that_is_not_known_is_refused_before_networks_are_trained(tmp_path, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = refused(["train", "--devices", "here,jetson-nan", "--networks", "digits-mlp"])
+    assert "jetson-nan" in said
+    assert "jetson-nano" in said
+    assert not list(tmp_path.rglob("zoo"))
+
+
+def test_networks_are_priced_on_each_device(monkeypatch):
+    priced = []
+    monkeypatch.setattr("plywise.experiments.train_agent.Parallel", lambda **_: list)
+    monkeypatch.setattr("plywise.experiments.train_agent.delayed", lambda _: lambda *args: priced.append(args))
+    price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
+    assert priced == [
+        (name, "digits", 3, device) for name in ("digits-mlp", "digits-vgg") for device in ("here", "jetson-nano")
+    ]
+
+
 def test_a_finished_training_run_is_loaded_without_pricing(tmp_path, monkeypatch):
     def forbidden(*_):
         raise AssertionError("priced again")
 
     monkeypatch.setattr("plywise.experiments.train_agent.price_networks", forbidden)
     settings = PPOSettings(seed=0)
-    asked = {"networks": ["digits-mlp"], "data": "digits", **dataclasses.asdict(settings)}
+    asked = {"networks": ["digits-mlp"], "data": "digits", "devices": ["here"], **dataclasses.asdict(settings)}
     agent = RecipeAgent.untrained(len(CONTEXT_FEATURES), len(ROW_FEATURES), seed=5)
     agent.save(tmp_path / "agent")
     (tmp_path / "run.json").write_text(json.dumps(asked))

@@ -138,7 +138,7 @@ def _time_chain(chain: Chain, threads: int) -> float:
     """Returns the milliseconds of one run: the median of blocks, until it is steady or the budget is spent."""
     session = open_session(operation_graph(chain), threads)
     inputs = random_inputs(session, (1, *(chain[0].input_shape if chain else (1,))))
-    return 1e3 * statistics.median(block_times(lambda: run_session(session, inputs)))
+    return 1e3 * statistics.median(block_times(lambda: run_session(session, inputs), threads))
 
 
 def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:

@@ -18,24 +18,25 @@ IR_VERSION = 10
 class _Builder:
     """Collects nodes and initialisers; every method returns the name of its result."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(0)
 
     def constant(self, values: NDArray[np.generic]) -> str:
-        name = f"c{len(self.constants)}"
+        name = f"{self.prefix}c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(values, name))
         return name
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"n{len(self.nodes)}"
+        name = f"{self.prefix}n{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
-    def rounded(self, value: str) -> str:
+    def rounded(self, value: str, zero_point: int = 128) -> str:
         """Adds the pair of nodes that stands on both sides of an integer layer."""
-        scale, zero = self.constant(np.array(0.02, np.float32)), self.constant(np.array(128, np.uint8))
+        scale, zero = self.constant(np.array(0.02, np.float32)), self.constant(np.array(zero_point, np.uint8))
         return self.node("DequantizeLinear", self.node("QuantizeLinear", value, scale, zero), scale, zero)
 
     def floats(self, *shape: int) -> str:
@@ -47,8 +48,14 @@ class _Builder:
         scale = self.constant(np.full(shape[0], 0.01, np.float32))
         return self.node("DequantizeLinear", codes, scale, self.constant(np.zeros(shape[0], np.int8)), axis=0)
 
-    def layer(self, value: str, operation: Operation) -> str:
-        """Adds one operation, between roundings where it is an integer one."""
+    def layer(self, value: str, operation: Operation, zero_point: int = 128) -> str:
+        """Adds one operation, between roundings where it is an integer one.
+
+        Args:
+            value: name of what it reads.
+            operation: what it does.
+            zero_point: of the rounding behind it; 0 where a ReLU follows, which then has nothing left to do.
+        """
         if operation.kind in GATHERS.values():
             return self.gather(operation, value)
         if operation.kind == "embedding":
@@ -60,7 +67,7 @@ class _Builder:
         bias = (self.floats(operation.out_channels),) if operation.bias else ()
         add = self.linear if operation.kind == "linear" else self.convolution
         result = add(operation, value, weight, *bias)
-        return self.rounded(result) if operation.integer else result
+        return self.rounded(result, zero_point) if operation.integer else result
 
     def gather(self, operation: Operation, value: str) -> str:
         (axis,) = (axis for axis, kind in GATHERS.items() if kind == operation.kind)
@@ -113,6 +120,23 @@ class _Builder:
         shape = [-1, *operation.output_shape]
         flat = self.node("Reshape", product, self.constant(np.array(shape)))
         return self.node("Add", flat, *bias) if bias else flat
+
+
+def chain_nodes(
+    chain: tuple[Operation, ...], value: str, prefix: str, zero_point: int
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], str]:
+    """Returns nodes and constants that run `chain` on `value`, and the name of the result.
+
+    Args:
+        chain: what runs.
+        value: name of what it reads.
+        prefix: of all new names.
+        zero_point: of the rounding behind the last operation; 0 where a ReLU follows, which then has nothing to do.
+    """
+    builder = _Builder(prefix)
+    for place, operation in enumerate(chain):
+        value = builder.layer(value, operation, zero_point if place == len(chain) - 1 else 128)
+    return builder.nodes, builder.constants, value
 
 
 def operation_graph(chain: tuple[Operation, ...]) -> bytes:

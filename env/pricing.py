@@ -31,6 +31,7 @@ from plywise.env.energy import energy_mj
 from plywise.env.latency import Chain, Latencies
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Layer, Network
+from plywise.env.network_latency import NetworkLatency
 from plywise.env.operation import operations
 from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, PriceTable
 from plywise.env.sensitivity import Sensitivity
@@ -123,6 +124,7 @@ class Pricer:
         self.bank = bank
         self.network = bank.network
         self.latency = latency
+        self.whole = NetworkLatency(bank.network, latency)
         self._sizes: dict[tuple[str, Recipe], Sizes] = {}
         self._chains: dict[tuple[str, Recipe, bool, int, int], Chain] = {}
         self.recipes: dict[str, tuple[Recipe, ...]] = {
@@ -162,13 +164,13 @@ class Pricer:
         }
         latencies = self._latencies([chain for layer in chains.values() for chain in layer])
         found, units = [], self.latency.device.energies
-        for layer in self.network.layers:
+        for row, layer in enumerate(self.network.layers):
             sizes = [self.sizes(layer, recipe) for recipe in self.recipes[layer.name]]
             storage = np.array([size.bytes_of(chain) for size, chain in zip(sizes, chains[layer.name], strict=True)])
             energy = np.array(
                 [energy_mj(chain, size, units) for chain, size in zip(chains[layer.name], storage, strict=True)]
             )
-            latency = np.array([latencies[chain] for chain in chains[layer.name]])
+            latency = np.array([self.whole.in_place(row, chain, latencies[chain]) for chain in chains[layer.name]])
             found.append(np.stack([storage, latency, energy, sensitivities[layer.name].divergence], 1))
         return found
 
@@ -210,8 +212,9 @@ class Pricer:
                     for b in range(levels):
                         chain = chains[layer.name, slot, a, b]
                         storage = size.bytes_of(chain)
-                        cost[:, row, slot, a, b] = storage, latencies[chain], energy_mj(chain, storage, units)
-        fixed = np.array([bytes_beside, 0.0, 0.0], np.float32)
+                        latency = self.whole.in_place(row, chain, latencies[chain])
+                        cost[:, row, slot, a, b] = storage, latency, energy_mj(chain, storage, units)
+        fixed = np.array([bytes_beside, self.whole.overhead.fixed, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
         return PriceTable(

@@ -27,6 +27,7 @@ from plywise.env.energy import energy_mj
 from plywise.env.latency import Chain, Latencies, LatencyTable
 from plywise.env.menu import catalogue
 from plywise.env.network import Layer, Network
+from plywise.env.network_latency import NetworkLatency
 from plywise.env.operation import operations
 from plywise.env.price_file import load_prices, save_prices
 from plywise.env.prices import PriceTable
@@ -70,7 +71,7 @@ class Measured:
     Attributes:
         accuracy: on the validation samples, percent.
         divergence: of its outputs from the original's, nats.
-        cost: storage bytes, latency ms (layers measured one by one), energy mJ.
+        cost: storage bytes, latency ms (layers measured one by one, calibrated), energy mJ.
     """
 
     accuracy: float
@@ -152,6 +153,11 @@ class Subject:
     def _scorer(self) -> Scorer:
         return Scorer(self.bank, self.validation)
 
+    @cached_property
+    def whole(self) -> NetworkLatency:
+        """From latencies of layers to that of the network."""
+        return NetworkLatency(self.network, self.latency)
+
     @property
     def priced(self) -> bool:
         """Whether the price table is known already, so that asking for it costs nothing."""
@@ -183,15 +189,15 @@ class Subject:
         return save_packed(model, self.network.original, path, {"model": self.network.name})
 
     def cost(self, stitched: Stitched) -> tuple[float, float, float]:
-        """Returns the file's bytes, and latency and energy layer by layer in their real shapes, of a stitched plan."""
+        """Returns the file's bytes, calibrated latency and modelled energy of a stitched plan in its real shapes."""
         modules = self._realised(stitched)
         chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in self.layers}
         sizes = {name: packed_size(module) for name, module in modules.items()}
         storage = float(self._file_size(stitched))
-        latency = float(self.latency.milliseconds(list(chains.values()), progress=False).sum())
+        latency = float(self.whole.milliseconds([chains])[0])
         units = self.latency.device.energies
         energy = sum(energy_mj(chains[name], sizes[name], units) for name in chains)
-        return storage, latency + float(self.table.fixed[1]), energy + float(self.table.fixed[2])
+        return storage, latency, energy + float(self.table.fixed[2])
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -3,7 +3,6 @@
 Random plans over the whole range are exported for real and timed; weights are random, for time does not depend on them.
 """
 
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from plywise.experiments.results_page import Page
 from plywise.experiments.zoo import untrained
 
 NETWORKS = ("resnet20", "vgg16-bn", "mobilenet-v2")
-PLANS = int(os.environ.get("PLYWISE_LATENCY_PLANS", "60"))
+PLANS = 60
 ROUNDS = 30
 
 Floats = NDArray[np.float64]

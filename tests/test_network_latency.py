@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from tiny_networks import Depthwise, Residual, build, images
 
 from plywise.env.latency import LatencyTable
 from plywise.env.mould import Mould
@@ -8,7 +9,6 @@ from plywise.env.network_latency import NetworkLatency, mixes
 from plywise.env.overhead import Overhead
 from plywise.env.runtime import open_session, random_inputs, run_session
 from plywise.env.wiring import Wiring
-from tiny_networks import Depthwise, Residual, build, images
 
 
 def network(kind):

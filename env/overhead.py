@@ -53,18 +53,20 @@ class Overhead:
         sums = np.stack([alone.sum((1, 2)), crossed.sum(1), ones], 1)
         factor, border, fixed = nnls(sums / whole[:, None], ones)[0]
         start = np.concatenate([np.full(2 * layers, factor), np.full(layers, border), [fixed]])
-        spread = [np.full(2 * layers, SPREAD * factor), np.full(layers, max(border, BORDER_MS)), [0.1 * whole.mean()]]
+        least = max(border, BORDER_MS)
+        spread = np.concatenate([np.full(2 * layers, SPREAD * factor), np.full(layers, least), [0.1 * whole.mean()]])
         parts = np.concatenate([alone.reshape(graphs, -1), crossed, ones[:, None]], 1)
         # The most likely numbers where errors and spreads are normal (ridge regression in units of the spreads).
-        scaled = parts * np.concatenate(spread) / (NOISE * whole[:, None])
+        scaled = parts * spread / (NOISE * whole[:, None])
         rest = (whole - parts @ start) / (NOISE * whole)
         kernel = scaled @ scaled.T + np.eye(graphs)
-        found = np.maximum(start + np.concatenate(spread) * (scaled.T @ np.linalg.solve(kernel, rest)), 0.0)
+        found = np.maximum(start + spread * (scaled.T @ np.linalg.solve(kernel, rest)), 0.0)
         return cls(found[: 2 * layers].reshape(layers, 2), found[2 * layers : -1], float(found[-1]))
 
     def milliseconds(self, alone: Floats, crossed: Floats) -> Floats:
         """Returns the latencies of networks, `(graphs,)`; arguments as those of `fitted`."""
-        return (alone * self.factors).sum((-1, -2)) + crossed @ self.borders + self.fixed
+        found: Floats = (alone * self.factors).sum((-1, -2)) + crossed @ self.borders + self.fixed
+        return found
 
     def settings(self) -> dict[str, Any]:
         """Returns plain JSON."""

@@ -15,6 +15,10 @@ SLACK = 1e-6
 """Rounding of a float32 scale: how far a range may pass a bound that it was meant to end at."""
 
 
+PASSED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+"""Operations that the runtime moves roundings across."""
+
+
 def write_decoding(model: onnx.ModelProto) -> None:
     """Replaces the place-holders by nodes that the runtime folds into a plain weight when it loads the file.
 
@@ -62,6 +66,44 @@ def drop_idle_relus(model: onnx.ModelProto) -> None:
             kept.append(node)
     del model.graph.node[:]
     model.graph.node.extend(kept)
+
+
+def keep_floats(model: onnx.ModelProto) -> None:
+    """Keeps the runtime from rounding the weights of layers that compute on floats between two roundings.
+
+    It would take all weights of a layer to 8 bits of one scale and, where it finds no integer kernel then, decode them
+    at every inference: a depthwise convolution takes four times as long. It looks for a rounding in front and one
+    behind, so a step that changes nothing goes in between, which the runtime merges into the layer's kernel.
+    """
+    source = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and _would_be_rounded(node, source, readers):
+            (result,), node.output[0] = node.output, f"{node.output[0]}_kept"
+            nodes.append(helper.make_node("LeakyRelu", [node.output[0]], [result], alpha=1.0))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _would_be_rounded(
+    layer: onnx.NodeProto, source: dict[str, onnx.NodeProto], readers: dict[str, list[onnx.NodeProto]]
+) -> bool:
+    def made_by(name: str) -> str:
+        while name in source and source[name].op_type in PASSED:
+            name = source[name].input[0]
+        return source[name].op_type if name in source else ""
+
+    if made_by(layer.input[0]) != "DequantizeLinear" or made_by(layer.input[1]) == "DequantizeLinear":
+        return False
+    following = readers.get(layer.output[0], [])
+    while len(following) == 1 and following[0].op_type in (*PASSED, "Relu", "Clip"):
+        following = readers.get(following[0].output[0], [])
+    return len(following) == 1 and following[0].op_type == "QuantizeLinear"
 
 
 def _is_idle(node: onnx.NodeProto, source: dict[str, onnx.NodeProto], constants: dict[str, NDArray[Any]]) -> bool:

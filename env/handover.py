@@ -19,6 +19,7 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
+from plywise.env.chains import realised_chain
 from plywise.env.demand import Demand
 from plywise.env.device import DECLARED
 from plywise.env.energy import energy_mj
@@ -34,7 +35,7 @@ from plywise.env.runtime import Timing, accuracy_onnx, measure_energy, time_mode
 from plywise.env.samples import Samples
 from plywise.env.scheme import Scheme
 from plywise.env.score import judge
-from plywise.env.subject import Subject, realised_chain
+from plywise.env.subject import Subject
 
 UNFINISHED = "UNFINISHED"
 """A file that stands in the folder until everything else does; the report is written last."""

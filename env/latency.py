@@ -6,7 +6,8 @@ import sqlite3
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -22,12 +23,15 @@ from plywise.env.operation import Operation
 from plywise.env.operation_graph import operation_graph
 from plywise.env.runtime import open_session, random_inputs, run_session
 from plywise.env.sqlite_file import open_sqlite
-from plywise.env.target_program import block_times
+from plywise.env.target_program import block_times, relative_times
 
 Chain = tuple[Operation, ...]
 
-TABLE = "latency_1"
+TABLE = "latency_2"
 """Name and version in one: other versions of Plywise keep tables of their own in the same file."""
+
+REFERENCE: Chain = (Operation("conv2d", 16, 16, (16, 16, 16), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),)
+"""Runs in turns with every other chain, for a machine that others use changes its speed by the second."""
 
 QUIET_SECONDS = 2.0
 SMALLEST_MS = 1e-4
@@ -86,12 +90,12 @@ class LatencyTable:
             chains: any number, repeats allowed.
             progress: whether to show a bar with the time left where measuring takes over 2 seconds.
         """
-        wanted = {(): chain_key(())} | {chain: chain_key(chain) for chain in chains}
+        wanted = {chain: chain_key(chain) for chain in (REFERENCE, (), *chains)}
         with open_sqlite(self.path) as connection:
             known = self._known(connection, wanted)
             missing = [chain for chain in wanted if chain not in known]
             for chain in _tracked(missing, progress):
-                known[chain] = self._measured(chain)
+                known[chain] = self._measured(chain, known.get(REFERENCE))
                 connection.execute(
                     f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?)",
                     (self.device.fingerprint, wanted[chain], known[chain], self.reasons.get(chain)),
@@ -114,9 +118,9 @@ class LatencyTable:
                     self.reasons[chain] = row[1]
         return known
 
-    def _measured(self, chain: Chain) -> float | None:
+    def _measured(self, chain: Chain, reference: float | None) -> float | None:
         try:
-            return _time_chain(chain, self.device.threads)
+            return _time_chain(chain, self.device.threads, reference)
         except ModelError as error:
             self.reasons[chain] = str(error)
             return None
@@ -134,11 +138,25 @@ def chain_key(chain: Chain) -> str:
     return json.dumps([dataclasses.asdict(operation) for operation in chain], separators=(",", ":"))
 
 
-def _time_chain(chain: Chain, threads: int) -> float:
-    """Returns the milliseconds of one run: the median of blocks, until it is steady or the budget is spent."""
+def _time_chain(chain: Chain, threads: int, reference: float | None) -> float:
+    """Returns the milliseconds of one run.
+
+    Args:
+        chain: what to run.
+        threads: threads inside an operation.
+        reference: milliseconds of `REFERENCE`, with which it then runs in turns.
+    """
+    if reference is None:
+        return 1e3 * statistics.median(block_times(_runs(chain, threads), threads))
+    return reference * statistics.median(relative_times(_runs(chain, threads), _runs(REFERENCE, threads), threads))
+
+
+@lru_cache(maxsize=2)
+def _runs(chain: Chain, threads: int) -> Callable[[], object]:
+    """Returns what runs a chain once; the reference stays loaded between two others."""
     session = open_session(operation_graph(chain), threads)
     inputs = random_inputs(session, (1, *(chain[0].input_shape if chain else (1,))))
-    return 1e3 * statistics.median(block_times(lambda: run_session(session, inputs), threads))
+    return lambda: run_session(session, inputs)
 
 
 def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:

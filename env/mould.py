@@ -2,15 +2,17 @@
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from plywise.compressors.assembly import assemble
-from plywise.env.decoding import drop_idle_relus
+from plywise.env.decoding import drop_idle_relus, keep_floats
 from plywise.env.latency import Chain
 from plywise.env.network import Layer, Network
 from plywise.env.onnx_export import export_onnx
@@ -19,11 +21,15 @@ from plywise.env.operation_graph import chain_nodes
 DOMAIN = "plywise.mould"
 """Domain of the nodes that stand in the gaps."""
 
+RELUS = ("Relu", "Clip")
+
 
 class Mould:
     """Exports a network once, which takes seconds, and then fills it in milliseconds.
 
-    What is between the layers keeps the original's numbers of channels, so chains must keep them at their ends.
+    Attributes:
+        nearest: for each layer, by name, the last layer before it whose outputs reach it without passing through
+            another one; None where only the network's input does.
     """
 
     def __init__(self, network: Network) -> None:
@@ -32,29 +38,37 @@ class Mould:
         Raises:
             ModelError: where the network cannot be traced.
         """
-        gaps = {layer.name: _Gap(place, layer) for place, layer in enumerate(network.layers)}
         self.layers = network.layers
+        gaps = {layer.name: _Gap(place, layer) for place, layer in enumerate(network.layers)}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "mould.onnx"
             export_onnx(assemble(network.model, gaps), network.example, path)
             self._proto = onnx.load(path)
+        widths = {count for group in network.groups for count in (group.channels, group.channels * group.unit)}
+        _free_widths(self._proto, widths)
+        self.nearest = self._nearest()
 
-    def filled(self, chains: Mapping[str, Chain]) -> bytes:
-        """Returns a serialised model with random weights.
+    def filled(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = MappingProxyType({})) -> bytes:
+        """Returns a serialised model with random weights, for inputs of batch 1.
 
         Args:
             chains: of each layer, by name.
+            norms: channels of the normalisations that have lost some, by name.
         """
         proto = copy.deepcopy(self._proto)
+        for constant in proto.graph.initializer:
+            width = norms.get(constant.name.rpartition(".")[0])
+            if width is not None:
+                constant.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constant)[:width], constant.name))
+        relus = {node.output[0] for node in self._proto.graph.node if node.op_type in RELUS}
         del proto.graph.node[:]
         for node in self._proto.graph.node:
             if node.domain != DOMAIN:
                 proto.graph.node.append(node)
                 continue
-            place = node.attribute[0].i
-            layer = self.layers[place]
-            zero_point = 128 if layer.relu is None else 0
-            nodes, constants, result = chain_nodes(chains[layer.name], node.input[0], f"layer{place}_", zero_point)
+            layer, (value,) = self._layer(node), node.input
+            behind = layer.relu is not None
+            nodes, constants, result = chain_nodes(chains[layer.name], value, f"{layer.name}/", value in relus, behind)
             proto.graph.node.extend([*nodes, onnx.helper.make_node("Identity", [result], [node.output[0]])])
             proto.graph.initializer.extend(constants)
         others = [opset for opset in proto.opset_import if opset.domain != DOMAIN]
@@ -62,7 +76,23 @@ class Mould:
         proto.opset_import.extend(others)
         _skip_identities(proto)
         drop_idle_relus(proto)
+        keep_floats(proto)
         return bytes(proto.SerializeToString())
+
+    def _layer(self, node: onnx.NodeProto) -> Layer:
+        place: int = node.attribute[0].i
+        return self.layers[place]
+
+    def _nearest(self) -> dict[str, str | None]:
+        places: dict[str, int] = {}  # of the last gap that reaches a value
+        found: dict[str, str | None] = {}
+        for node in self._proto.graph.node:
+            last = max((places.get(name, -1) for name in node.input), default=-1)
+            if node.domain == DOMAIN:
+                found[self._layer(node).name] = self.layers[last].name if last >= 0 else None
+                last = node.attribute[0].i
+            places.update(dict.fromkeys(node.output, last))
+        return found
 
 
 class _Gap(nn.Module):
@@ -77,6 +107,20 @@ class _Gap(nn.Module):
         shape = (inputs.shape[0], *self.shape)
         result: Tensor = symbolic(f"{DOMAIN}::Gap", (inputs,), {"place": self.place}, dtype=inputs.dtype, shape=shape)
         return result
+
+
+def _free_widths(model: onnx.ModelProto, widths: Collection[int]) -> None:
+    """Lets shapes follow the channels: where one entry alone is a width of the network, the runtime works it out."""
+    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    for constant in model.graph.initializer:
+        if constant.name not in shapes:
+            continue
+        shape = numpy_helper.to_array(constant).copy()
+        free = [place for place, size in enumerate(shape) if size in widths]
+        if len(free) == 1:
+            shape[shape == -1] = 1  # the batch
+            shape[free] = -1
+            constant.CopyFrom(numpy_helper.from_array(shape, constant.name))
 
 
 def _skip_identities(model: onnx.ModelProto) -> None:

@@ -1,155 +1,185 @@
-"""The latency of a whole network from those of its layers, calibrated on complete graphs."""
+"""The latency of a whole network: timed where it can be, else from those of its layers, calibrated on whole graphs."""
 
 import hashlib
 import json
+import math
+import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
-from plywise.compressors.activation_quantization import ActivationQuantization
 from plywise.compressors.errors import ModelError
-from plywise.compressors.low_rank import LowRank
 from plywise.env.latency import Chain, Latencies, LatencyTable, chain_key
 from plywise.env.mould import Mould
 from plywise.env.network import Network
-from plywise.env.operation import operations
-from plywise.env.overhead import Overhead
-from plywise.env.runtime import open_session, time_sessions
+from plywise.env.runtime import open_session, random_inputs, run_session
 from plywise.env.sqlite_file import open_sqlite
-from plywise.env.wiring import Wiring
+from plywise.env.target_program import block_times, relative_times
+from plywise.env.trial_graphs import Shapes, random_plans, shapes_of
 
 TABLE = "overhead_1"
 """Name and version in one, in the file of the latencies."""
 
 GRAPHS = 32
-"""Complete graphs that are timed: the original, all integers, and mixes of both with low rank."""
+"""Random plans whose whole graphs are timed."""
 
-ROUNDS = 20
-"""Times that each of them runs, in turns."""
+ORIGINAL_WEIGHT = 10.0
+"""How many other graphs the original counts for: ceilings are shares of it."""
 
-RANK = LowRank(ratio=0.4)
+Floats = NDArray[np.float64]
+NO_NORMS: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What layers cost in a network, where the runtime merges them and must change the form of numbers between them.
+
+    Attributes:
+        floats, integers: factors on what a layer takes alone, by what it computes on.
+        border, number: milliseconds where a layer computes on other numbers than the one before it, and of each number
+            that it then reads.
+        rest: milliseconds of what is no layer.
+        original: milliseconds of the network as it was; None where whole graphs are not timed.
+    """
+
+    floats: float = 1.0
+    integers: float = 1.0
+    border: float = 0.0
+    number: float = 0.0
+    rest: float = 0.0
+    original: float | None = None
+
+    def in_place(self, chain: Chain, alone: float) -> float:
+        """Returns what a chain takes where the layer before it computes on the same numbers, milliseconds."""
+        return alone * (self.integers if _on_integers(chain) else self.floats)
 
 
 class NetworkLatency:
-    """Latencies of one network on one device, from those of its layers.
+    """Latencies of one network on one device.
 
-    Attributes:
-        overhead: what is found out on complete graphs, read from the file of the latencies where it is known; none
-            where latencies are not measured here.
+    Where latencies are measured on this machine, whole graphs are timed: a few once, to learn what the network costs
+    beside its layers, and then each plan that is looked at for real. Elsewhere the network costs what its layers do.
     """
 
     def __init__(self, network: Network, latency: Latencies) -> None:
+        """Prepares; nothing is measured yet.
+
+        Args:
+            network: as it was.
+            latency: of layers, on the device.
+        """
         self.network = network
         self.latency = latency
-        self.wiring = Wiring.of(network)
-        self.overhead = self._kept(latency) if isinstance(latency, LatencyTable) else self._none()
 
-    def in_place(self, row: int, chain: Chain, alone: float) -> float:
-        """Returns what a chain takes in the place of a layer, milliseconds, where its neighbours compute as it does.
-
-        Args:
-            row: place of the layer.
-            chain: what runs there.
-            alone: its milliseconds alone.
-        """
-        return alone * float(self.overhead.factors[row, _form(chain)])
-
-    def milliseconds(self, plans: Sequence[Mapping[str, Chain]]) -> NDArray[np.float64]:
-        """Returns the latencies of whole plans, `(n,)` milliseconds, borders between floats and integers included.
-
-        Args:
-            plans: the chain of each layer, by name.
-        """
-        return self.overhead.milliseconds(*self._parts(plans))
-
-    def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Returns what `Overhead` reads: milliseconds of layers alone, and numbers that change their form."""
-        names = [layer.name for layer in self.network.layers]
-        found = self.latency.milliseconds([plan[name] for plan in plans for name in names], progress=False)
-        alone = np.zeros((len(plans), len(names), 2))
-        crossed = np.zeros((len(plans), len(names)))
-        for index, plan in enumerate(plans):
-            for row, name in enumerate(names):
-                alone[index, row, _form(plan[name])] = found[index * len(names) + row]
-                crossed[index, row] = self.wiring.crossed(name, plan)
-        return alone, crossed
-
-    def _kept(self, latency: LatencyTable) -> Overhead:
-        key = self._digest()
-        with open_sqlite(latency.path) as connection:
+    @cached_property
+    def overhead(self) -> Overhead:
+        """Read from the file of the latencies; what it does not hold yet is measured and kept."""
+        if not isinstance(self.latency, LatencyTable) or not self.latency.device.is_here:
+            return Overhead()
+        device, key = self.latency.device.fingerprint, self._digest()
+        with open_sqlite(self.latency.path) as connection:
             connection.execute(
                 f"CREATE TABLE IF NOT EXISTS {TABLE} (device TEXT, network TEXT, value TEXT, "
                 "PRIMARY KEY (device, network))"
             )
             row = connection.execute(
-                f"SELECT value FROM {TABLE} WHERE device = ? AND network = ?", (latency.device.fingerprint, key)
+                f"SELECT value FROM {TABLE} WHERE device = ? AND network = ?", (device, key)
             ).fetchone()
         if row is not None:
-            return Overhead.restore(json.loads(row[0]))
-        overhead = self._calibrated(latency)
-        with open_sqlite(latency.path) as connection:
+            return Overhead(**json.loads(row[0]))
+        overhead = self._calibrated()
+        with open_sqlite(self.latency.path) as connection:
             connection.execute(
-                f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)",
-                (latency.device.fingerprint, key, json.dumps(overhead.settings())),
+                f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)", (device, key, json.dumps(asdict(overhead)))
             )
         return overhead
 
-    def _calibrated(self, latency: LatencyTable) -> Overhead:
+    def foretold(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
+        """Returns the latencies of plans, `(n,)` milliseconds, from those of their layers.
+
+        Args:
+            plans: the chain of each layer, by name.
+        """
+        if self.overhead.original is None:
+            return np.array([self.latency.milliseconds(list(plan.values()), progress=False).sum() for plan in plans])
+        found: Floats = self._parts(plans) @ np.array(list(asdict(self.overhead).values())[:-1])
+        return found
+
+    def measured(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = NO_NORMS) -> float:
+        """Returns the milliseconds of a plan: of its whole graph, in turns with the original's, where that can run.
+
+        Args:
+            chains: of each layer, by name.
+            norms: channels of the normalisations that have lost some, by name.
+        """
+        original = self.overhead.original
+        share = None if original is None else self._share((chains, norms))
+        return float(self.foretold([chains])[0]) if share is None or original is None else share * original
+
+    def _share(self, plan: Shapes) -> float | None:
+        """Returns the time of a plan's graph over that of the original's; None where the runtime cannot run it."""
         try:
-            graphs = list(self._graphs(latency.device.threads))
+            run = self._runs(plan)
+            run()
+        except ModelError:
+            return None
+        return statistics.median(relative_times(run, self._original, self.latency.device.threads))
+
+    def _runs(self, plan: Shapes) -> Callable[[], object]:
+        session = open_session(self._mould.filled(*plan), self.latency.device.threads)
+        inputs = random_inputs(session, (1, *self.network.example.shape[1:]))
+        return lambda: run_session(session, inputs)
+
+    @cached_property
+    def _original(self) -> Callable[[], object]:
+        return self._runs((self.network.operations, NO_NORMS))
+
+    @cached_property
+    def _mould(self) -> Mould:
+        return Mould(self.network)
+
+    def _calibrated(self) -> Overhead:
+        try:
+            original = 1e3 * statistics.median(block_times(self._original, self.latency.device.threads))
         except ModelError as error:
             warnings.warn(f"{self.network.name}: latencies are sums over layers, for {error}", stacklevel=2)
-            return self._none()
-        shape = (1, *self.network.example.shape[1:])
-        whole = [each.median_ms for each in time_sessions([session for _, session in graphs], shape, ROUNDS)]
-        return Overhead.fitted(*self._parts([plan for plan, _ in graphs]), np.array(whole))
+            return Overhead()
+        graphs = [shapes_of(self.network, plan) for plan in random_plans(self.network, GRAPHS)]
+        shares = np.array([1.0] + [self._share(graph) or np.nan for graph in graphs])
+        parts = self._parts([self.network.operations, *(chains for chains, _ in graphs)])
+        weight = np.where(np.arange(len(shares)) == 0, ORIGINAL_WEIGHT**0.5, 1.0) / shares  # errors count as shares
+        timed = np.isfinite(shares) & np.isfinite(parts).all(1)
+        found = nnls((parts * weight[:, None])[timed], original * (shares * weight)[timed])[0]
+        floats, integers, border, number, rest = map(float, found)
+        return Overhead(floats, integers, border, number, rest, original)
 
-    def _graphs(self, threads: int) -> Iterator[tuple[dict[str, Chain], onnxruntime.InferenceSession]]:
-        mould = Mould(self.network)
-        for plan in mixes(self.network):
-            yield plan, open_session(mould.filled(plan), threads)
-
-    def _none(self) -> Overhead:
-        return Overhead.none(len(self.network.layers))
+    def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
+        """Returns what an `Overhead` weighs, `(n, 5)`: two sums of layers alone, borders, numbers across them, one."""
+        names = [layer.name for layer in self.network.layers]
+        alone = self.latency.milliseconds([plan[name] for plan in plans for name in names], progress=False)
+        parts = np.zeros((len(plans), 5))
+        parts[:, 4] = 1.0
+        for row, plan, times in zip(parts, plans, alone.reshape(len(plans), -1), strict=True):
+            for name, milliseconds in zip(names, times, strict=True):
+                chain = plan[name]
+                row[int(_on_integers(chain))] += milliseconds
+                before = self._mould.nearest[name]
+                if chain and chain[0].integer != (before is not None and _on_integers(plan[before])):
+                    row[2:4] += 1.0, math.prod(chain[0].input_shape)
+        return parts
 
     def _digest(self) -> str:
         """Returns a hash of all that decides about time: shapes and wires, not weights."""
         layers = [(name, chain_key(chain)) for name, chain in self.network.operations.items()]
-        content = json.dumps([repr(self.network.model), layers, asdict(self.wiring)["makers"]])
+        content = json.dumps([repr(self.network.model), layers])
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def mixes(network: Network) -> Iterator[dict[str, Chain]]:
-    """Yields the plans of the complete graphs: as it is, all integers, then shares of integers and of low rank."""
-    forms = {layer.name: _forms(network, layer.name) for layer in network.layers}
-    generator = np.random.default_rng(0)
-    shares = [(0.0, 0.0), (1.0, 0.0), *generator.random((GRAPHS - 2, 2))]
-    for integer, thin in shares:
-        yield {
-            name: form[int(generator.random() < thin / 2), int(generator.random() < integer)]
-            for name, form in forms.items()
-        }
-
-
-def _forms(network: Network, name: str) -> dict[tuple[int, int], Chain]:
-    """Returns what a layer may run as, by whether it is thin and whether it computes on integers."""
-    module, original = network.modules[name], network.operations[name]
-    thin = original
-    if RANK.unsupported(module) is None:
-        thin = operations(RANK.outline(module), original[0].input_shape)
-    plain = ActivationQuantization().unsupported(module) is not None
-    return {
-        (row, column): chain
-        if column == 0 or plain
-        else tuple(replace(each, integer=True, bias=True) for each in chain)
-        for row, chain in enumerate((original, thin))
-        for column in range(2)
-    }
-
-
-def _form(chain: Chain) -> int:
-    return int(chain[-1].integer)
+def _on_integers(chain: Chain) -> bool:
+    return bool(chain) and chain[-1].integer

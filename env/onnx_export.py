@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ModelError
-from plywise.env.decoding import drop_idle_relus, strip_notes, write_decoding
+from plywise.env.decoding import drop_idle_relus, keep_floats, strip_notes, write_decoding
 from plywise.env.deployed_layer import deployed
 from plywise.env.operation_graph import OPSET
 
@@ -38,6 +38,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     proto = program.model_proto
     write_decoding(proto)
     drop_idle_relus(proto)
+    keep_floats(proto)
     strip_notes(proto)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(path), proto.SerializeToString())

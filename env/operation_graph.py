@@ -48,13 +48,13 @@ class _Builder:
         scale = self.constant(np.full(shape[0], 0.01, np.float32))
         return self.node("DequantizeLinear", codes, scale, self.constant(np.zeros(shape[0], np.int8)), axis=0)
 
-    def layer(self, value: str, operation: Operation, zero_point: int = 128) -> str:
+    def layer(self, value: str, operation: Operation, zero_before: int = 128, zero_behind: int = 128) -> str:
         """Adds one operation, between roundings where it is an integer one.
 
         Args:
             value: name of what it reads.
             operation: what it does.
-            zero_point: of the rounding behind it; 0 where a ReLU follows, which then has nothing left to do.
+            zero_before, zero_behind: zero points of the roundings; 0 where a ReLU is there, which the runtime drops.
         """
         if operation.kind in GATHERS.values():
             return self.gather(operation, value)
@@ -62,12 +62,12 @@ class _Builder:
             return self.node("Gather", self.floats(*operation.weight_shape), value)
         if operation.transposed:
             return self.transposed(operation, value)
-        value = self.rounded(value) if operation.integer else value
+        value = self.rounded(value, zero_before) if operation.integer else value
         weight = (self.codes if operation.integer else self.floats)(*operation.weight_shape)
         bias = (self.floats(operation.out_channels),) if operation.bias else ()
         add = self.linear if operation.kind == "linear" else self.convolution
         result = add(operation, value, weight, *bias)
-        return self.rounded(result, zero_point) if operation.integer else result
+        return self.rounded(result, zero_behind) if operation.integer else result
 
     def gather(self, operation: Operation, value: str) -> str:
         (axis,) = (axis for axis, kind in GATHERS.items() if kind == operation.kind)
@@ -123,7 +123,7 @@ class _Builder:
 
 
 def chain_nodes(
-    chain: tuple[Operation, ...], value: str, prefix: str, zero_point: int
+    chain: tuple[Operation, ...], value: str, prefix: str, relu_before: bool, relu_behind: bool
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], str]:
     """Returns nodes and constants that run `chain` on `value`, and the name of the result.
 
@@ -131,11 +131,12 @@ def chain_nodes(
         chain: what runs.
         value: name of what it reads.
         prefix: of all new names.
-        zero_point: of the rounding behind the last operation; 0 where a ReLU follows, which then has nothing to do.
+        relu_before, relu_behind: whether a ReLU makes what it reads, and changes what it makes.
     """
-    builder = _Builder(prefix)
+    builder, last = _Builder(prefix), len(chain) - 1
     for place, operation in enumerate(chain):
-        value = builder.layer(value, operation, zero_point if place == len(chain) - 1 else 128)
+        zero_before, zero_behind = 128 * (place > 0 or not relu_before), 128 * (place < last or not relu_behind)
+        value = builder.layer(value, operation, zero_before, zero_behind)
     return builder.nodes, builder.constants, value
 
 

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from plywise.compressors.channels import kept_count, rebuilt
+from plywise.compressors.channels import kept_count
 from plywise.compressors.filter_pruning import FilterPruning
 from plywise.compressors.layers import (
     WEIGHTED,
@@ -27,12 +26,12 @@ from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Stage
 from plywise.compressors.weight_format import weight_format
 from plywise.env.bank import Bank
+from plywise.env.chains import chain_of
 from plywise.env.energy import energy_mj
 from plywise.env.latency import Chain, Latencies
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Layer, Network
 from plywise.env.network_latency import NetworkLatency
-from plywise.env.operation import operations
 from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, PriceTable
 from plywise.env.sensitivity import Sensitivity
 
@@ -90,28 +89,6 @@ def _bytes_beside(leaf: nn.Module) -> int:
     return sum(map(floats_size, beside))
 
 
-def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: nn.Module) -> Chain:
-    """Returns what the runtime executes for a layer of other channel counts under a recipe.
-
-    Args:
-        original: the operation of the layer.
-        recipe: its pruning is taken as done: `outputs` are those that stay.
-        inputs, outputs: channels that are left.
-        layer: the original layer.
-    """
-    (operation,) = original
-    integer = recipe.at(Stage.ACTIVATIONS) is not None
-    operation = replace(operation, integer=integer, bias=True if recipe.techniques else operation.bias)
-    operation = operation.resized(in_channels=inputs, out_channels=None if operation.depthwise else outputs)
-    structure = recipe.at(Stage.STRUCTURE)
-    if structure is None:
-        return (operation,)
-    weight = torch.empty(outputs, inputs // operation.groups, *weight_of(layer).shape[2:], device="meta")
-    bias = None if isinstance(layer, nn.Embedding) else torch.empty(outputs, device="meta")
-    cut = rebuilt(layer, weight, bias, operation.groups)
-    return operations(structure.on_cut(layer, cut).outline(cut), operation.input_shape, integer)
-
-
 class Pricer:
     """Prices of one network on one device, put together step by step.
 
@@ -124,7 +101,7 @@ class Pricer:
         self.bank = bank
         self.network = bank.network
         self.latency = latency
-        self.whole = NetworkLatency(bank.network, latency)
+        self.overhead = NetworkLatency(bank.network, latency).overhead
         self._sizes: dict[tuple[str, Recipe], Sizes] = {}
         self._chains: dict[tuple[str, Recipe, bool, int, int], Chain] = {}
         self.recipes: dict[str, tuple[Recipe, ...]] = {
@@ -164,13 +141,13 @@ class Pricer:
         }
         latencies = self._latencies([chain for layer in chains.values() for chain in layer])
         found, units = [], self.latency.device.energies
-        for row, layer in enumerate(self.network.layers):
+        for layer in self.network.layers:
             sizes = [self.sizes(layer, recipe) for recipe in self.recipes[layer.name]]
             storage = np.array([size.bytes_of(chain) for size, chain in zip(sizes, chains[layer.name], strict=True)])
             energy = np.array(
                 [energy_mj(chain, size, units) for chain, size in zip(chains[layer.name], storage, strict=True)]
             )
-            latency = np.array([self.whole.in_place(row, chain, latencies[chain]) for chain in chains[layer.name]])
+            latency = np.array([latencies[chain] for chain in chains[layer.name]])
             found.append(np.stack([storage, latency, energy, sensitivities[layer.name].divergence], 1))
         return found
 
@@ -212,9 +189,8 @@ class Pricer:
                     for b in range(levels):
                         chain = chains[layer.name, slot, a, b]
                         storage = size.bytes_of(chain)
-                        latency = self.whole.in_place(row, chain, latencies[chain])
-                        cost[:, row, slot, a, b] = storage, latency, energy_mj(chain, storage, units)
-        fixed = np.array([bytes_beside, self.whole.overhead.fixed, 0.0], np.float32)
+                        cost[:, row, slot, a, b] = storage, latencies[chain], energy_mj(chain, storage, units)
+        fixed = np.array([bytes_beside, self.overhead.rest, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
         return PriceTable(
@@ -252,7 +228,8 @@ class Pricer:
 
     def _latencies(self, chains: Sequence[Chain]) -> dict[Chain, float]:
         unique = list(dict.fromkeys(chains))
-        return dict(zip(unique, self.latency.milliseconds(unique).tolist(), strict=True))
+        alone = self.latency.milliseconds(unique).tolist()
+        return {chain: self.overhead.in_place(chain, each) for chain, each in zip(unique, alone, strict=True)}
 
     def sizes(self, layer: Layer, recipe: Recipe) -> Sizes:
         """Returns the bytes of a layer under a recipe of its own, nothing pruned before it; measured once."""

@@ -1,5 +1,6 @@
 """ONNX Runtime, always set up the same way: on the CPU, with a fixed number of threads."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from plywise.compressors.errors import ModelError
 from plywise.env.energy_counter import EnergyCounter
-from plywise.env.target_program import WARM_UP_RUNS, clock, session_options
+from plywise.env.target_program import WARM_UP_RUNS, session_options
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,16 @@ def time_models(
     Raises:
         ModelError: where the runtime refuses a file or the inputs.
     """
-    return time_sessions([open_session(Path(path), threads) for path in paths], input_shape, repeats, threads)
-
-
-def time_sessions(
-    sessions: Sequence[onnxruntime.InferenceSession], input_shape: Sequence[int], repeats: int, threads: int = 1
-) -> list[Timing]:
-    """Times loaded models, interleaved; arguments as those of `time_models`."""
-    inputs, seconds = random_inputs(sessions[0], input_shape), clock(threads)
-    for session in [*sessions] * WARM_UP_RUNS:
+    sessions = [open_session(Path(path), threads) for path in paths]
+    inputs = random_inputs(sessions[0], input_shape)
+    for session in sessions * WARM_UP_RUNS:
         run_session(session, inputs)
     taken = np.empty((repeats, len(sessions)))
     for row in taken:
         for column, session in enumerate(sessions):
-            start = seconds()
+            start = time.perf_counter()
             session.run(None, {"input": inputs})
-            row[column] = seconds() - start
+            row[column] = time.perf_counter() - start
     low, median, high = 1e3 * np.percentile(taken, (25, 50, 75), axis=0)
     return [Timing(float(m), float(a), float(b)) for m, a, b in zip(median, low, high, strict=True)]
 

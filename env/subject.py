@@ -13,7 +13,6 @@ from torch import nn
 
 from plywise.compressors.entry_points import load_entry_points, source_of
 from plywise.compressors.errors import DataError, FileFormatError
-from plywise.compressors.layers import WEIGHTED
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.plan import Plan
@@ -23,12 +22,13 @@ from plywise.env.bank import Bank, Stitched
 from plywise.env.bank_folder import BankFolder
 from plywise.env.cache import cache_folder
 from plywise.env.calibration import calibrate
+from plywise.env.chains import realised_chain
+from plywise.env.channel_groups import NORMS
 from plywise.env.energy import energy_mj
-from plywise.env.latency import Chain, Latencies, LatencyTable
+from plywise.env.latency import Latencies, LatencyTable
 from plywise.env.menu import catalogue
 from plywise.env.network import Layer, Network
 from plywise.env.network_latency import NetworkLatency
-from plywise.env.operation import operations
 from plywise.env.price_file import load_prices, save_prices
 from plywise.env.prices import PriceTable
 from plywise.env.pricing import Pricer
@@ -71,7 +71,7 @@ class Measured:
     Attributes:
         accuracy: on the validation samples, percent.
         divergence: of its outputs from the original's, nats.
-        cost: storage bytes, latency ms (layers measured one by one, calibrated), energy mJ.
+        cost: storage bytes, latency ms, energy mJ.
     """
 
     accuracy: float
@@ -155,7 +155,7 @@ class Subject:
 
     @cached_property
     def whole(self) -> NetworkLatency:
-        """From latencies of layers to that of the network."""
+        """The latency of the whole network."""
         return NetworkLatency(self.network, self.latency)
 
     @property
@@ -189,12 +189,13 @@ class Subject:
         return save_packed(model, self.network.original, path, {"model": self.network.name})
 
     def cost(self, stitched: Stitched) -> tuple[float, float, float]:
-        """Returns the file's bytes, calibrated latency and modelled energy of a stitched plan in its real shapes."""
+        """Returns the file's bytes, the latency and the modelled energy of a stitched plan in its real shapes."""
         modules = self._realised(stitched)
         chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in self.layers}
         sizes = {name: packed_size(module) for name, module in modules.items()}
         storage = float(self._file_size(stitched))
-        latency = float(self.whole.milliseconds([chains])[0])
+        norms = {name: norm.num_features for name, norm in stitched.replaced.items() if isinstance(norm, NORMS)}
+        latency = self.whole.measured(chains, norms)
         units = self.latency.device.energies
         energy = sum(energy_mj(chains[name], sizes[name], units) for name in chains)
         return storage, latency, energy + float(self.table.fixed[2])
@@ -248,16 +249,6 @@ class Subject:
         recipes = _digest(*map(str, catalogue()), *filter(None, [source_of(outside)]))
         parts = (VERSION, model_digest(model), calibration.digest(), validation.digest(), recipes, str(seed))
         return _digest(*parts)
-
-
-def realised_chain(module: nn.Module, layer: Layer) -> Chain:
-    """Returns what the runtime executes for a compressed layer in the shapes that it really sees."""
-    first = next(leaf for leaf in module.modules() if isinstance(leaf, WEIGHTED))
-    if isinstance(first, nn.Embedding):
-        return operations(module, layer.input_shape)
-    if isinstance(first, nn.Linear):
-        return operations(module, (*layer.input_shape[:-1], first.in_features))
-    return operations(module, (first.in_channels, *layer.input_shape[1:]))
 
 
 def _trial_plans(network: Network, pricer: Pricer, found: dict[str, Sensitivity]) -> list[tuple[Plan, float]]:

@@ -69,15 +69,32 @@ def clock(threads: int) -> Callable[[], float]:
 def block_times(run: Callable[[], object], threads: int) -> list[float]:
     """Returns the seconds of one call of `run`, block by block, until their median is steady or the time is up."""
     seconds = clock(threads)
-    for _ in range(WARM_UP_RUNS):
+    return _blocks(lambda: _block(run, seconds), run)
+
+
+def relative_times(run: Callable[[], object], reference: Callable[[], object], threads: int) -> list[float]:
+    """Returns the time of `run` over that of `reference`, in turns, until the median is steady or the time is up.
+
+    What slows the whole machine for a while slows both, so their ratio varies less than either.
+    """
+    seconds = clock(threads)
+    return _blocks(lambda: _block(run, seconds) / _block(reference, seconds), run, reference)
+
+
+def _block(run: Callable[[], object], seconds: Callable[[], float]) -> float:
+    start = seconds()
+    for _ in range(BLOCK_RUNS):
+        run()
+    return (seconds() - start) / BLOCK_RUNS
+
+
+def _blocks(measure: Callable[[], float], *warm_up: Callable[[], object]) -> list[float]:
+    for run in warm_up * WARM_UP_RUNS:
         run()
     blocks: list[float] = []
     started = time.perf_counter()
     while len(blocks) < LEAST_BLOCKS or (time.perf_counter() - started < BUDGET_SECONDS and not steady(blocks)):
-        start = seconds()
-        for _ in range(BLOCK_RUNS):
-            run()
-        blocks.append((seconds() - start) / BLOCK_RUNS)
+        blocks.append(measure())
     return blocks
 
 

@@ -27,10 +27,11 @@ from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.layers import weight_of, with_weights
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Technique
+from plywise.env.chains import realised_chain
 from plywise.env.channel_groups import NORMS
 from plywise.env.network import Network
 from plywise.env.onnx_export import export_onnx
-from plywise.env.subject import Subject, realised_chain
+from plywise.env.subject import Subject
 
 SEARCH_STEPS = 7
 """Halvings of the interval in which the ratio of equal macs lies."""

@@ -1,6 +1,5 @@
 """Networks compressed in shape only: what a plan runs, without fitting any weight. Time does not depend on weights."""
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +14,6 @@ from plywise.compressors.static_quantized import ActivationRange, StaticQuantize
 from plywise.compressors.technique import Stage
 from plywise.compressors.weight_format import UniformFormat, set_weight_format
 from plywise.env.channel_groups import NORMS, cut, cut_norm
-from plywise.env.menu import legal_recipes
 from plywise.env.network import Layer, Network
 
 STEP = 0.02
@@ -40,25 +38,6 @@ def hollow(network: Network, plan: Plan) -> nn.Module:
         if isinstance(network.modules[name], NORMS):
             replaced[name] = cut_norm(network.modules[name], outputs[name])
     return assemble(network.model, replaced).eval()
-
-
-def random_plan(network: Network, generator: np.random.Generator) -> Plan:
-    """Returns a plan of integers, cuts and other structures, in shares that are drawn for each plan."""
-    integer, cuts, others = generator.random(3) * (1.0, 1.0, 0.5)
-    recipes = {}
-    for layer in network.layers:
-        legal = legal_recipes(layer, network.modules[layer.name])
-        wants = bool(generator.random() < integer)
-        kind = "cut" if generator.random() < cuts else "other" if generator.random() < others else "none"
-        same = [recipe for recipe in legal if (recipe.at(Stage.ACTIVATIONS) is not None) == wants] or list(legal)
-        fitting = [recipe for recipe in same if _kind(recipe) == kind] or [r for r in same if _kind(r) == "none"]
-        recipes[layer.name] = (fitting or [legal[0]])[int(generator.integers(len(fitting) or 1))]
-    return Plan(network.name, recipes)
-
-
-def _kind(recipe: Recipe) -> str:
-    structure = recipe.at(Stage.STRUCTURE)
-    return "none" if structure is None else "cut" if isinstance(structure, FilterPruning) else "other"
 
 
 def _cut(module: nn.Module, inputs: torch.Tensor | None, outputs: torch.Tensor | None) -> nn.Module:

@@ -3,9 +3,12 @@
 Random plans over the whole range are exported for real and timed; weights are random, for time does not depend on them.
 """
 
+import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,105 +18,164 @@ from rich.console import Console
 from scipy.stats import spearmanr
 from torch import nn
 
-from plywise.env.latency import Chain, LatencyTable
-from plywise.env.mould import Mould
+from plywise.compressors.plan import Plan
+from plywise.env.bank import Bank
+from plywise.env.calibration import calibrate
+from plywise.env.chains import realised_chain
+from plywise.env.channel_groups import NORMS
+from plywise.env.latency import LatencyTable
 from plywise.env.network import Network
 from plywise.env.network_latency import NetworkLatency
 from plywise.env.onnx_export import export_onnx
-from plywise.env.runtime import open_session, time_sessions
-from plywise.env.subject import realised_chain
-from plywise.experiments.hollow import hollow, random_plan
+from plywise.env.pricing import Pricer
+from plywise.env.runtime import open_session, random_inputs, run_session
+from plywise.env.target_program import block_times, relative_times
+from plywise.env.trial_graphs import Shapes, random_plans
+from plywise.experiments.hollow import hollow
+from plywise.experiments.progress import tracked
 from plywise.experiments.results_page import Page
 from plywise.experiments.zoo import untrained
 
 NETWORKS = ("resnet20", "vgg16-bn", "mobilenet-v2")
 PLANS = 60
-ROUNDS = 30
+SEED = 1
+"""Of the plans; those that latencies are calibrated on are drawn with another one."""
+
+FORETOLD = {
+    "timed": "whole graph timed, layers put in",
+    "foretold": "layers timed alone, calibrated",
+    "summed": "layers timed alone, added up",
+    "macs": "macs",
+}
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Milliseconds of the plans of one network, `(plans,)` each, and what it took to know them.
+    """What is known of the plans of one network, `(plans,)` each, as shares of the original's.
 
     Attributes:
-        measured: of the exported files.
-        whole: of the same layers in the network's mould.
-        foretold: from the calibrated prices.
-        summed: layers alone, added up.
-        macs: multiply-adds.
-        seconds: of measuring: calibration and the layers of the plans.
+        measured: times of the exported files.
+        timed, foretold, summed, macs: what they are foretold from, see `FORETOLD`.
+        original: milliseconds of the original's file.
+        calibrating, pricing: seconds of timing whole graphs, and all that a price table may ask for.
+        timing: seconds that a plan's graph takes to be put together and timed.
     """
 
     measured: Floats
-    whole: Floats
+    timed: Floats
     foretold: Floats
     summed: Floats
     macs: Floats
-    seconds: float
+    original: float
+    calibrating: float
+    pricing: float
+    timing: float
 
 
-def main() -> None:
-    """Measures and writes the page."""
+def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
+    """Measures and writes the page.
+
+    Args:
+        names: networks to study.
+        plans: of each.
+    """
     started = time.perf_counter()
     torch.set_num_threads(1)
-    found = {name: studied(name) for name in NETWORKS}
+    found = {name: studied(name, plans) for name in names}
     page = Page("latency_study", "python -m plywise.experiments.latency_study", time.perf_counter() - started)
     page.text(
-        f"{PLANS} random plans of each network, 32x32 images, random weights, batch 1, one thread, milliseconds of the "
-        f"processor. Each plan is exported; the files run in turns, {ROUNDS} times, medians. `foretold`: layers timed "
-        "one by one, calibrated on complete graphs of other plans. `in its mould`: the plan's layers put into the "
-        "graph of the network and timed, without an export. `summed`: layers one by one. Errors in percent."
+        f"{plans} random plans of each network, 32x32 images, random weights, batch 1, one thread. Each plan is "
+        "exported; each file runs in turns with the original's. All times are shares of the original's, for this "
+        "machine changes its speed while the study runs. A plan that is scored exactly has its "
+        "whole graph timed; the price list and the walks use layers timed alone, calibrated on whole graphs of other "
+        "plans."
     )
-    rows = []
-    for name, outcome in found.items():
-        for what in ("foretold", "whole", "summed", "macs"):
-            rows.append((f"{name}, {'in its mould' if what == 'whole' else what}", *_fit(outcome, what)))
-    page.table(("network", "median error", "90th percentile", "Spearman"), rows)
-    page.text("Seconds of measuring, and the range of what was measured, ms:")
+    rows = [
+        (name, words, *_fit(getattr(outcome, how), outcome.measured, how))
+        for name, outcome in found.items()
+        for how, words in FORETOLD.items()
+    ]
+    page.table(("network", "foretold from", "median error, percent", "90th percentile", "Spearman"), rows)
+    page.text(
+        "Seconds of measuring: whole graphs to calibrate on, every layer that a price table may ask for, and one plan "
+        "looked at for real. Milliseconds of the original, and range of the files as shares of it:"
+    )
     page.table(
-        ("network", "seconds", "fastest", "slowest"),
-        [(n, f"{o.seconds:.0f}", f"{o.measured.min():.3f}", f"{o.measured.max():.3f}") for n, o in found.items()],
+        ("network", "calibrating", "all layers", "one plan", "original, ms", "files"),
+        [
+            (
+                name,
+                f"{o.calibrating:.1f}",
+                f"{o.pricing:.1f}",
+                f"{o.timing:.2f}",
+                f"{o.original:.2f}",
+                f"{o.measured.min():.2f} to {o.measured.max():.2f}",
+            )
+            for name, o in found.items()
+        ],
     )
-    page.text("What macs miss: pairs of plans of which the one with fewer macs is the slower file, by at least 5 %:")
-    page.table(("network", "share of all pairs"), [(name, f"{_inverted(o):.0%}") for name, o in found.items()])
+    page.text("What macs miss: pairs of plans of which the one with fewer macs is slower by 5 % or more:")
+    page.table(("network", "share of all pairs"), [(name, f"{100 * _inverted(o):.0f} %") for name, o in found.items()])
     page.write(Console())
 
 
-def studied(name: str) -> Outcome:
+def studied(name: str, plans: int) -> Outcome:
     """Returns what is foretold and what is measured of one network."""
-    network = Network.of(untrained(name), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), name)
-    generator = np.random.default_rng(0)
-    models = [hollow(network, random_plan(network, generator)) for _ in range(PLANS)]
-    plans = [_chains(network, model) for model in models]
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    network = Network.of(untrained(name), images[:4], name)
+    drawn = list(random_plans(network, plans, SEED))
     with tempfile.TemporaryDirectory() as folder:
         table = LatencyTable(Path(folder) / "latency.sqlite")
+        whole = NetworkLatency(network, table)
+        calibrating = _seconds(lambda: whole.overhead)
+        pricer = Pricer(Bank(network, calibrate(network, images, torch.arange(64) % 10)), table)
+        pricing = _seconds(lambda: table.milliseconds(pricer.every_chain(), progress=False))
+        files = [Path(folder) / f"{place}.onnx" for place in range(plans + 1)]
+        export_onnx(network.model, network.example, files[0])
+        pairs = zip(drawn, files[1:], strict=True)
+        shapes = [_exported(network, plan, file) for plan, file in tracked(pairs, name, plans)]
+        original, measured = _time(files)
+        chains = [network.operations, *(each for each, _ in shapes)]
+        foretold = whole.foretold(chains)
+        summed = np.array([table.milliseconds(list(each.values()), progress=False).sum() for each in chains])
+        macs = np.array([float(sum(each.macs for chain in plan.values() for each in chain)) for plan in chains])
         started = time.perf_counter()
-        foretold = NetworkLatency(network, table).milliseconds(plans)
-        seconds = time.perf_counter() - started
-        mould = Mould(network)
-        sessions = [open_session(mould.filled(plan)) for plan in plans]
-        for place, model in enumerate(models):
-            path = Path(folder) / f"{place}.onnx"
-            export_onnx(model, network.example, path)
-            sessions.append(open_session(path))
-        shape = (1, *network.example.shape[1:])
-        taken = np.array([timing.median_ms for timing in time_sessions(sessions, shape, ROUNDS)])
-        summed = np.array([table.milliseconds(list(plan.values()), progress=False).sum() for plan in plans])
-    macs = np.array([float(sum(each.macs for chain in plan.values() for each in chain)) for plan in plans])
-    return Outcome(taken[PLANS:], taken[:PLANS], foretold, summed, macs, seconds)
+        timed = np.array([whole.measured(*each) for each in shapes]) / (whole.overhead.original or 1.0)
+        timing = (time.perf_counter() - started) / plans
+    foretold, summed, macs = (values[1:] / values[0] for values in (foretold, summed, macs))
+    return Outcome(measured, timed, foretold, summed, macs, original, calibrating, pricing, timing)
 
 
-def _chains(network: Network, model: nn.Module) -> dict[str, Chain]:
+def _time(files: Sequence[Path]) -> tuple[float, Floats]:
+    """Returns the milliseconds of the first file, and the times of the others as shares of it."""
+    runs = []
+    for file in files:
+        session = open_session(file)
+        runs.append(partial(run_session, session, random_inputs(session, (1, 3, 32, 32))))
+    original = 1e3 * statistics.median(block_times(runs[0], 1))
+    shares = [statistics.median(relative_times(run, runs[0], 1)) for run in runs[1:]]
+    return original, np.array(shares)
+
+
+def _exported(network: Network, plan: Plan, file: Path) -> Shapes:
+    """Writes the file of a plan and returns what it runs."""
+    model = hollow(network, plan)
+    export_onnx(model, network.example, file)
     modules = dict(model.named_modules())
-    return {layer.name: realised_chain(modules[layer.name], layer) for layer in network.layers}
+    chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in network.layers}
+    return chains, {name: _width(module) for name, module in modules.items() if isinstance(module, NORMS)}
 
 
-def _fit(outcome: Outcome, what: str) -> tuple[str, str, str]:
-    values, measured = getattr(outcome, what), outcome.measured
+def _width(norm: nn.Module) -> int:
+    assert isinstance(norm, NORMS)
+    return norm.num_features
+
+
+def _fit(values: Floats, measured: Floats, how: str) -> tuple[str, str, str]:
     rank = f"{spearmanr(values, measured).statistic:.3f}"
-    if what == "macs":
+    if how == "macs":
         return "", "", rank
     errors = 100 * np.abs(values / measured - 1)
     return f"{np.median(errors):.1f}", f"{np.percentile(errors, 90):.1f}", rank
@@ -124,6 +186,12 @@ def _inverted(outcome: Outcome) -> float:
     fewer = outcome.macs[:, None] < outcome.macs
     slower = outcome.measured[:, None] > 1.05 * outcome.measured
     return float((fewer & slower).sum() / (len(outcome.macs) * (len(outcome.macs) - 1) / 2))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from plywise.compressors.errors import PlywiseError
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Technique
 from plywise.env.bank import Bank, Stitched
+from plywise.env.chains import realised_chain
 from plywise.env.handover import UNIFORM
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import original_storage
@@ -29,7 +30,7 @@ from plywise.env.result_store import ResultStore
 from plywise.env.runtime import run_model, time_models
 from plywise.env.samples import Samples
 from plywise.env.sensitivity import divergence
-from plywise.env.subject import Subject, realised_chain
+from plywise.env.subject import Subject
 from plywise.experiments.contrasts import Made, Maker, plain_decomposition, static_quantiser, torch_pruning
 from plywise.experiments.contrasts import torchao_weights as torchao
 from plywise.experiments.datasets import load_dataset

@@ -73,7 +73,7 @@ def command(name, options):
     return [name, *(part for option in options.items() for part in option)]
 
 
-def fake_time(chain, threads):
+def fake_time(chain, threads, reference):
     return 0.01 + sum(0.001 + operation.macs * 3e-8 for operation in chain)
 
 

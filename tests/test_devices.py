@@ -19,6 +19,7 @@ from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env import energy_counter, handover
+from plywise.env.chains import realised_chain
 from plywise.env.declared_devices import DECLARED, Figure
 from plywise.env.demand import Demand
 from plywise.env.device import Device
@@ -32,7 +33,7 @@ from plywise.env.operation import operations
 from plywise.env.roofline import Roofline, moved_bytes, needed_bytes
 from plywise.env.runtime import Timing
 from plywise.env.samples import Samples
-from plywise.env.subject import Subject, realised_chain
+from plywise.env.subject import Subject
 from plywise.experiments.compress_model import show_report
 from plywise.experiments.listings import devices
 

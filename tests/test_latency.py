@@ -13,7 +13,7 @@ from plywise.compressors.errors import ConfigurationError, FileFormatError, Unsu
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
 from plywise.env import latency
 from plywise.env.device import Device
-from plywise.env.latency import Chain, LatencyTable
+from plywise.env.latency import REFERENCE, Chain, LatencyTable
 from plywise.env.operation import Operation, operations
 
 LAYERS = [
@@ -102,13 +102,13 @@ def test_a_second_table_measures_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     first = LatencyTable(path).milliseconds([SMALL, LARGE, (), SMALL])
     assert first[0] == first[3] < first[1]
     assert first[2] == 0.0
-    monkeypatch.setattr(latency, "_time_chain", None)
+    monkeypatch.setattr(latency, "relative_times", None)
     np.testing.assert_array_equal(LatencyTable(path).milliseconds([LARGE, SMALL]), first[[1, 0]])
 
 
 def test_another_device_measures_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "table.sqlite"
-    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads: float(threads * len(chain)))
+    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: float(threads * len(chain)))
     assert LatencyTable(path, Device.here()).milliseconds([SMALL])[0] == 1.0
     assert LatencyTable(path, Device.here(threads=2)).milliseconds([SMALL])[0] == 2.0
     assert Device.here() == Device.here() != Device.here(threads=2)
@@ -117,7 +117,7 @@ def test_another_device_measures_again(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_kill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, measured = tmp_path / "table.sqlite", []
 
-    def time_or_die(chain: Chain, threads: int) -> float:
+    def time_or_die(chain: Chain, threads: int, reference: float | None) -> float:
         if chain == LARGE and LARGE not in measured:
             measured.append(chain)
             raise KeyboardInterrupt
@@ -128,7 +128,7 @@ def test_a_kill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KeyboardInterrupt):
         LatencyTable(path).milliseconds([SMALL, LARGE])
     assert LatencyTable(path).milliseconds([SMALL, LARGE]).tolist() == [1.0, 1.0]
-    assert measured == [(), SMALL, LARGE, LARGE]
+    assert measured == [REFERENCE, (), SMALL, LARGE, LARGE]
 
 
 def test_a_chain_that_the_runtime_refuses_is_nan_with_a_reason(tmp_path: Path, monkeypatch) -> None:
@@ -139,7 +139,7 @@ def test_a_chain_that_the_runtime_refuses_is_nan_with_a_reason(tmp_path: Path, m
         assert np.isnan(found).tolist() == [True, False]
         assert list(table.reasons) == [wrong]
         assert "ONNX Runtime cannot run" in table.reasons[wrong]
-        monkeypatch.setattr(latency, "_time_chain", None)
+        monkeypatch.setattr(latency, "relative_times", None)
 
 
 def test_a_table_of_another_version_is_left_alone(tmp_path: Path) -> None:
@@ -168,13 +168,13 @@ def test_two_users_share_a_table(tmp_path: Path) -> None:
         results = list(pool.map(_measure, [path, path]))
     assert np.isfinite(results).all()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT count(*) FROM latency_1").fetchone() == (3,)
+        assert connection.execute("SELECT count(*) FROM latency_2").fetchone() == (4,)
 
 
 def test_a_long_measurement_shows_the_time_left(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setattr(latency, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads: 1.0)
+    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: 1.0)
     LatencyTable(tmp_path / "a.sqlite").milliseconds([SMALL, LARGE], progress=False)
     assert capsys.readouterr() == ("", "")
     LatencyTable(tmp_path / "b.sqlite").milliseconds([SMALL, LARGE])

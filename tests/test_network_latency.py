@@ -1,68 +1,83 @@
 import numpy as np
 import pytest
-from tiny_networks import Depthwise, Residual, build, images
+from tiny_networks import Concatenated, Depthwise, Residual, build, images
+from torch import nn
 
-from plywise.env.latency import LatencyTable
+from plywise.env import network_latency
+from plywise.env.latency import Latencies, LatencyTable
 from plywise.env.mould import Mould
 from plywise.env.network import Network
-from plywise.env.network_latency import NetworkLatency, mixes
-from plywise.env.overhead import Overhead
+from plywise.env.network_latency import NetworkLatency, Overhead
 from plywise.env.runtime import open_session, random_inputs, run_session
-from plywise.env.wiring import Wiring
+from plywise.env.trial_graphs import random_plans, shapes_of
 
 
-def network(kind):
+def network(kind: type[nn.Module]) -> Network:
     return Network.of(build(kind), images(4))
 
 
-def test_wires_lead_through_sums_to_every_maker():
-    makers = Wiring.of(network(Residual)).makers
-    assert makers["stem"] == ()
-    assert makers["a2"] == ("a1",)
-    assert set(makers["b1"]) == {"a2", "stem"}
-    assert set(makers["head"]) == {"b2", "a2", "stem"}
+def test_the_nearest_layer_is_the_last_one_that_reaches_it() -> None:
+    nearest = Mould(network(Residual)).nearest
+    assert nearest["stem"] is None
+    assert nearest["a2"] == "a1"
+    assert nearest["b1"] == "a2"
+    assert nearest["head"] == "b2"
 
 
-def test_numbers_cross_where_forms_differ():
-    residual = network(Residual)
-    wiring = Wiring.of(residual)
-    plain, integers, *_ = mixes(residual)
-    assert wiring.crossed("a2", plain) == wiring.crossed("a2", integers) == 0
-    assert wiring.crossed("a2", plain | {"a1": integers["a1"]}) == 8 * 8 * 8
-    assert wiring.crossed("b1", plain | {"a2": integers["a2"]}) == 8 * 8 * 8 / 2
-
-
-@pytest.mark.parametrize("kind", [Residual, Depthwise])
-def test_a_mould_runs_with_any_layers(kind):
+@pytest.mark.parametrize("kind", [Residual, Depthwise, Concatenated])
+def test_a_mould_runs_with_any_layers(kind: type[nn.Module]) -> None:
     found = network(kind)
     mould = Mould(found)
-    for plan, _ in zip(mixes(found), range(4), strict=False):
-        session = open_session(mould.filled(plan))
+    for plan in random_plans(found, 8):
+        session = open_session(mould.filled(*shapes_of(found, plan)))
         assert run_session(session, random_inputs(session, (1, 3, 8, 8))).shape == (1, 5)
 
 
-def test_overhead_finds_what_made_the_times():
-    generator = np.random.default_rng(0)
-    form = generator.integers(2, size=(60, 5))
-    time = generator.uniform(0.1, 1.0, (60, 5))
-    alone = np.stack([time * (form == 0), time * (form == 1)], 2)
-    crossed = generator.integers(2, size=(60, 5)) * 1e4
-    factors, borders = generator.uniform(0.8, 1.2, (5, 2)), generator.uniform(0.5e-5, 1.5e-5, 5)
-    truth = Overhead(factors, borders, 0.3)
-    fitted = Overhead.fitted(alone, crossed, truth.milliseconds(alone, crossed))
-    fresh = alone[:, ::-1], crossed[:, ::-1]
-    np.testing.assert_allclose(fitted.milliseconds(*fresh), truth.milliseconds(*fresh), rtol=0.05)
-    kept = Overhead.restore(fitted.settings())
-    np.testing.assert_array_equal(kept.milliseconds(*fresh), fitted.milliseconds(*fresh))
+def test_random_plans_cut_and_round() -> None:
+    found = network(Residual)
+    shapes = [shapes_of(found, plan)[0] for plan in random_plans(found, 20)]
+    operations = [operation for chains in shapes for chain in chains.values() for operation in chain]
+    assert {operation.integer for operation in operations} == {True, False}
+    assert min(chains["a1"][-1].out_channels for chains in shapes) < found.operations["a1"][0].out_channels
 
 
-def test_a_second_run_measures_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("plywise.env.latency._time_chain", lambda chain, threads: 0.1 * len(chain))
-    monkeypatch.setattr("plywise.env.network_latency.GRAPHS", 4)
-    found, table = network(Residual), LatencyTable(tmp_path / "latency.sqlite")
-    first = NetworkLatency(found, table)
-    monkeypatch.setattr("plywise.env.network_latency.Mould", None)
-    second = NetworkLatency(found, table)
-    np.testing.assert_array_equal(second.overhead.factors, first.overhead.factors)
-    assert second.milliseconds([found.operations]) == first.milliseconds([found.operations])
-    assert first.milliseconds([found.operations])[0] > 0
+class Fake(LatencyTable):
+    """Layers take a millisecond on floats and half of one on integers."""
+
+    def milliseconds(self, chains, progress=True):
+        return np.array([0.5 if chain[-1].integer else 1.0 for chain in chains])
+
+
+def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, table = network(Residual), Fake(tmp_path / "latency.sqlite")
+    truth = Overhead(0.8, 1.2, 0.05, 0.0, 0.3, 1.0)
+
+    def share(self: NetworkLatency, plan) -> float:
+        parts = self._parts([self.network.operations, plan[0]])
+        whole = parts[:, [0, 1, 2, 4]] @ np.array([truth.floats, truth.integers, truth.border, truth.rest])
+        return float(whole[1] / whole[0])
+
+    monkeypatch.setattr(NetworkLatency, "_share", share)
+    monkeypatch.setattr(network_latency, "block_times", lambda run, threads: [1e-3])
+    whole = NetworkLatency(found, table)
+    plans = [shapes_of(found, plan) for plan in random_plans(found, 10, seed=5)]
+    expected = [share(whole, plan) for plan in plans]
+    np.testing.assert_allclose(whole.foretold([chains for chains, _ in plans]), expected, rtol=1e-3)
+    assert whole.measured(*plans[0]) == pytest.approx(expected[0])
+    monkeypatch.setattr(NetworkLatency, "_calibrated", None)
+    assert NetworkLatency(found, table).overhead == whole.overhead
+
+
+def test_what_is_not_measured_here_adds_up(declared: Latencies) -> None:
+    found = network(Residual)
+    whole = NetworkLatency(found, declared)
+    expected = declared.milliseconds(list(found.operations.values())).sum()
+    assert whole.overhead == Overhead()
+    assert whole.measured(found.operations) == pytest.approx(expected)
+
+
+@pytest.fixture
+def declared() -> Latencies:
+    from plywise.env.devices import open_device
+
+    return open_device("raspberry-pi-4")

@@ -9,6 +9,7 @@ from tiny_networks import NETWORKS, Depthwise, Encoder, Identity, Perceptron, Pl
 from plywise.compressors.errors import DataError, FileFormatError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
+from plywise.env.chains import realised_chain
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Network
 from plywise.env.operation import operations
@@ -17,7 +18,7 @@ from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES
 from plywise.env.pricing import KEEP_LEVELS, SLOTS
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
-from plywise.env.subject import Subject, realised_chain
+from plywise.env.subject import Subject
 
 
 def samples(count, seed):

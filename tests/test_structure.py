@@ -21,11 +21,11 @@ from plywise.compressors.packed_file import load_packed, save_packed
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.statistics import LayerStatistics, chain_statistics
 from plywise.env.calibration import moments
+from plywise.env.chains import chain_of
 from plywise.env.moment_matching import match_moments
 from plywise.env.onnx_export import export_onnx
 from plywise.env.operation import operations
 from plywise.env.operation_graph import operation_graph
-from plywise.env.pricing import chain_of
 from plywise.env.runtime import run_model
 
 KERNELS = ("conv2d", "conv2d-stride", "conv2d-dilation", "conv2d-reflect", "conv1d", "conv1d-same")

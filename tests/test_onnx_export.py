@@ -265,16 +265,18 @@ def test_a_forward_that_fixes_the_batch_is_exported_for_one_image(tmp_path: Path
         assert torch.allclose(run_model(tmp_path / "model.onnx", images), model(images), atol=1e-5)
 
 
-def test_the_runtime_does_not_round_float_layers_between_integer_ones(tmp_path: Path) -> None:
-    model = network()
-    model.second.weight.data[0] *= 1000.0  # one scale for the layer would leave nothing of its other channels
-    model.first = nn.utils.fusion.fuse_conv_bn_eval(model.first, model.norm).requires_grad_(False)
-    model.norm = nn.Identity()
-    exact = model.second
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Identity])
+def test_the_runtime_does_not_round_float_layers_between_integer_ones(activation, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [("first", nn.Conv2d(3, 16, 3)), ("middle", nn.Conv2d(16, 16, 3)), ("last", nn.Conv2d(16, 4, 3))]
+    named = [pair for name, layer in layers for pair in ((name, layer), (f"{name}_ends", activation()))]
+    model = nn.Sequential(collections.OrderedDict([*named, ("flat", nn.Flatten())])).eval().requires_grad_(False)
+    model.first.weight[0], model.first.bias[0] = 0.0, 0.0
+    model.middle.weight[:, 0] = 1000.0  # does nothing, but one scale for the layer would leave nothing of the others
+    exact = model.middle
     model = with_integers(model)
-    model.second = exact
+    model.middle = exact
     expected = outputs(model)
     export_onnx(model, IMAGES[:2], tmp_path / "mixed.onnx")
     found = run_model(tmp_path / "mixed.onnx", IMAGES)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.03 * float(expected.abs().max()))
-    assert kinds(tmp_path / "mixed.onnx", tmp_path)["FusedConv"] == 0

@@ -29,6 +29,9 @@ TABLE = "overhead_1"
 GRAPHS = 32
 """Random plans whose whole graphs are timed."""
 
+TURNS = 20
+"""Times that a graph and the original's take turns, at the least."""
+
 ORIGINAL_WEIGHT = 10.0
 """How many other graphs the original counts for: ceilings are shares of it."""
 
@@ -129,7 +132,7 @@ class NetworkLatency:
             run()
         except ModelError:
             return None
-        return statistics.median(relative_times(run, self._original, self.latency.device.threads))
+        return statistics.median(relative_times(run, self._original, self.latency.device.threads, TURNS))
 
     def _runs(self, plan: Shapes) -> Callable[[], object]:
         session = open_session(self._mould.filled(*plan), self.latency.device.threads)

@@ -69,16 +69,20 @@ def clock(threads: int) -> Callable[[], float]:
 def block_times(run: Callable[[], object], threads: int) -> list[float]:
     """Returns the seconds of one call of `run`, block by block, until their median is steady or the time is up."""
     seconds = clock(threads)
-    return _blocks(lambda: _block(run, seconds), run)
+    return _blocks(lambda: _block(run, seconds), LEAST_BLOCKS, run)
 
 
-def relative_times(run: Callable[[], object], reference: Callable[[], object], threads: int) -> list[float]:
+def relative_times(
+    run: Callable[[], object], reference: Callable[[], object], threads: int, least: int = LEAST_BLOCKS
+) -> list[float]:
     """Returns the time of `run` over that of `reference`, in turns, until the median is steady or the time is up.
+
+    Each takes `least` turns at the least.
 
     What slows the whole machine for a while slows both, so their ratio varies less than either.
     """
     seconds = clock(threads)
-    return _blocks(lambda: _block(run, seconds) / _block(reference, seconds), run, reference)
+    return _blocks(lambda: _block(run, seconds) / _block(reference, seconds), least, run, reference)
 
 
 def _block(run: Callable[[], object], seconds: Callable[[], float]) -> float:
@@ -88,12 +92,12 @@ def _block(run: Callable[[], object], seconds: Callable[[], float]) -> float:
     return (seconds() - start) / BLOCK_RUNS
 
 
-def _blocks(measure: Callable[[], float], *warm_up: Callable[[], object]) -> list[float]:
+def _blocks(measure: Callable[[], float], least: int, *warm_up: Callable[[], object]) -> list[float]:
     for run in warm_up * WARM_UP_RUNS:
         run()
     blocks: list[float] = []
     started = time.perf_counter()
-    while len(blocks) < LEAST_BLOCKS or (time.perf_counter() - started < BUDGET_SECONDS and not steady(blocks)):
+    while len(blocks) < least or (time.perf_counter() - started < BUDGET_SECONDS and not steady(blocks)):
         blocks.append(measure())
     return blocks
 

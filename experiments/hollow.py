@@ -33,7 +33,8 @@ def hollow(network: Network, plan: Plan) -> nn.Module:
     for layer in network.layers:
         if plan[layer.name].techniques or layer.name in inputs or layer.name in outputs:
             small = _cut(network.modules[layer.name], inputs.get(layer.name), outputs.get(layer.name))
-            replaced[layer.name] = _shaped(layer, small, plan[layer.name]).eval()
+            whole = network.modules[layer.name]
+            replaced[layer.name] = _shaped(layer, whole, small, plan[layer.name]).eval()
     for name in outputs:
         if isinstance(network.modules[name], NORMS):
             replaced[name] = cut_norm(network.modules[name], outputs[name])
@@ -50,9 +51,9 @@ def _cut(module: nn.Module, inputs: torch.Tensor | None, outputs: torch.Tensor |
     return rebuilt(module, weight, torch.zeros(len(weight)) if bias is None else bias, groups)
 
 
-def _shaped(layer: Layer, module: nn.Module, recipe: Recipe) -> nn.Module:
+def _shaped(layer: Layer, whole: nn.Module, module: nn.Module, recipe: Recipe) -> nn.Module:
     structure = recipe.at(Stage.STRUCTURE)
-    shaped = module if structure is None else structure.outline(module)
+    shaped = module if structure is None else structure.on_cut(whole, module).outline(module)
     parts = list(shaped) if isinstance(shaped, nn.Sequential) else [shaped]
     for part in parts:
         for name, value in list(part.named_parameters(recurse=False)):

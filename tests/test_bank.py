@@ -17,7 +17,7 @@ from plywise.env.bank import Bank
 from plywise.env.bank_folder import BankFolder
 from plywise.env.calibration import calibrate, moments
 from plywise.env.menu import legal_recipes
-from plywise.env.moment_matching import last_leaf, match_moments
+from plywise.env.moment_matching import match_moments, output_leaves
 from plywise.env.network import Network
 from plywise.env.scheme import Scheme
 
@@ -224,7 +224,7 @@ def test_matched_layers_have_the_means_of_the_original():
     wanted = bank.calibration.moments(bank.network)
     seen = {}
     for name, module in stitched.replaced.items():
-        leaf = last_leaf(module)
+        ((leaf, _),) = output_leaves(module, wanted[name])
         leaf.register_forward_hook(
             lambda leaf, _, outputs, name=name: seen.update({name: moments(outputs, isinstance(leaf, nn.Linear))})
         )

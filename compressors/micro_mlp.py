@@ -35,7 +35,7 @@ class MicroMlp(Technique):
 
     name: ClassVar[str] = "micro_mlp"
     stage: ClassVar[Stage] = Stage.STRUCTURE
-    summary: ClassVar[str] = "fewer channels, a ReLU and a 1x1 mix: as low_rank(sides=output), and a bend; fine-tune"
+    summary: ClassVar[str] = "low_rank(sides=output) with a ReLU between: loses a little more than that; fine-tune"
     source: ClassVar[str] = (
         "Lin et al., Network in Network, 2014, section 3.1 (block); Liu et al., AdaDeep, 2018, table 1 (as "
         "compression); Stein, Estimation of the Mean of a Multivariate Normal Distribution, 1981, lemma 2 (closed form)"
@@ -48,7 +48,7 @@ class MicroMlp(Technique):
         return LowRank(self.ratio, "output")
 
     def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses what has no kernel or weights in common with others, grouped convolutions and ranks below 2."""
+        """Refuses what is neither a convolution nor linear, grouped convolutions, and fewer than 2 hidden channels."""
         if not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
             return f"{type(layer).__name__} is neither a convolution nor linear"
         return self._linear.unsupported(layer)
@@ -66,7 +66,8 @@ class MicroMlp(Technique):
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of the thinner layer, a ReLU and a 1x1 kernel."""
-        kernel = weight_matrices(self._linear.compress(layer, statistics)[0])[0].double()  # type: ignore[index]
+        first, _ = self._linear.compress(layer, statistics).children()
+        kernel = weight_matrices(first)[0].double()
         matrix, covariance = weight_matrices(layer)[0].double(), damped(statistics.covariance)[0]
         mean, hidden = statistics.mean[0].double(), kernel @ covariance @ kernel.T
         above = AWAY * hidden.diagonal().sqrt()

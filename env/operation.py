@@ -190,8 +190,8 @@ def _leaf(module: nn.Module, shape: Shape, integer: bool) -> Operation:
             integer=integer,
         )
     raise UnsupportedLayerError(
-        f"{type(module).__name__} has no price: {', '.join(kind.__name__ for kind in WEIGHTED)}, Sequential and "
-        "StaticQuantized of them have"
+        f"{type(module).__name__} has no price: {', '.join(kind.__name__ for kind in WEIGHTED)}, Sequential, "
+        "Branches and StaticQuantized of them have"
     )
 
 

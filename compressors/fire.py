@@ -33,9 +33,7 @@ class Fire(Technique):
 
     name: ClassVar[str] = "fire"
     stage: ClassVar[Stage] = Stage.STRUCTURE
-    summary: ClassVar[str] = (
-        "1x1 and larger kernels side by side on few channels: loses more than low_rank; fine-tune"
-    )
+    summary: ClassVar[str] = "1x1 and larger kernels side by side on few channels: loses more than low_rank; fine-tune"
     source: ClassVar[str] = (
         "Iandola et al., SqueezeNet, 2016, section 3.2 (block); Liu et al., AdaDeep, 2018, table 1 (as compression)"
     )

@@ -6,15 +6,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plywise.compressors.branches import Branches
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.layers import groups_of, weight_of
+from plywise.compressors.rectifier import Rectifier
+from plywise.compressors.static_quantized import StaticQuantized
 
 Extent = tuple[int, int]
 """Height and width of a window; `(k, 1)` for a convolution over signals, `(1, 1)` for a linear layer."""
 
 
 def dense_kernel(leaf: nn.Module) -> Tensor:
-    """Returns the weights of a leaf as `(out, in, height, width)` float32, with zeros between its groups."""
+    """Returns the weights of a part of a chain as `(out, in, height, width)` float32, with zeros between its groups.
+
+    Roundings count as if they changed nothing, and ReLUs as if they cut nothing.
+    """
+    if isinstance(leaf, StaticQuantized):
+        return dense_kernel(leaf.layer)
+    if isinstance(leaf, Branches):
+        return side_by_side([dense_kernel(branch) for branch in leaf])
+    if isinstance(leaf, Rectifier):
+        return torch.eye(leaf.channels)[..., None, None]
     if isinstance(leaf, ChannelOrder):
         return torch.eye(len(leaf.order))[list(leaf.order)][..., None, None]
     weight = weight_of(leaf).float()
@@ -30,6 +42,17 @@ def ungrouped(kernel: Tensor, groups: int) -> Tensor:
     blocks = torch.eye(groups, dtype=kernel.dtype).view(groups, 1, groups, 1, 1, 1)
     rows = kernel.view(groups, outputs // groups, 1, inputs, *extent)
     return (blocks * rows).reshape(outputs, groups * inputs, *extent)
+
+
+def side_by_side(kernels: Sequence[Tensor]) -> Tensor:
+    """Returns kernels that see the same inputs as one, those of smaller extent in the middle; differentiable in each.
+
+    Args:
+        kernels: `(out, in, height, width)` each, of odd extents or all of the same.
+    """
+    height, width = (max(kernel.shape[axis] for kernel in kernels) for axis in (2, 3))
+    borders = [((height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2) for kernel in kernels]
+    return torch.cat([F.pad(k, (x, x, y, y)) for k, (y, x) in zip(kernels, borders, strict=True)])
 
 
 def composed(kernels: Sequence[Tensor]) -> Tensor:

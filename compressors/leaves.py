@@ -4,22 +4,28 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from plywise.compressors.branches import Branches
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.composition import composed, dense_kernel
 from plywise.compressors.layers import bias_of, weight_matrices, weight_of
+from plywise.compressors.rectifier import Rectifier
 from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.statistics import LayerStatistics, chain_statistics
+from plywise.compressors.statistics import LayerStatistics, branch_statistics, chain_statistics
 
 LeafFunction = Callable[[nn.Module, LayerStatistics], nn.Module]
 
 
 def each_leaf(module: nn.Module, statistics: LayerStatistics, function: LeafFunction) -> nn.Module:
-    """Returns `function(module, statistics)`, or a chain of that of each leaf with its own statistics."""
-    if not isinstance(module, nn.Sequential):
+    """Returns `function(module, statistics)`, or a chain of that of each leaf with weights and its own statistics."""
+    if isinstance(module, ChannelOrder | Rectifier):
+        return module
+    if isinstance(module, nn.Sequential):
+        each = zip(module, chain_statistics(module, statistics), strict=True)
+    elif isinstance(module, Branches):
+        each = zip(module, branch_statistics(module, statistics), strict=True)
+    else:
         return function(module, statistics)
-    each = zip(module, chain_statistics(module, statistics), strict=True)
-    parts = (leaf if isinstance(leaf, ChannelOrder) else function(leaf, found) for leaf, found in each)
-    return nn.Sequential(*parts).train(module.training)
+    return type(module)(*(each_leaf(part, found, function) for part, found in each)).train(module.training)
 
 
 def effective_matrix(module: nn.Module) -> Tensor:
@@ -32,5 +38,4 @@ def effective_matrix(module: nn.Module) -> Tensor:
         table = weight_of(module[0]).float() @ weight_of(module[1]).float().T  # (rows, width)
         bias = bias_of(module[1])
         return (table if bias is None else table + bias.float())[None]
-    leaves = (leaf.layer if isinstance(leaf, StaticQuantized) else leaf for leaf in module)
-    return composed([dense_kernel(leaf) for leaf in leaves]).flatten(1)[None]
+    return composed([dense_kernel(leaf) for leaf in module]).flatten(1)[None]

@@ -56,8 +56,7 @@ class LowRank(Technique):
         "Zhang et al., Accelerating Very Deep Networks, 2016, section 3.1 (output); Kim et al., Compression of Deep "
         "CNNs for Fast and Low Power Mobile Applications, 2016, section 3 (both); Jaderberg et al., Speeding up CNNs "
         "with Low Rank Expansions, 2014, section 2.2 (spatial); Lebedev et al., Speeding-up CNNs Using Fine-tuned "
-        "CP-Decomposition, 2015, section 3 (cp); Lin et al., Network in Network, 2014, section 3.1 (output, as the "
-        "micro-MLP of AdaDeep: its ReLUs have no closed form)"
+        "CP-Decomposition, 2015, section 3 (cp)"
     )
 
     ratio: float = choice(0.5, grid=(0.6, 0.4, 0.25), low=0.01, high=HIGHEST, help="share of the macs that remains")
@@ -87,12 +86,12 @@ class LowRank(Technique):
         outputs, inputs, *kernel = weight_of(layer).shape
         budget = self.ratio * inputs * outputs * math.prod(kernel)
         if self._split(layer) != "both":
-            rank = _snapped(budget / self._macs(layer, 1))
+            rank = snapped(budget / self._macs(layer, 1))
             return (rank, rank) if self.sides == "cp" else (rank,)
         # in*(b*in)*density + (b*in)*(b*out)*positions + (b*out)*out = budget, solved for b, the share of both sides.
         square, linear = inputs * outputs * math.prod(kernel), inputs * inputs * _density(layer) + outputs * outputs
         share = (-linear + (linear**2 + 4 * square * budget) ** 0.5) / (2 * square)
-        return _snapped(share * inputs), _snapped(share * outputs)
+        return snapped(share * inputs), snapped(share * outputs)
 
     def on_cut(self, whole: nn.Module, cut: nn.Module) -> "LowRank":
         """Keeps the ranks of the whole layer, as far as they still save macs.
@@ -103,7 +102,7 @@ class LowRank(Technique):
         if weight_of(cut).shape == weight_of(whole).shape:
             return self
         share = self._macs(cut, *self.ranks(whole)) / weight_of(cut).numel()
-        return replace(self, ratio=min(HIGHEST, share * (1.0 + 1e-9)))  # above what _snapped would round down
+        return replace(self, ratio=min(HIGHEST, share * (1.0 + 1e-9)))  # above what snapped would round down
 
     def _macs(self, layer: nn.Module, rank: int, last: int = 1) -> float:
         """Returns the macs of the chain for each position of the output; `last` is the second rank of `both`."""
@@ -164,7 +163,7 @@ class LowRank(Technique):
         else:
             height, width = (*kernel, 1)[:2]
             starts: dict[str, Callable[..., list[Tensor]]]
-            starts = {"input": _input, "output": _output, "spatial": _spatial, "both": _both, "cp": _polyadic}
+            starts = {"input": input_start, "output": _output, "spatial": _spatial, "both": _both, "cp": _polyadic}
             whole = target.view(outputs, inputs, height, width)
             kernels = fitted(starts[split](whole, covariance, *ranks), target, covariance, compose)
         shift = (target - compose([part.double() for part in kernels]).flatten(1)) @ statistics.mean[0].double() * unit
@@ -184,7 +183,8 @@ def _density(layer: nn.Module) -> int:
     return math.prod(_stride(layer))
 
 
-def _snapped(rank: float) -> int:
+def snapped(rank: float) -> int:
+    """Returns a number of channels between leaves, at least 1, as the device wants it and no larger than `rank`."""
     return int(rank) // STEP * STEP if rank >= 2 * STEP else max(1, int(rank))
 
 
@@ -217,7 +217,17 @@ def _spatial(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
     ]
 
 
-def _input(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
+def input_start(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
+    """Returns the input directions that matter to a layer and the least-squares kernel that reads them.
+
+    Args:
+        whole: `(out, in, height, width)` weights of the layer, float64.
+        covariance: `(features, features)` of its inputs, positive definite, float64.
+        rank: how many directions.
+
+    Returns:
+        `(rank, in, 1, 1)` and `(out, rank, height, width)`.
+    """
     outputs, inputs, height, width = whole.shape
     target, positions = whole.flatten(1), height * width
     project = _input_directions(target, covariance, inputs, rank)
@@ -228,7 +238,7 @@ def _input(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
 
 
 def _both(whole: Tensor, covariance: Tensor, rank_in: int, rank_out: int) -> list[Tensor]:
-    project, core = _input(whole, covariance, rank_in)
+    project, core = input_start(whole, covariance, rank_in)
     # Output side: the leading directions of what the core can still say.
     answer = composed([project, core]).flatten(1)
     basis = _leading(answer @ covariance @ answer.T, rank_out)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from plywise.compressors.byte_reader import ByteReader
 from plywise.compressors.errors import FileFormatError
 from plywise.compressors.layers import native_weight, weight_of
-from plywise.compressors.module_spec import LEAVES, build_leaf, is_count, leaf_settings
+from plywise.compressors.module_spec import CONTAINERS, LEAVES, build_leaf, is_count, leaf_settings
 from plywise.compressors.packed_module import RANGES, is_range, tensor_names
 from plywise.compressors.packing import unpack_floats, unpack_symbols
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
@@ -60,8 +60,8 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
         return StaticQuantized(build(f"{name}.layer", inside, original, reader, depth + 1), before, after)
     if not isinstance(inside, dict):
         raise FileFormatError(f"the description of {name} is not valid: the file is damaged")
-    if kind == "Sequential":
-        parts = nn.Sequential()
+    if isinstance(kind, str) and kind in CONTAINERS:
+        parts = CONTAINERS[kind]()
         for key, part in inside.items():
             if not (key.isidentifier() or key.isdigit()) or hasattr(parts, key):
                 raise FileFormatError(f"{name} has a part named {key!r:.60}: the file is damaged")

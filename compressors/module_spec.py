@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from plywise.compressors.branches import Branches
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.errors import FileFormatError, ModelError
 from plywise.compressors.grouped_linear import GroupedLinear
-from plywise.compressors.static_quantized import StaticQuantized
+from plywise.compressors.rectifier import Rectifier
 
 Settings = Mapping[str, Any]
 
@@ -25,6 +26,7 @@ LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
     "GroupedLinear": (GroupedLinear, ("in_features", "out_features", "groups", "bias")),
     "ChannelOrder": (ChannelOrder, ("order", "axis")),
+    "Rectifier": (Rectifier, ("channels",)),
     "Embedding": (
         nn.Embedding,
         ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
@@ -38,7 +40,8 @@ LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 """Every leaf that a file may hold, with the settings that rebuild it."""
 
-CONTAINERS: tuple[type[nn.Module], ...] = (nn.Sequential, StaticQuantized)
+CONTAINERS: dict[str, type[nn.Sequential | Branches]] = {"Sequential": nn.Sequential, "Branches": Branches}
+"""What holds parts by name, besides `StaticQuantized`, which holds one."""
 
 _SIZES = ("kernel_size", "stride", "dilation", "normalized_shape")
 _PADDINGS = ("padding", "output_padding")
@@ -100,7 +103,7 @@ def is_count(value: Any, least: int) -> bool:
 
 def unstorable(name: str, module: nn.Module) -> ModelError:
     """Builds the error for a module that is neither the original's nor of a type that a file may hold."""
-    known = ", ".join([*LEAVES, *(container.__name__ for container in CONTAINERS)])
+    known = ", ".join([*LEAVES, *CONTAINERS, "StaticQuantized"])
     return ModelError(
         f"{name}: a {type(module).__name__} cannot replace another module in a packed file; allowed: {known}"
     )

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.channel_order import ChannelOrder
-from plywise.compressors.layers import make_layer
+from plywise.compressors.layers import WEIGHTED, make_layer
 
 
 def outline_leaf(layer: nn.Module, shape: Sequence[int], bias: bool = False, **settings: Any) -> nn.Module:
@@ -27,15 +26,18 @@ def filled(outline: nn.Sequential, weights: Sequence[Tensor], bias: Tensor) -> n
     """Gives a chain its weights and returns it.
 
     Args:
-        outline: leaves on the meta device; gathers among them hold no weights.
-        weights: of each other leaf, in as many numbers as it has.
-        bias: `(out,)` of the last of them.
+        outline: leaves on the meta device, some of them without weights.
+        weights: of each leaf that has any, in as many numbers as it has.
+        bias: `(out,)` of the leaves that make the outputs.
     """
-    leaves = [leaf for leaf in outline if not isinstance(leaf, ChannelOrder)]
-    for leaf, weight in zip(leaves, weights, strict=True):
+    parts = [[leaf for leaf in part.modules() if isinstance(leaf, WEIGHTED)] for part in outline]
+    for leaf, weight in zip((leaf for leaves in parts for leaf in leaves), weights, strict=True):
         like = leaf.get_parameter("weight")
         leaf.weight = nn.Parameter(weight.reshape(like.shape).to(like.dtype, copy=True), requires_grad=False)
-    leaves[-1].bias = nn.Parameter(bias.to(leaves[-1].get_parameter("weight").dtype), requires_grad=False)
+    last = next(leaves for leaves in reversed(parts) if leaves)
+    each = bias.split_with_sizes([len(leaf.get_parameter("weight")) for leaf in last])
+    for leaf, own in zip(last, each, strict=True):
+        leaf.bias = nn.Parameter(own.to(leaf.get_parameter("weight").dtype, copy=True), requires_grad=False)
     return outline
 
 

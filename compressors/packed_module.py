@@ -18,7 +18,7 @@ from plywise.compressors.byte_reader import length_size, with_length
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.errors import ModelError
 from plywise.compressors.layers import weight_of
-from plywise.compressors.module_spec import leaf_settings, unstorable
+from plywise.compressors.module_spec import CONTAINERS, leaf_settings, unstorable
 from plywise.compressors.packing import (
     floats_size,
     pack_floats,
@@ -30,7 +30,8 @@ from plywise.compressors.weight_format import WeightFormat, weight_format
 
 Spec = list[Any]
 """A module in JSON: `[type or null for the original's, settings that differ, weight format]` for a leaf,
-`["Sequential", {name: spec}]` and `["StaticQuantized", spec, bits of input and output unless 8]` for the containers."""
+`["Sequential" or "Branches", {name: spec}]` and `["StaticQuantized", spec, bits of input and output unless 8]` for the
+containers."""
 
 PRESET = (
     b'["Embedding",["ConvTranspose1d",["Conv1d",["BatchNorm2d",{"num_features":,"eps":1e-05,"momentum":0.1,'
@@ -57,8 +58,8 @@ def is_altered(module: nn.Module, original: nn.Module) -> bool:
     """Returns whether the module needs a description to be rebuilt from the original."""
     if isinstance(module, StaticQuantized) or weight_format(module) is not None:
         return True
-    if type(module) is nn.Sequential:
-        return type(original) is not nn.Sequential or list(module._modules) != list(original._modules)
+    if type(module) in CONTAINERS.values():
+        return type(original) is not type(module) or list(module._modules) != list(original._modules)
     return type(module) is not type(original) or leaf_settings(module) != leaf_settings(original)
 
 
@@ -72,8 +73,9 @@ def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
         bits = [module.input_range.bits, module.output_range.bits]
         inner = describe(f"{name}.layer", module.layer, original)
         return ["StaticQuantized", inner] if bits == [8, 8] else ["StaticQuantized", inner, bits]
-    if type(module) is nn.Sequential:
-        return ["Sequential", {key: describe(f"{name}.{key}", part, original) for key, part in parts_of(module)}]
+    if type(module) in CONTAINERS.values():
+        parts = {key: describe(f"{name}.{key}", part, original) for key, part in parts_of(module)}
+        return [type(module).__name__, parts]
     settings, known = leaf_settings(module), leaf_settings(original) or {}
     same_type = type(module) is type(original)
     if (settings is None and not same_type) or list(module.children()):

@@ -7,10 +7,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.branches import Branches
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.composition import dense_kernel, extent_of, on_window, windows
 from plywise.compressors.error_feedback import ErrorFeedback
 from plywise.compressors.layers import bias_of, groups_of, weight_matrices, weight_of
+from plywise.compressors.rectifier import Rectifier, rectified
 
 CRITERIA = (
     "l1",
@@ -107,19 +109,43 @@ def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[
             -1, groups_of(leaf), kernel[0].numel() // groups_of(leaf)
         )
         inner = covariance[seen[..., :, None], seen[..., None, :]].mean(0), mean[seen].mean(0)
+        last = place == len(chain) - 1
         samples = statistics.inputs if place == 0 else _spread(*inner)
+        if place and isinstance(chain[place - 1], Rectifier):
+            samples = found[place - 1].inputs.clamp(min=0)
         found.append(replace(statistics, covariance=inner[0], mean=inner[1], inputs=samples))
-        if place:
-            found[place - 1] = replace(found[place - 1], outputs=samples)
-        if place == len(chain) - 1:
+        if place and not (last and isinstance(leaf, ChannelOrder)):  # behind a gather lie the layer's own outputs
+            behind = samples.clamp(min=0) if isinstance(leaf, Rectifier) else samples
+            found[place - 1] = replace(found[place - 1], outputs=behind)
+        if last:
             break
         wide = on_window(kernel, extent)
         covariance, mean = wide @ covariance @ wide.T, wide @ mean
         extent = (extent[0] - height + 1, extent[1] - width + 1)
-        bias = None if isinstance(leaf, ChannelOrder) else bias_of(leaf)
-        if bias is not None:
-            mean = mean + bias.float().repeat_interleave(extent[0] * extent[1])
+        if isinstance(leaf, Rectifier):
+            covariance, mean, _ = rectified(covariance, mean)
+        mean = mean + _bias(leaf, len(kernel)).repeat_interleave(extent[0] * extent[1])
     return found
+
+
+def branch_statistics(branches: Branches, statistics: LayerStatistics) -> list[LayerStatistics]:
+    """Returns the statistics at each of the branches that together take the place of one ungrouped layer."""
+    kernels = [dense_kernel(branch) for branch in branches]
+    extent = max(kernel.shape[2] for kernel in kernels), max(kernel.shape[3] for kernel in kernels)
+    found = []
+    for kernel in kernels:
+        places = windows(kernel.shape[1], extent, (kernel.shape[2], kernel.shape[3]))
+        seen = places[len(places) // 2]  # of odd extents, the one in the middle
+        inner = statistics.covariance[:, seen][:, :, seen], statistics.mean[:, seen]
+        found.append(replace(statistics, covariance=inner[0], mean=inner[1]))
+    return found
+
+
+def _bias(leaf: nn.Module, outputs: int) -> Tensor:
+    if isinstance(leaf, Branches):
+        return torch.cat([_bias(branch, len(weight_of(branch))) for branch in leaf])
+    bias = bias_of(leaf)
+    return torch.zeros(outputs) if bias is None else bias.float()
 
 
 def _factored_table(chain: nn.Sequential, statistics: LayerStatistics) -> list[LayerStatistics]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,7 +135,14 @@ def net_milliseconds(chain: Chain, cost: float | None, empty: float) -> float:
 
 def chain_key(chain: Chain) -> str:
     """Returns a chain as JSON, always written alike."""
-    return json.dumps([dataclasses.asdict(operation) for operation in chain], separators=(",", ":"))
+    return json.dumps([_written(operation) for operation in chain], separators=(",", ":"))
+
+
+def _written(operation: Operation) -> dict[str, Any]:
+    fields = dataclasses.asdict(operation)
+    if not operation.beside:  # what stands alone is written as it was before others could stand beside it
+        del fields["beside"]
+    return fields
 
 
 def _time_chain(chain: Chain, threads: int, reference: float | None) -> float:

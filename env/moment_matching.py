@@ -7,12 +7,13 @@ Source: Nagel et al., Data-Free Quantization, 2019, section 4.2 (empirical bias 
 Renormalization, 2017 (what changes in a network whose statistics moved).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.branches import Branches
 from plywise.compressors.channel_order import ChannelOrder, inverted
 from plywise.compressors.layers import bias_of, channels_last, set_weight, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
@@ -47,9 +48,9 @@ def match_moments(
         return hook
 
     for name, module in changed.items():
-        if isinstance(last_leaf(module), nn.Embedding):
-            continue  # a table of vectors has no bias, and its formats no factor for a column
-        handles.append(last_leaf(module).register_forward_hook(correct(_before_order(targets[name], module))))
+        for leaf, target in output_leaves(module, targets[name]):
+            if not isinstance(leaf, nn.Embedding):  # a table of vectors has no bias, its formats no factor for a column
+                handles.append(leaf.register_forward_hook(correct(target)))
     try:
         with torch.no_grad():
             model(inputs)
@@ -58,25 +59,27 @@ def match_moments(
             handle.remove()
 
 
-def last_leaf(module: nn.Module) -> nn.Module:
-    """Returns the leaf that makes the outputs of a compressed layer."""
-    while isinstance(module, nn.Sequential | StaticQuantized):
-        module = module.layer if isinstance(module, StaticQuantized) else _last_weighted(module)
-    return module
+def output_leaves(module: nn.Module, target: Moments) -> Iterator[tuple[nn.Module, Moments]]:
+    """Yields the leaves that make the outputs of a compressed layer, each with the moments of its own channels.
 
-
-def _last_weighted(chain: nn.Sequential) -> nn.Module:
-    return chain[-2] if isinstance(chain[-1], ChannelOrder) else chain[-1]
-
-
-def _before_order(target: Moments, module: nn.Module) -> Moments:
-    """Returns the moments as the last leaf has them, where a gather puts its channels in order afterwards."""
-    while isinstance(module, StaticQuantized):
-        module = module.layer
-    if not isinstance(module, nn.Sequential) or not isinstance(module[-1], ChannelOrder):
-        return target
-    order = inverted(torch.tensor(module[-1].order))
-    return Moments(target.mean[order], target.deviation[order])
+    Args:
+        module: the compressed layer.
+        target: moments of its outputs.
+    """
+    if isinstance(module, StaticQuantized):
+        yield from output_leaves(module.layer, target)
+    elif isinstance(module, Branches):
+        leaves = [leaf for branch in module for leaf, _ in output_leaves(branch, target)]
+        widths = [len(weight_of(leaf)) for leaf in leaves]
+        each = (values.split_with_sizes(widths) for values in (target.mean, target.deviation))
+        yield from zip(leaves, map(Moments, *each), strict=True)
+    elif not isinstance(module, nn.Sequential):
+        yield module, target
+    elif isinstance(order := module[-1], ChannelOrder):
+        places = inverted(torch.tensor(order.order))
+        yield from output_leaves(module[-2], Moments(target.mean[places], target.deviation[places]))
+    else:
+        yield from output_leaves(module[-1], target)
 
 
 def _may_scale(leaf: nn.Module) -> bool:

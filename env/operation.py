@@ -7,15 +7,20 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from plywise.compressors.branches import Branches
 from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
 from plywise.compressors.layers import CONVOLUTIONS, TRANSPOSED, WEIGHTED, groups_of
+from plywise.compressors.rectifier import Rectifier
 from plywise.compressors.static_quantized import StaticQuantized
 
 Shape = tuple[int, ...]
 
 GATHERS = {-1: "features", 1: "channels"}
 """Kinds of operations that put what lies along an axis in another order."""
+
+WEIGHTLESS = (*GATHERS.values(), "relu")
+"""Kinds of operations that have no weights and change no shape."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Operation:
 
     Attributes:
         kind: `conv1d`, `conv2d`, `transposed1d`, `transposed2d`, `linear` or `embedding`; or a gather of `channels`
-            (axis 1) or of `features` (the last axis), which has no weights.
+            (axis 1) or of `features` (the last axis), or a `relu`, which have no weights.
         in_channels, out_channels: channels, or features of a linear layer; width and rows of an embedding's table.
         input_shape: what it sees without the batch: `(c, ...)`; for a linear layer `(..., features)`; for an embedding
             the shape of the indices.
@@ -34,6 +39,8 @@ class Operation:
         groups: groups within which channels mix.
         bias: whether it adds a bias.
         integer: whether it runs on 8-bit integers.
+        beside: where it reads what the operation before it reads, the channels that are already made of that; its own
+            are put behind them. 0 where it reads what the operation before it makes.
     """
 
     kind: str
@@ -47,11 +54,12 @@ class Operation:
     groups: int = 1
     bias: bool = True
     integer: bool = False
+    beside: int = 0
 
     @property
     def output_shape(self) -> Shape:
-        """Shape of the result without the batch."""
-        if self.kind in GATHERS.values():
+        """Shape of the result without the batch, with the channels beside its own."""
+        if self.kind in WEIGHTLESS:
             return self.input_shape
         if self.kind == "linear":
             return (*self.input_shape[:-1], self.out_channels)
@@ -68,12 +76,12 @@ class Operation:
             sizes = tuple(
                 (size + border - gap * (kernel - 1) - 1) // stride + 1 for size, border, gap, kernel, stride in each
             )
-        return (self.out_channels, *sizes)
+        return (self.beside + self.out_channels, *sizes)
 
     @property
     def weight_shape(self) -> Shape:
-        """Shape of the weight as `layers.weight_of` gives it: `(out, in / groups, ...)`; of no numbers for a gather."""
-        if self.kind in GATHERS.values():
+        """Shape of the weight as `layers.weight_of` gives it: `(out, in / groups, ...)`; of no numbers without one."""
+        if self.kind in WEIGHTLESS:
             return (0, 0)
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
@@ -85,7 +93,7 @@ class Operation:
         if self.transposed:  # every input element meets each weight that reads its channel
             return math.prod(self.input_shape) * (self.out_channels // self.groups) * math.prod(self.kernel)
         # Every output element takes one multiply-add for each weight of its channel.
-        return math.prod(self.output_shape) * math.prod(self.weight_shape[1:])
+        return math.prod(dataclasses.replace(self, beside=0).output_shape) * math.prod(self.weight_shape[1:])
 
     @property
     def transposed(self) -> bool:
@@ -122,7 +130,8 @@ def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = Fa
     """Returns what the runtime executes for a layer, in order.
 
     Args:
-        module: a layer of a type that techniques compress, an `nn.Sequential` of them, or a `StaticQuantized`.
+        module: a layer of a type that techniques compress, an `nn.Sequential` or `Branches` of them, or a
+            `StaticQuantized`.
         input_shape: what the module sees, without the batch.
         integer: whether the layer (each leaf of a chain) runs on 8-bit integers; a leaf in `StaticQuantized` does.
 
@@ -137,6 +146,14 @@ def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = Fa
     if isinstance(module, ChannelOrder):
         channels = len(module.order)
         return (Operation(GATHERS[module.axis], channels, channels, tuple(input_shape), bias=False),)
+    if isinstance(module, Rectifier):
+        return (Operation("relu", module.channels, module.channels, tuple(input_shape), bias=False),)
+    if isinstance(module, Branches):
+        side: list[Operation] = []
+        for branch in module:
+            (operation,) = operations(branch, input_shape, integer)
+            side.append(dataclasses.replace(operation, beside=sum(each.out_channels for each in side)))
+        return tuple(side)
     if isinstance(module, nn.Sequential):
         chain: tuple[Operation, ...] = ()
         for part in module:
@@ -173,8 +190,8 @@ def _leaf(module: nn.Module, shape: Shape, integer: bool) -> Operation:
             integer=integer,
         )
     raise UnsupportedLayerError(
-        f"{type(module).__name__} has no price: {', '.join(kind.__name__ for kind in WEIGHTED)}, Sequential and "
-        "StaticQuantized of them have"
+        f"{type(module).__name__} has no price: {', '.join(kind.__name__ for kind in WEIGHTED)}, Sequential, "
+        "Branches and StaticQuantized of them have"
     )
 
 

@@ -58,6 +58,8 @@ class _Builder:
         """
         if operation.kind in GATHERS.values():
             return self.gather(operation, value)
+        if operation.kind == "relu":
+            return self.node("Relu", value)
         if operation.kind == "embedding":
             return self.node("Gather", self.floats(*operation.weight_shape), value)
         if operation.transposed:
@@ -143,9 +145,14 @@ def chain_nodes(
 def operation_graph(chain: tuple[Operation, ...]) -> bytes:
     """Returns a serialised model that runs `chain` from `input` to `output`; an empty chain only copies one number."""
     builder = _Builder()
-    value = "input"
-    for operation in chain:
-        value = builder.layer(value, operation)
+    source = value = "input"
+    for place, operation in enumerate(chain):
+        if operation.kind == "relu" and place and chain[place - 1].integer:
+            continue  # the rounding before it cuts what is negative, and the export drops it
+        if operation.beside:
+            value = builder.node("Concat", value, builder.layer(source, operation), axis=1)
+        else:
+            source, value = value, builder.layer(value, operation)
     builder.nodes.append(helper.make_node("Identity", [value], ["output"]))
     first, last = (chain[0].input_shape, chain[-1].output_shape) if chain else ((1,), (1,))
     indices = bool(chain) and chain[0].kind == "embedding"

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from plywise.compressors.channel_order import ChannelOrder
 from plywise.compressors.dynamic_surgery import DynamicSurgery
 from plywise.compressors.layers import native_weight, weight_matrices, weight_of, with_weights
+from plywise.compressors.leaves import each_leaf
 from plywise.compressors.plan import Plan
 from plywise.compressors.pruning_mask import saliency
 from plywise.compressors.recipe import Recipe
-from plywise.compressors.statistics import LayerStatistics, chain_statistics
+from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
 from plywise.compressors.weight_format import attach_format, takes_gain, weight_format
 from plywise.env.bank import Bank
@@ -142,14 +142,15 @@ def _factor(before: Tensor, after: Tensor) -> Tensor:
 
 def _loudness(module: nn.Module, statistics: LayerStatistics) -> list[Tensor]:
     """Returns for each leaf what a magnitude is multiplied by to be a saliency, in the form of `weight_of`."""
-    pairs = [(module, statistics)]
-    if isinstance(module, nn.Sequential):
-        pairs = list(zip(module, chain_statistics(module, statistics), strict=True))
-    return [
-        saliency(with_weights(leaf, torch.ones_like(weight_matrices(leaf))), seen).reshape(weight_of(leaf).shape)
-        for leaf, seen in pairs
-        if not isinstance(leaf, ChannelOrder)
-    ]
+    found: list[Tensor] = []
+
+    def note(leaf: nn.Module, seen: LayerStatistics) -> nn.Module:
+        loud = saliency(with_weights(leaf, torch.ones_like(weight_matrices(leaf))), seen)
+        found.append(loud.reshape(weight_of(leaf).shape))
+        return leaf
+
+    each_leaf(module, statistics, note)
+    return found
 
 
 def _weighted(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:

@@ -5,13 +5,11 @@ interrupted run goes on where it stopped.
 """
 
 import dataclasses
-import hashlib
-import json
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +19,14 @@ from scipy.stats import norm, spearmanr
 from plywise.env.prices import Ints, PriceTable
 from plywise.env.recovery import recover
 from plywise.env.recovery_settings import RecoverySettings
-from plywise.env.result_store import ResultStore
 from plywise.env.surrogate import Surrogate
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.datasets import load_dataset
+from plywise.experiments.kept_runs import kept_run
 from plywise.experiments.progress import tracked
 from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
-from plywise.experiments.source_digest import source_digest
-from plywise.experiments.study import Study, study
+from plywise.experiments.study import Study, random_part, study
 
 DIGITS = ("digits-resnet-a", "digits-vit", "digits-mobilenet")
 PLANS, RESNET_PLANS, IMAGES = 40, 40, 10_000
@@ -64,11 +61,9 @@ def main(folder: Path = Path("runs/fidelity_study"), plans: int = RESNET_PLANS, 
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
     networks: dict[str, tuple[Study, int, list[Found]]] = {}
     for studied, dataset, count in _cases(plans):
-        chosen = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:images]
-        dataset = dataclasses.replace(dataset, train=dataset.train.select(chosen))
+        dataset = dataclasses.replace(dataset, train=random_part(dataset.train, images))
         drawn = random_plans(studied.subject.table, count)
         name = studied.subject.network.name
         found = [look_at(studied, dataset, plan, folder) for plan in tracked(drawn, f"{name}: plans", len(drawn))]
@@ -98,21 +93,17 @@ def look_at(studied: Study, dataset: Dataset, actions: Ints, folder: Path) -> Fo
     """Returns what is known of a plan; an earlier run with the same code is gone on with."""
     subject, settings = studied.subject, RecoverySettings()
     plan = subject.plan(actions.tolist())
-    asked = [source_digest(), subject.key, len(dataset.train), settings.as_json(), list(map(str, plan.values()))]
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:20]
-    store = ResultStore(folder / "figures.sqlite")
-    kept = store.get(key)
-    if kept is not None:
-        return Found(**kept)
-    bare = subject.validation.accuracy(subject.validation.logits(subject.bank.stitch(plan, 0).model))
-    state, started = folder / f"{key}.safetensors", time.process_time()
-    recovered = recover(subject, plan, dataset.train, dataset.augmentation, settings, state)
-    seconds = time.process_time() - started
-    tuned = studied.test.accuracy(studied.test.logits(recovered.model))
-    found = Found(actions.tolist(), recovered.accuracies[0], bare, tuned, seconds)
-    store.put(key, found._asdict())
-    state.unlink(missing_ok=True)
-    return found
+    asked = [subject.key, len(dataset.train), settings.as_json(), list(map(str, plan.values()))]
+
+    def run(state: Path) -> dict[str, Any]:
+        bare = subject.validation.accuracy(subject.validation.logits(subject.bank.stitch(plan, 0).model))
+        started = time.process_time()
+        recovered = recover(subject, plan, dataset.train, dataset.augmentation, settings, state)
+        seconds = time.process_time() - started
+        tuned = studied.test.accuracy(studied.test.logits(recovered.model))
+        return Found(actions.tolist(), recovered.accuracies[0], bare, tuned, seconds)._asdict()
+
+    return Found(**kept_run(folder, asked, run))
 
 
 def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: float) -> None:

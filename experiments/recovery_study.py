@@ -5,30 +5,27 @@ teacher. An interrupted run goes on where it stopped.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
 from plywise.env.recovery import recover
 from plywise.env.recovery_settings import MODES, USUAL_EPOCHS, RecoverySettings
-from plywise.env.result_store import ResultStore
 from plywise.env.subject import Item
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.datasets import load_dataset
+from plywise.experiments.kept_runs import kept_run
 from plywise.experiments.progress import tracked
 from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
-from plywise.experiments.source_digest import source_digest
-from plywise.experiments.study import Study, study
+from plywise.experiments.study import Study, random_part, study
 from plywise.experiments.technique_rows import HALF_PRUNED, plan_of
 
 CASES = {
@@ -87,8 +84,7 @@ def main(folder: Path = Path("runs/recovery_study"), images: int = IMAGES, epoch
     weights, data = resnet_files()
     dataset = load_dataset(data)
     studied = study("resnet20", dataset, weights)
-    chosen = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[:images]
-    dataset = dataclasses.replace(dataset, train=dataset.train.select(chosen))
+    dataset = dataclasses.replace(dataset, train=random_part(dataset.train, images))
     rows: Rows = {}
     for seed, name, mode in itertools.product(SEEDS, CASES, MODES):
         settings = RecoverySettings(mode, epochs, seed=seed)
@@ -109,22 +105,19 @@ def trained(studied: Study, dataset: Dataset, name: str, settings: RecoverySetti
         settings: how to train.
         folder: where figures and states of runs are kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    store, subject, test = ResultStore(folder / "figures.sqlite"), studied.subject, studied.test
-    asked = [source_digest(), subject.key, CASES[name], len(dataset.train), test.digest(), settings.as_json()]
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:20]
-    kept = store.get(key)
-    if kept is not None:
-        return Won(**kept)
-    plan, _ = plan_of(subject.network, CASES[name])
-    before = test.accuracy(test.logits(subject.bank.stitch(plan).model.eval()))
-    state, watch = folder / f"{key}.safetensors", Stopwatch()
-    recovered = recover(subject, plan, dataset.train, dataset.augmentation, settings, state, watch)
-    seconds = watch.seconds * math.ceil(len(dataset.train) / settings.batch_size)
-    won = Won(before, test.accuracy(test.logits(recovered.model)), list(recovered.accuracies), seconds)
-    store.put(key, won._asdict())
-    state.unlink(missing_ok=True)
-    return won
+    subject, test = studied.subject, studied.test
+    asked = [subject.key, CASES[name], len(dataset.train), test.digest(), settings.as_json()]
+
+    def run(state: Path) -> dict[str, Any]:
+        plan, _ = plan_of(subject.network, CASES[name])
+        before = test.accuracy(test.logits(subject.bank.stitch(plan).model.eval()))
+        watch = Stopwatch()
+        recovered = recover(subject, plan, dataset.train, dataset.augmentation, settings, state, watch)
+        seconds = watch.seconds * math.ceil(len(dataset.train) / settings.batch_size)
+        after = test.accuracy(test.logits(recovered.model))
+        return Won(before, after, list(recovered.accuracies), seconds)._asdict()
+
+    return Won(**kept_run(folder, asked, run))
 
 
 def _explain(page: Page, studied: Study, dataset: Dataset, epochs: int) -> None:

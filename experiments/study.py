@@ -116,5 +116,10 @@ def samples(split: Split, most: int | None = None) -> Samples:
     A choice, for many datasets come sorted by class.
     """
     if most is not None and most < len(split):
-        split = split.select(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:most])
+        split = random_part(split, most)
     return Samples(split.inputs(), split.labels)
+
+
+def random_part(split: Split, most: int) -> Split:
+    """Returns up to `most` images of a split in random order, always the same."""
+    return split.select(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:most])

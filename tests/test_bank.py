@@ -17,7 +17,7 @@ from plywise.env.bank import Bank
 from plywise.env.bank_folder import BankFolder
 from plywise.env.calibration import calibrate, moments
 from plywise.env.menu import legal_recipes
-from plywise.env.moment_matching import last_leaf, match_moments
+from plywise.env.moment_matching import match_moments, output_leaves
 from plywise.env.network import Network
 from plywise.env.scheme import Scheme
 
@@ -119,6 +119,8 @@ PLANS = [
     ),
     (Identity, {"inner": f"low_rank(ratio=0.4, sides=both) + {FULL}", "outer": "low_rank(ratio=0.25)"}),
     (Identity, {"stem": f"filter_pruning + {FULL}", "outer": "low_rank(ratio=0.4)", "inner": "filter_pruning"}),
+    (Identity, {"stem": "filter_pruning", "inner": "fire", "outer": f"micro_mlp(ratio=0.6) + {FULL}"}),
+    (Plain, {"conv2": f"fire(ratio=0.6) + magnitude_pruning + {FULL} + activation_quantization"}),
     (Concatenated, {"left": "filter_pruning", "right": "filter_pruning(ratio=0.25)", "merge": "filter_pruning"}),
     (Depthwise, {"expand": "filter_pruning", "filter": f"magnitude_pruning + {FULL}"}),
     (Sequence, {"conv1": "filter_pruning", "conv2": f"low_rank(ratio=0.6) + {FULL} + activation_quantization"}),
@@ -224,7 +226,7 @@ def test_matched_layers_have_the_means_of_the_original():
     wanted = bank.calibration.moments(bank.network)
     seen = {}
     for name, module in stitched.replaced.items():
-        leaf = last_leaf(module)
+        ((leaf, _),) = output_leaves(module, wanted[name])
         leaf.register_forward_hook(
             lambda leaf, _, outputs, name=name: seen.update({name: moments(outputs, isinstance(leaf, nn.Linear))})
         )
@@ -282,6 +284,8 @@ STORED = [
     "uniform_quantization(bits=4)",
     "filter_pruning(ratio=0.5)",
     "low_rank(ratio=0.4) + uniform_quantization(bits=4)",
+    "fire(ratio=0.6) + uniform_quantization(bits=4)",
+    "micro_mlp(ratio=0.6) + uniform_quantization(bits=4)",
     "uniform_quantization(bits=4) + activation_quantization",
     "codebook(bits=3)",
     "magnitude_pruning(sparsity=0.5)",

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from made_up_device import FakeLatency
-from tiny_networks import NETWORKS, build, images, labels
+from tiny_networks import NETWORKS, Identity, build, images, labels
 from torch import nn
 
 import plywise
@@ -183,6 +183,24 @@ def test_every_plan_can_be_trained_and_starts_as_it_was_stitched(kind, seed):
         wanted = bank.stitch(plan).model(images(8))
         found = TrainableNetwork(bank, plan).realise()(images(8))
     assert torch.allclose(found, wanted, atol=0.05 * float(wanted.std()))
+
+
+def test_blocks_are_trained_in_all_their_leaves():
+    network = Network.of(build(Identity), images(4), "identity")
+    bank = Bank(network, calibrate(network, images(), labels()))
+    chosen = {
+        "inner": "fire + dynamic_surgery + uniform_quantization(bits=4)",
+        "outer": "micro_mlp(ratio=0.6) + magnitude_pruning + uniform_quantization(bits=4) + activation_quantization",
+    }
+    plan = Plan("identity", {layer.name: Recipe.parse(chosen.get(layer.name, "identity")) for layer in network.layers})
+    trained = TrainableNetwork(bank, plan)
+    nn.functional.cross_entropy(trained(images(32)), labels()[:32]).backward()
+    names = ["inner.0", "inner.1.0", "inner.1.1", "outer.0.layer", "outer.2.layer"]
+    assert all(bool(trained.parameters[f"{name}.weight"].grad.any()) for name in names)
+    assert bool(trained.parameters["outer.0.layer.bias"].grad.any())
+    with torch.no_grad():
+        wanted = bank.stitch(plan).model(images(8))
+        assert torch.allclose(trained.realise()(images(8)), wanted, atol=0.05 * float(wanted.std()))
 
 
 def test_a_scale_for_all_channels_does_not_become_one_for_each(subject):

@@ -1,0 +1,19 @@
+"""A container whose parts read the same input; their outputs lie side by side along the channels."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Branches(nn.ModuleList):
+    """What `nn.Sequential` is one behind the other, side by side.
+
+    Its parts are convolutions whose outputs have the same extent. The smaller kernels among them look at the middle of
+    what the largest one sees.
+    """
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__(branches)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps `(n, in, ...)` to `(n, sum of the parts' outputs, ...)`."""
+        return torch.cat([branch(inputs) for branch in self], 1)

@@ -48,6 +48,21 @@ class _Builder:
         scale = self.constant(np.full(shape[0], 0.01, np.float32))
         return self.node("DequantizeLinear", codes, scale, self.constant(np.zeros(shape[0], np.int8)), axis=0)
 
+    def chain(
+        self, chain: tuple[Operation, ...], value: str, relu_before: bool = False, relu_behind: bool = False
+    ) -> str:
+        """Adds operations one behind the other, or side by side."""
+        source, last = value, len(chain) - 1
+        for place, operation in enumerate(chain):
+            if operation.kind == "relu" and place and chain[place - 1].integer:
+                continue  # the rounding before it cuts what is negative, and the export drops it
+            zeros = 128 * (place > 0 or not relu_before), 128 * (place < last or not relu_behind)
+            if operation.beside:
+                value = self.node("Concat", value, self.layer(source, operation, *zeros), axis=1)
+            else:
+                source, value = value, self.layer(value, operation, *zeros)
+        return value
+
     def layer(self, value: str, operation: Operation, zero_before: int = 128, zero_behind: int = 128) -> str:
         """Adds one operation, between roundings where it is an integer one.
 
@@ -135,24 +150,15 @@ def chain_nodes(
         prefix: of all new names.
         relu_before, relu_behind: whether a ReLU makes what it reads, and changes what it makes.
     """
-    builder, last = _Builder(prefix), len(chain) - 1
-    for place, operation in enumerate(chain):
-        zero_before, zero_behind = 128 * (place > 0 or not relu_before), 128 * (place < last or not relu_behind)
-        value = builder.layer(value, operation, zero_before, zero_behind)
-    return builder.nodes, builder.constants, value
+    builder = _Builder(prefix)
+    result = builder.chain(chain, value, relu_before, relu_behind)
+    return builder.nodes, builder.constants, result
 
 
 def operation_graph(chain: tuple[Operation, ...]) -> bytes:
     """Returns a serialised model that runs `chain` from `input` to `output`; an empty chain only copies one number."""
     builder = _Builder()
-    source = value = "input"
-    for place, operation in enumerate(chain):
-        if operation.kind == "relu" and place and chain[place - 1].integer:
-            continue  # the rounding before it cuts what is negative, and the export drops it
-        if operation.beside:
-            value = builder.node("Concat", value, builder.layer(source, operation), axis=1)
-        else:
-            source, value = value, builder.layer(value, operation)
+    value = builder.chain(chain, "input")
     builder.nodes.append(helper.make_node("Identity", [value], ["output"]))
     first, last = (chain[0].input_shape, chain[-1].output_shape) if chain else ((1,), (1,))
     indices = bool(chain) and chain[0].kind == "embedding"

@@ -8,6 +8,7 @@ Renormalization, 2017 (what changes in a network whose statistics moved).
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -28,34 +29,45 @@ def match_moments(
 ) -> None:
     """Corrects the layers in `changed` in place; they must not be shared with another network.
 
+    What runs behind the last of them is not computed.
+
     Args:
         model: the compressed network, in eval mode.
         inputs: `(n, ...)` calibration inputs, run as one batch.
         targets: the original's moments for each name in `changed`, already reduced to the channels that stay.
         changed: by name, layers (or chains, or `StaticQuantized`) and BatchNorms of `model`.
     """
+    left = {name for name, module in changed.items() if not isinstance(last_leaf(module), nn.Embedding)}
+    if not left:
+        return  # a table of vectors has no bias, and its formats no factor for a column
     handles = []
 
-    def correct(target: Moments) -> Any:
+    def correct(name: str, target: Moments) -> Any:
         def hook(leaf: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
             last = channels_last(leaf)
             factor, shift = _correction(moments(outputs, last), target, _may_scale(leaf))
             _apply(leaf, factor, shift)
+            left.discard(name)
+            if not left:
+                raise _AllCorrectedError
             shape = (-1,) if last else (-1,) + (1,) * (outputs.dim() - 2)
             return torch.addcmul(shift.view(shape), outputs, factor.view(shape))
 
         return hook
 
-    for name, module in changed.items():
-        if isinstance(last_leaf(module), nn.Embedding):
-            continue  # a table of vectors has no bias, and its formats no factor for a column
-        handles.append(last_leaf(module).register_forward_hook(correct(_before_order(targets[name], module))))
+    for name in left:
+        target = _before_order(targets[name], changed[name])
+        handles.append(last_leaf(changed[name]).register_forward_hook(correct(name, target)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), suppress(_AllCorrectedError):
             model(inputs)
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _AllCorrectedError(Exception):
+    """Ends the forward pass."""
 
 
 def last_leaf(module: nn.Module) -> nn.Module:

@@ -78,7 +78,8 @@ class PriceCheck:
         fixed = float(self.table.fixed[0])
         expected = fixed + (promised - fixed) / STORAGE_MARGIN
         real = np.array([self._file_bytes(plan.tolist()) for plan in plans])
-        return np.stack([promised, expected], 1) / real[:, None] - 1.0
+        errors: NDArray[np.float64] = np.stack([promised, expected], 1) / real[:, None] - 1.0
+        return errors
 
     def _file_bytes(self, actions: list[int]) -> int:
         stitched = self.subject.bank.stitch(self.subject.plan(actions))

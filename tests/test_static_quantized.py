@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from torch import nn
 
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
@@ -38,7 +37,9 @@ def test_rounding_leaves_its_argument_alone():
     assert torch.equal(values, before)
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 4, 3)), nn.ReLU()])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 4, 3)), nn.ReLU()]
+)
 def test_a_layer_runs_between_two_roundings_and_leaves_its_inputs_alone(layer):
     before, after = ActivationRange.spanning(-1.0, 1.0), ActivationRange.spanning(0.0, 0.5, 4)
     inputs = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

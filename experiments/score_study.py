@@ -1,4 +1,4 @@
-"""What an exact score costs, in forward passes of the original: `python -m plywise.experiments.score_study`."""
+"""What scores and prices cost and how well bytes are foretold: `python -m plywise.experiments.score_study`."""
 
 import copy
 import random
@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from plywise.compressors.packed_file import save_packed
@@ -20,22 +22,34 @@ from plywise.compressors.recipe import Recipe
 from plywise.env.activation_memory import shared_memory
 from plywise.env.bank import REPAIR_INPUTS, Bank, Stitched
 from plywise.env.calibration import calibrate
+from plywise.env.memory import limit_memory
 from plywise.env.network import Network
+from plywise.env.pricing import STORAGE_MARGIN
 from plywise.env.samples import Samples
 from plywise.env.scheme import Scheme
 from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import divergence
+from plywise.experiments.datasets import load_dataset
+from plywise.experiments.model_loading import load_model
+from plywise.experiments.price_check import PriceCheck, fresh_cache
 from plywise.experiments.resnet import cifar_resnet
+from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
 
-IMAGES, GROWTH_IMAGES, CALIBRATION_IMAGES = 2000, 256, 128
+IMAGES, CALIBRATION_IMAGES = 2000, 128
+GROWTH_IMAGES = 64
+"""Images scored, and images calibrated on, of the networks of growing depth."""
 DEPTHS = (20, 32, 44, 56, 110)
 COUNTS = (500, 1000, 2000, 4000, 8000)
 REPEATS = 3
-STEPS = 8
+STEPS = 6
 ACCEPTED = 0.25
 """Share of the steps of a local search that are kept."""
 INTEGERS = "uniform_quantization(bits=4) + activation_quantization"
+MEMORY = 4
+"""GiB that may be kept between scores (`--memory`)."""
+PLANS = 40
+NETWORKS = ("digits-lenet", "resnet20")
 RECIPES = ("uniform_quantization(bits=4)", INTEGERS, "filter_pruning(ratio=0.5)", "low_rank(ratio=0.4)")
 
 
@@ -46,14 +60,20 @@ class Scored:
         network: what is compressed.
     """
 
-    def __init__(self, depth: int, images: int) -> None:
+    def __init__(self, depth: int, images: int, calibration: int = CALIBRATION_IMAGES) -> None:
         generator = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
         self.network = Network.of(cifar_resnet(depth), torch.randn(4, 3, 32, 32, generator=generator))
-        self._calibration = _samples(CALIBRATION_IMAGES, generator)
+        self._calibration = _samples(calibration, generator)
         self._validation = _samples(images, generator)
         self._bank = self._calibrated(self.network)
         self._original = self.forward()
+
+    def first(self, images: int) -> "Scored":
+        """Returns the same network with the same bank over fewer images."""
+        fewer = copy.copy(self)
+        fewer._validation, fewer._original = self._validation.first(images), self._original[:images]
+        return fewer
 
     def plan(self, recipe: str) -> Plan:
         """Returns the plan with `recipe` on each layer that can take it."""
@@ -116,16 +136,79 @@ class Scored:
             save_packed(stitched.model, self.network.original, Path(folder) / "weights", {})
 
 
+class ScoreCost(NamedTuple):
+    """Of one recipe on all layers, in forward passes of the original: filling the bank, scores, a score by copy."""
+
+    fill: float
+    scores: list[float]
+    by_copy: float
+
+
+class SearchCost(NamedTuple):
+    """Of a local search: seconds without and with reuse, and the process' peak before and after it, MiB."""
+
+    without: float
+    reusing: float
+    before: float
+    peak: float
+
+
 def main() -> None:
     """Measures and writes the page."""
     started = time.perf_counter()
     torch.set_num_threads(1)
-    scored = Scored(DEPTHS[0], IMAGES)
-    ratios = [(recipe, *_ratios(scored, scored.plan(recipe))) for recipe in RECIPES]
-    without, reusing = scored.search()
-    depths = [(depth, _growth(depth, GROWTH_IMAGES)) for depth in DEPTHS]
-    counts = [(count, _growth(DEPTHS[0], count)) for count in COUNTS]
+    limit_memory(MEMORY)
+    largest = Scored(DEPTHS[0], max(COUNTS))
+    scored = largest.first(IMAGES)
+    before = _peak()
+    search = SearchCost(*scored.search(), before, _peak())
+    costs = _score_costs(scored)
+    counts = [(count, _taken(largest.first(count))) for count in COUNTS]
+    depths = [(depth, _taken(Scored(depth, GROWTH_IMAGES, GROWTH_IMAGES))) for depth in DEPTHS]
+    checks = [_price_check(name) for name in NETWORKS]
     page = Page("score_study", "python -m plywise.experiments.score_study", time.perf_counter() - started)
+    _write_costs(page, costs, search)
+    _write_growth(page, depths, counts)
+    _write_prices(page, checks)
+    page.write(Console())
+
+
+def _score_costs(scored: Scored) -> dict[str, ScoreCost]:
+    """Measures all recipes in turns, so that what others do on the machine meets all alike."""
+    plans = {recipe: scored.plan(recipe) for recipe in RECIPES}
+    fills = {recipe: _seconds(scored.fill, plan) for recipe, plan in plans.items()}
+    rounds = [
+        (_seconds(scored.forward), {recipe: _seconds(scored.score, plan) for recipe, plan in plans.items()})
+        for _ in range(REPEATS)
+    ]
+    forward = median(taken for taken, _ in rounds)
+    return {
+        recipe: ScoreCost(
+            fills[recipe] / forward,
+            sorted(scores[recipe] / taken for taken, scores in rounds),
+            _seconds(scored.score_copy, plan) / forward,
+        )
+        for recipe, plan in plans.items()
+    }
+
+
+def _taken(scored: Scored) -> float:
+    """Returns the fewer seconds of two scores."""
+    plan = scored.plan(RECIPES[0])
+    scored.fill(plan)
+    return min(_seconds(scored.score, plan) for _ in range(2))
+
+
+def _price_check(name: str) -> tuple[PriceCheck, NDArray[np.float64]]:
+    weights, images = resnet_files() if name == "resnet20" else (None, "digits")
+    dataset = load_dataset(images)
+    network = load_model(name, weights, dataset)
+    with fresh_cache():
+        check = PriceCheck(name, network, dataset)
+        return check, check.storage_errors(PLANS)
+
+
+def _write_costs(page: Page, costs: dict[str, ScoreCost], search: SearchCost) -> None:
     page.text(
         "Seconds of the processor, one thread, in one run; random weights and images. A score puts the plan together "
         f"from a warm bank, matches moments on {REPAIR_INPUTS} images, runs the validation images, packs the weights "
@@ -136,44 +219,78 @@ def main() -> None:
     page.table(
         ("recipe on all layers", "exact score", "lowest to highest", "by copy", "filling the bank"),
         [
-            (name, f"{mid:.2f}", f"{low:.2f} to {high:.2f}", f"{by_copy:.2f}", f"{fill:.2f}")
-            for name, low, mid, high, by_copy, fill in ratios
+            (
+                recipe,
+                f"{median(cost.scores):.2f}",
+                f"{cost.scores[0]:.2f} to {cost.scores[-1]:.2f}",
+                f"{cost.by_copy:.2f}",
+                f"{cost.fill:.2f}",
+            )
+            for recipe, cost in costs.items()
         ],
     )
     page.text(
         f"A local search of {STEPS} steps from `{RECIPES[0]}`, each with other bits for one random layer, one in "
-        f"{1 / ACCEPTED:.0f} kept: {without / STEPS:.2f} s a step, {reusing / STEPS:.2f} s where what a plan shares "
-        f"with earlier ones up to the changed layer is reused: {without / reusing:.2f} times faster. Remembered: "
-        f"{shared_memory().used / 2**20:,.0f} MiB of at most {shared_memory().ceiling / 2**20:,.0f}; peak of the "
-        f"process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB."
+        f"{1 / ACCEPTED:.0f} kept: {search.without / STEPS:.2f} s a step, {search.reusing / STEPS:.2f} s where what a "
+        "plan shares with earlier ones up to the changed layer is reused: "
+        f"{search.without / search.reusing:.2f} times faster. With `--memory {MEMORY}`, "
+        f"{shared_memory().used / 2**20:,.0f} MiB of outputs were kept, of at most "
+        f"{shared_memory().ceiling / 2**20:,.0f}; the peak of the process was {search.before:,.0f} MiB before the "
+        f"search and {search.peak:,.0f} after it: {search.peak - search.before:,.0f} more, where "
+        f"{MEMORY * 1024:,} may be kept."
     )
+
+
+def _write_growth(page: Page, depths: list[tuple[int, float]], counts: list[tuple[int, float]]) -> None:
     page.text(
-        f"`{RECIPES[0]}` on deeper networks, {GROWTH_IMAGES} images: seconds grow with the layers to the power of "
-        f"{_exponent([(depth - 2, taken) for depth, taken in depths]):.2f} (fitted)."
+        f"`{RECIPES[0]}` on deeper networks, {GROWTH_IMAGES} images, moments matched on as many: seconds grow with "
+        f"the layers to the power of {_exponent([(depth - 2, taken) for depth, taken in depths]):.2f} (fitted)."
     )
     page.table(("network", "seconds a score"), [(f"ResNet-{depth}", f"{taken:.2f}") for depth, taken in depths])
     page.text(f"ResNet-{DEPTHS[0]} over more images: to the power of {_exponent(counts):.2f}.")
     page.table(("images", "seconds a score"), [(f"{count:,}", f"{taken:.2f}") for count, taken in counts])
-    page.write(Console())
 
 
-def _ratios(scored: Scored, plan: Plan) -> tuple[float, float, float, float, float]:
-    """Returns the lowest, median and highest cost of a score, that by copy and of the bank, in forward passes."""
-    fill = _seconds(scored.fill, plan)
-    scored.score(plan)  # warms up
-    pairs = [(_seconds(scored.forward), _seconds(scored.score, plan)) for _ in range(REPEATS)]
-    forward = median(pair[0] for pair in pairs)
-    taken = [pair[1] / forward for pair in pairs]
-    by_copy = _seconds(scored.score_copy, plan)
-    return min(taken), median(taken), max(taken), by_copy / forward, fill / forward
+def _write_prices(page: Page, checks: list[tuple[PriceCheck, NDArray[np.float64]]]) -> None:
+    page.text(
+        "Price tables made from nothing, for a declared device, so that no latency is measured. 1 is a forward pass "
+        "of the original over its calibration images, of real data:"
+    )
+    parts = tuple(checks[0][0].seconds)
+    page.table(
+        ("network", "seconds of a pass", "images", *parts, "all"),
+        [
+            (
+                check.name,
+                f"{check.forward:.3f}",
+                str(len(check.subject.bank.calibration.inputs)),
+                *(f"{check.equivalents[part]:.0f}" for part in parts),
+                f"{sum(check.equivalents.values()):.0f}",
+            )
+            for check, _ in checks
+        ],
+    )
+    page.text(
+        f"Bytes that the table promises for {PLANS} random plans, against their packed files: what they differ by, "
+        f"percent of the file. The table adds {100 * (STORAGE_MARGIN - 1):.1f} % to all layers on purpose, so that "
+        "what just holds a ceiling on paper holds it on disk."
+    )
+    page.table(
+        ("network", "median", "largest", "without the margin, median", "largest", "files above the promise"),
+        [
+            (
+                check.name,
+                *(f"{100 * figure:.2f}" for errors in found.T for figure in (median(abs(errors)), abs(errors).max())),
+                f"{(found[:, 0] < 0).sum()} of {PLANS}",
+            )
+            for check, found in checks
+        ],
+    )
 
 
-def _growth(depth: int, images: int) -> float:
-    """Returns the fewer seconds of two scores."""
-    scored = Scored(depth, images)
-    plan = scored.plan(RECIPES[0])
-    scored.fill(plan)
-    return min(_seconds(scored.score, plan) for _ in range(2))
+def _peak() -> float:
+    """Returns the most memory that the process has held so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _exponent(pairs: list[tuple[int, float]]) -> float:

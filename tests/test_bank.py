@@ -266,6 +266,16 @@ def test_a_scaled_layer_is_scaled_back():
     assert torch.allclose(outputs_of(folded, images()), outputs_of(network.model, images()), atol=0.02)
 
 
+def test_nothing_runs_behind_the_last_layer_to_match():
+    bank, ran = banked(Plain), []
+    bank.calibration.moments(bank.network, 16)
+    bank.network.modules["head"].register_forward_pre_hook(lambda *_: ran.append("head"))
+    stitched = bank.stitch(plan_of(bank.network, conv2="uniform_quantization(bits=3)"), 16)
+    assert not ran
+    outputs_of(stitched.model, images(4))
+    assert ran
+
+
 def test_channels_without_any_spread_are_left_finite():
     model = build(Plain)
     with torch.no_grad():

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from plywise.compressors.static_quantized import ActivationRange
+from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
 
 SPANS = [(-1.3, 2.1, 8), (0.0, 5.0, 8), (-0.7, 0.0, 8), (-3.0, 1.0, 4), (0.0, 1e-3, 2), (-1e4, 3e5, 8)]
 
@@ -34,3 +35,20 @@ def test_rounding_leaves_its_argument_alone():
     before = values.clone()
     ActivationRange.spanning(-1.0, 1.0)(values)
     assert torch.equal(values, before)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 4, 3)), nn.ReLU()]
+)
+def test_a_layer_runs_between_two_roundings_and_leaves_its_inputs_alone(layer):
+    before, after = ActivationRange.spanning(-1.0, 1.0), ActivationRange.spanning(0.0, 0.5, 4)
+    inputs = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    copy = inputs.clone()
+    with torch.no_grad():
+        outputs = StaticQuantized(layer, before, after)(inputs)
+        assert torch.equal(outputs, after(layer(before(copy))))
+    assert torch.equal(inputs, copy)
+    learning = StaticQuantized(layer, before, after)(inputs.requires_grad_())
+    assert torch.equal(learning.detach(), outputs)
+    learning.sum().backward()
+    assert inputs.grad.abs().sum() > 0

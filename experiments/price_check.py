@@ -1,0 +1,116 @@
+"""What the price table of a network takes to make, and how well it foretells the bytes of packed files."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from plywise.env.devices import open_device
+from plywise.env.evaluator import PlanEstimator
+from plywise.env.pricing import STORAGE_MARGIN, Pricer
+from plywise.env.samples import Samples
+from plywise.env.sensitivity import sensitivities
+from plywise.env.subject import PROBE_SAMPLES
+from plywise.experiments.dataset import Dataset
+from plywise.experiments.fidelity_study import random_plans
+from plywise.experiments.study import study_network
+
+DEVICE = "raspberry-pi-4"
+"""A declared one: its latencies are computed, so that none are measured here."""
+
+FORWARD_PASSES = 3
+
+
+class PriceCheck:
+    """The table of one network, made from nothing.
+
+    Attributes:
+        name: of the network.
+        seconds: of the processor, by what they went into.
+        forward: seconds of one forward pass of the original over the calibration images.
+    """
+
+    def __init__(self, name: str, network: nn.Module, dataset: Dataset) -> None:
+        """Makes the table; with an empty cache, or it is found there.
+
+        Args:
+            name: of the network.
+            network: as for `study_network`.
+            dataset: as for `study_network`.
+        """
+        self.name = name
+        self.seconds: dict[str, float] = {}
+        with self._counted("calibration"):
+            self.subject = study_network(network, name, dataset, progress=False, latency=open_device(DEVICE)).subject
+        subject, pricer = self.subject, Pricer(self.subject.bank, self.subject.latency)
+        with self._counted("compressing layers"):
+            for layer in subject.layers:
+                for recipe in pricer.recipes[layer.name]:
+                    pricer.sizes(layer, recipe)
+        probed = subject.validation.first(PROBE_SAMPLES)
+        with self._counted("sensitivities"):
+            dict(sensitivities(subject.bank, pricer.recipes, probed, subject.store, subject.key))
+        with self._counted("trial plans, prices"):
+            self.table = subject.table  # finds layers and probes made
+        self.forward = self._forward(subject.bank.calibration.inputs)
+
+    @property
+    def equivalents(self) -> dict[str, float]:
+        """How many forward passes each part took."""
+        return {part: seconds / self.forward for part, seconds in self.seconds.items()}
+
+    def storage_errors(self, count: int) -> NDArray[np.float64]:
+        """Returns by how much the table is off, relative to the file, for random plans.
+
+        Returns:
+            `(count, 2)`: as promised, and without the margin that is added on purpose.
+        """
+        plans = random_plans(self.table, count)
+        promised = PlanEstimator(self.table).estimate(plans)[0][:, 0] * float(self.table.original[0])
+        fixed = float(self.table.fixed[0])
+        expected = fixed + (promised - fixed) / STORAGE_MARGIN
+        real = np.array([self._file_bytes(plan.tolist()) for plan in plans])
+        errors: NDArray[np.float64] = np.stack([promised, expected], 1) / real[:, None] - 1.0
+        return errors
+
+    def _file_bytes(self, actions: list[int]) -> int:
+        stitched = self.subject.bank.stitch(self.subject.plan(actions))
+        with tempfile.TemporaryDirectory() as folder:
+            return self.subject.pack(stitched.model, Path(folder) / "weights")
+
+    def _forward(self, inputs: Tensor) -> float:
+        calibration, taken = Samples(inputs, torch.zeros(len(inputs), dtype=torch.int64)), []
+        for _ in range(FORWARD_PASSES):
+            started = time.process_time()
+            calibration.logits(self.subject.network.model)
+            taken.append(time.process_time() - started)
+        return median(taken)
+
+    @contextmanager
+    def _counted(self, part: str) -> Iterator[None]:
+        started = time.process_time()
+        yield
+        self.seconds[part] = time.process_time() - started
+
+
+@contextmanager
+def fresh_cache() -> Iterator[None]:
+    """Lets nothing be found that an earlier run has kept."""
+    before = os.environ.get("PLYWISE_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PLYWISE_CACHE"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["PLYWISE_CACHE"]
+            else:
+                os.environ["PLYWISE_CACHE"] = before

@@ -103,6 +103,13 @@ class NetworkLatency:
             )
         return overhead
 
+    @property
+    def nearest(self) -> Mapping[str, str | None]:
+        """For each layer, by name, the one whose numbers it reads; none of them where whole graphs are not timed."""
+        if self.overhead.original is None:
+            return dict.fromkeys((layer.name for layer in self.network.layers), None)
+        return self._mould.nearest
+
     def foretold(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
         """Returns the latencies of plans, `(n,)` milliseconds, from those of their layers.
 

@@ -12,7 +12,7 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
 from plywise.env.prices import PriceTable
 
-FORMAT = "prices/1"
+FORMAT = "prices/2"
 PLAIN = ("network", "layers", "recipes", "accuracy", "chance")
 """Fields that are no arrays."""
 

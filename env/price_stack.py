@@ -8,6 +8,7 @@ from plywise.env.prices import METRICS, Floats, Ints, PriceTable
 
 GRID_TOLERANCE = 1e-5
 NUM_METRICS = len(METRICS)
+LATENCY = METRICS.index("latency")
 
 
 class PriceStack:
@@ -28,6 +29,10 @@ class PriceStack:
         affected_follows: `(T, L + 1, A)` whether their output is cut with the group.
         base: `(T, L + 1, K, M)` costs of all slots where nothing upstream was cut.
         saving: `(T, L + 1, K, M)` what a slot's cut saves in the affected layers, all of them at identity.
+        integers: `(T, L + 1, K)` whether a slot computes on integers.
+        nearest: `(T, L + 1)` as in `PriceTable`, the padding layer where there is none.
+        border: `(T, L + 1)` as in `PriceTable`, as shares of the original's latency.
+        readers: `(T, L + 1, R)` layers whose `nearest` a layer is, padded.
         fixed: `(T, M)` share of the original's cost outside all layers.
         room: `(T,)` the largest possible drop, points.
     """
@@ -50,6 +55,9 @@ class PriceStack:
         self.in_share = np.zeros((*shape[:2], self.num_groups + 1), np.float32)
         self.follows = np.full(shape[:2], self.num_groups)
         self.prunes = np.zeros(shape[:2], bool)
+        self.integers = np.zeros(shape, bool)
+        self.nearest = np.full(shape[:2], self.num_layers)
+        self.border = np.zeros(shape[:2], np.float32)
         self.leader = np.full((len(tables), self.num_groups + 1), self.num_layers)
         q = self.num_levels
         self._cost = np.zeros((*shape[:2], q, q, self.num_slots, NUM_METRICS), np.float32)
@@ -69,6 +77,9 @@ class PriceStack:
         self.slot_level[index, :count, :slots] = np.where(table.legal, table.recipe_level, 0)
         self.levels[index, :levels] = table.keep_levels
         self.in_share[index, :count, : table.num_groups] = table.in_share
+        self.integers[index, :count, :slots] = table.integers
+        self.nearest[index, :count] = np.where(table.nearest >= 0, table.nearest, self.num_layers)
+        self.border[index, :count] = table.border / table.original[LATENCY]
         grouped = table.out_group >= 0
         self.follows[index, :count] = np.where(grouped & ~table.leads, table.out_group, self.num_groups)
         self.prunes[index, :count] = table.leads & (self.slot_level[index, :count] > 0).any(1)
@@ -94,6 +105,13 @@ class PriceStack:
             self.affected[index, layer, : len(touched)] = touched
             self.affected_share[index, layer, : len(touched)] = self.in_share[index, touched, group]
             self.affected_follows[index, layer, : len(touched)] = self.follows[index, touched] == group
+
+        readers = [[np.flatnonzero(row == layer) for layer in range(self.num_layers)] for row in self.nearest]
+        width = max(len(each) for row in readers for each in row)
+        self.readers = np.full((*self.prunes.shape, max(width, 1)), self.num_layers)
+        for index, row in enumerate(readers):
+            for layer, each in enumerate(row):
+                self.readers[index, layer, : len(each)] = each
 
     def _savings(self) -> Floats:
         """Prices every cut on its own, with all affected layers at identity."""
@@ -162,7 +180,16 @@ class PriceStack:
         """Returns what each layer of whole plans costs in the state the plan leads to, `(n, L + 1, P, M)`."""
         kept, out = self.states(table, plans)
         layer = np.arange(self.num_layers + 1)[None, :, None]
-        return self.cost(table[:, None, None], layer, plans, kept, out)
+        cost = self.cost(table[:, None, None], layer, plans, kept, out)
+        cost[..., LATENCY] += self.plan_borders(table, plans)
+        return cost
+
+    def plan_borders(self, table: Ints, plans: Ints) -> Floats:
+        """Returns what each layer of whole plans takes more for numbers in another form, `(n, L + 1, P)` latencies."""
+        form = np.take_along_axis(self.integers[table], plans, 2)
+        before = np.take_along_axis(form, self.nearest[table][:, :, None], 1)
+        crossed: Floats = self.border[table][:, :, None] * (form != before)
+        return crossed
 
     def padded(self, index: int, actions: Ints) -> Ints:
         """Pads plans `(P, layers)` of one network to `(1, L + 1, P)`."""

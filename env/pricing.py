@@ -1,5 +1,6 @@
 """Builds the price table of a network: the recipes of each layer, what they cost on the device and what they lose."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,7 +102,8 @@ class Pricer:
         self.bank = bank
         self.network = bank.network
         self.latency = latency
-        self.overhead = NetworkLatency(bank.network, latency).overhead
+        self.whole = NetworkLatency(bank.network, latency)
+        self.overhead = self.whole.overhead
         self._sizes: dict[tuple[str, Recipe], Sizes] = {}
         self._chains: dict[tuple[str, Recipe, bool, int, int], Chain] = {}
         self.recipes: dict[str, tuple[Recipe, ...]] = {
@@ -206,6 +208,8 @@ class Pricer:
             out_group=np.array([-1 if layer.group is None else layer.group for layer in network.layers], np.int64),
             leads=np.array([layer.leads for layer in network.layers]),
             recipe_level=level,
+            nearest=self._nearest(),
+            border=self._borders(),
             recipe_features=features,
             layer_features=self._layer_features(cost[0, :, 0, 0, 0]),
             fixed=fixed,
@@ -289,6 +293,15 @@ class Pricer:
             for group, channels in self._inputs_by_group(layer).items():
                 share[row, group] = channels / weight_of(module).shape[1]
         return share
+
+    def _nearest(self) -> NDArray[np.int64]:
+        places = {layer.name: place for place, layer in enumerate(self.network.layers)}
+        return np.array([places.get(self.whole.nearest[layer.name] or "", -1) for layer in self.network.layers])
+
+    def _borders(self) -> NDArray[np.float32]:
+        """Milliseconds in the original's shapes."""
+        read = (math.prod(self.network.operations[layer.name][0].input_shape) for layer in self.network.layers)
+        return np.array([self.overhead.border + self.overhead.number * count for count in read], np.float32)
 
     def _layer_features(self, storage: NDArray[np.float32]) -> NDArray[np.float32]:
         network = self.network

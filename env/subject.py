@@ -37,7 +37,7 @@ from plywise.env.samples import Samples, model_digest
 from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import Sensitivity, divergence, sensitivities
 
-VERSION = "10"
+VERSION = "11"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 PROBE_SAMPLES = 512

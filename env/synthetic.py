@@ -50,6 +50,8 @@ def synthetic_table(
         out_group=out_group,
         leads=leads,
         recipe_level=level,
+        nearest=np.maximum(np.arange(num_layers) - np.where(rng.random(num_layers) < 0.8, 1, 2), -1),
+        border=(milliseconds * rng.uniform(0.0, 0.3, num_layers)).astype(np.float32),
         recipe_features=features.astype(np.float32),
         layer_features=_layer_features(size, milliseconds, width),
         fixed=fixed.astype(np.float32),

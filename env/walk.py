@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plywise.env.least_plans import least_plans
-from plywise.env.price_stack import NUM_METRICS, PriceStack
+from plywise.env.price_stack import LATENCY, NUM_METRICS, PriceStack
 from plywise.env.prices import METRICS, Bools, Floats, Ints
 from plywise.env.score import SLACK, Array, Demands, expected_scores, score_plans, worst_use
 from plywise.env.supply import SHADOW_PRICES, metric_shares, supply_plans
@@ -30,7 +30,8 @@ class Walks:
     included; `drop`, `true_drop` `(n,)` estimated and, with noise, true; `luck` `(n,)` of counting; `weights`... of the
     demands; `drop_factor`, `truth_factor` `(n, L + 1)` and `scale` `(n, L + 1, M)`, the row's own factors; `plans`,
     `kept`, `out` `(n, L + 1, P)` slots, input kept shares and output levels; `price` `(n, L + 1, P, M + 1)` costs and
-    drop.
+    drop; `edges` `(n, L + 1, P)` latencies that come to them where numbers change their form; `form` `(n, L + 1)`
+    whether the slots that were taken compute on integers.
 
     After `refresh`, of the current layer: `cost` `(n, K, M)`, `drops` `(n, K)`, `masks` `(n, K)`, `rest`
     `(n, P, M + 1)` what the plans make of the current and later layers, `behind` `(n, K, 2, M)` what the best price's
@@ -40,7 +41,7 @@ class Walks:
 
     STATE = (
         *("table", "layer", "actions", "spent", "drop", "true_drop", "luck", "drop_factor", "truth_factor", "scale"),
-        *("fixed", "plans", "kept", "out", "price"),
+        *("fixed", "plans", "kept", "out", "price", "edges", "form"),
     )
 
     def __init__(self, stack: PriceStack, count: int) -> None:
@@ -65,6 +66,8 @@ class Walks:
         self.kept: Floats = np.ones((count, depth, plans), np.float32)
         self.out: Ints = np.zeros((count, depth, plans), np.int64)
         self.price: Floats = np.zeros((count, depth, plans, NUM_METRICS + 1), np.float32)
+        self.edges: Floats = np.zeros((count, depth, plans), np.float32)
+        self.form: Bools = np.zeros((count, depth), bool)
         ones = np.ones(count)
         self.demands = Demands(ones, np.ones((count, NUM_METRICS)), np.ones((count, NUM_METRICS)), ones.copy())
         self._all = np.arange(count)
@@ -94,6 +97,7 @@ class Walks:
         one = np.float32(1.0)
         self.table[rows], self.layer[rows], self.actions[rows] = table, 0, -1
         self.drop[rows] = self.true_drop[rows] = 0.0
+        self.form[rows] = False
         self.luck[rows] = luck
         self.drop_factor[rows] = one if drop_factor is None else drop_factor
         self.truth_factor[rows] = one if truth_factor is None else truth_factor
@@ -124,6 +128,7 @@ class Walks:
         depth = np.arange(self.stack.num_layers + 1)[:, None]
         cost = self.stack.cost(table[:, None, None], depth, plans, self.kept[rows], self.out[rows])
         self.price[rows, :, :, :DROP] = cost * self.scale[rows][:, :, None]
+        self.edges[rows] = self.stack.plan_borders(table, plans) * self.scale[rows][:, :, None, LATENCY]
         drop = self.stack.drop[table[:, None, None], depth, plans]
         self.price[rows, :, :, DROP] = drop * self.drop_factor[rows][..., None]
 
@@ -133,10 +138,13 @@ class Walks:
         scale = self.scale[rows, layer]  # (n, M)
         kept, out = self.kept[rows, layer, WAY_OUT], self.out[rows, layer, WAY_OUT]
         self.cost = stack.menu(table, layer, kept, out) * scale[:, None]
+        crossed = stack.integers[table, layer] != self.form[rows, stack.nearest[table, layer]][:, None]
+        self.cost[..., LATENCY] += (stack.border[table, layer] * scale[:, LATENCY])[:, None] * crossed
         self.drops = stack.drop[table, layer] * self.drop_factor[rows, layer][:, None]
         ahead = (np.arange(stack.num_layers + 1) >= layer[:, None]).astype(np.float32)
         flat = self.price.reshape(self.count, stack.num_layers + 1, -1)
         self.rest = np.matmul(ahead[:, None], flat).reshape(self.count, NUM_PRICES + 1, NUM_METRICS + 1)
+        self.rest[..., LATENCY] += np.matmul(ahead[:, None], self.edges)[:, 0]
         spent, drop, room = (a[:, None].astype(np.float32) for a in (self.spent, self.drop, self.room))
         self.promised = spent + self.rest[:, :NUM_PRICES, :DROP]
         self.promised_drop = np.minimum(drop + self.rest[:, :NUM_PRICES, DROP], room)
@@ -166,11 +174,16 @@ class Walks:
         drop = self.drops[rows, actions].astype(np.float64)
         self.drop += drop
         self.true_drop += drop * self.truth_factor[rows, layer]
+        form = self.stack.integers[table, layer, actions]
+        everyone = np.broadcast_to(np.arange(NUM_PRICES + 1), (self.count, NUM_PRICES + 1))
+        change = self._crossings(everyone, form[:, None])[:, 0]  # (n, R, P)
+        # Two readers of a row may be the padding layer, whose edges stay 0.
+        self.edges[rows[:, None], self.stack.readers[table, layer]] += change
+        self.form[rows, layer] = form
         level = self.stack.slot_level[table, layer, actions]
         deciding = np.flatnonzero(self.stack.prunes[table, layer])
         if len(deciding):
-            everyone = np.broadcast_to(np.arange(NUM_PRICES + 1), (len(deciding), NUM_PRICES + 1))
-            kept, out, cost = self._moved(deciding, everyone, level[deciding][:, None])
+            kept, out, cost = self._moved(deciding, everyone[deciding], level[deciding][:, None])
             where = deciding[:, None], self.stack.affected[table[deciding], layer[deciding]]
             self.kept[where], self.out[where] = kept[:, 0], out[:, 0]
             self.price[(*where, slice(None), slice(DROP))] = cost[:, 0]
@@ -236,6 +249,26 @@ class Walks:
         cost = stack.cost(table[:, None, None, None], touched[:, None, :, None], self.plans[at][:, None], kept, out)
         return kept, out, cost * self.scale[rows[:, None], touched][:, None, :, None]
 
+    def _crossings(self, plan: Ints, form: Bools) -> Floats:
+        """What the readers of the current layers take more or less, were these to compute in given forms.
+
+        Args:
+            plan: `(n, p)` the plans to follow, which the latencies so far are those of.
+            form: `(n, q)` whether on integers.
+
+        Returns:
+            Latencies `(n, q, R, p)`.
+        """
+        stack, table, layer = self.stack, self.table[:, None], self.layer[:, None]
+        readers = stack.readers[self.table, self.layer]  # (n, R)
+        at = self._all[:, None, None], readers[:, :, None], plan[:, None]
+        theirs = stack.integers[table[..., None], readers[:, :, None], self.plans[at]]  # (n, R, p)
+        own = stack.integers[table, layer, self.plans[self._all[:, None], layer, plan]]  # (n, p)
+        border = stack.border[table, readers] * self.scale[self._all[:, None], readers, LATENCY]
+        turned = (theirs[:, None] != form[:, :, None, None]).astype(np.float32) - (theirs != own[:, None])[:, None]
+        change: Floats = border[:, None, :, None] * turned
+        return change
+
     def _decided(self, table: Ints, layer: Ints, slot: Ints) -> Floats:
         """Kept share that the slots `(r, p)` of the rows' current layers leave of their groups."""
         level = self.stack.slot_level[table[:, None], layer[:, None], slot]
@@ -248,6 +281,8 @@ class Walks:
         at = rows[:, None], plan
         later = self.rest[at] - self.price[rows[:, None], layer[:, None], plan]
         behind = np.repeat(later[:, None, :, :DROP], self.stack.num_slots, 1)
+        now = self.edges[rows[:, None], layer[:, None], plan]
+        behind[..., LATENCY] += self._crossings(plan, self.stack.integers[table, layer]).sum(2) - now[:, None]
         deciding = np.flatnonzero(self.stack.prunes[table, layer])
         if len(deciding):
             touched = self.stack.affected[table[deciding], layer[deciding]]

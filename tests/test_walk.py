@@ -8,6 +8,7 @@ from plywise.env.demand_sampler import DemandSampler
 from plywise.env.evaluator import PlanEstimator
 from plywise.env.observation import CONTEXT_FEATURES, LIMIT, ROW_FEATURES, Observer, reduced_costs
 from plywise.env.price_stack import PriceStack
+from plywise.env.prices import RECIPE_FEATURES
 from plywise.env.score import Demands
 from plywise.env.synthetic import synthetic_table
 from plywise.env.walk import WAY_OUT, Walks
@@ -81,6 +82,20 @@ def test_what_a_cut_saves_downstream_is_seen_before_it_is_made(pair):
     saved = walks.behind[0, 0, 0] - walks.behind[0, 1, 0]
     cheap = walks.plans[0, 1, walks.star[0]]
     assert saved == pytest.approx(np.full(3, 0.3)), cheap
+
+
+def test_numbers_that_change_their_form_take_time(pair):
+    features = pair.recipe_features.copy()
+    features[:, 1, RECIPE_FEATURES.index("activation_bits")] = 0.25
+    prices = {"recipe_features": features, "nearest": np.array([-1, 0]), "border": np.array([0.2, 0.5], np.float32)}
+    walks = start([dataclasses.replace(pair, **prices)], 2, demand=Demand())
+    walks.refresh()
+    assert walks.cost[0, :, 1] == pytest.approx([0.1, 0.05 + 0.02])
+    walks.step(np.array([0, 1]))
+    walks.refresh()
+    assert walks.cost[0, :, 1] == pytest.approx([0.8, 0.8 + 0.05])
+    assert walks.cost[1, :, 1] == pytest.approx([0.5 + 0.05, 0.5])
+    assert walks.cost[1, :, 0] == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -184,9 +199,8 @@ def test_observations_are_bounded_and_named(tables):
 
 
 def test_the_same_network_looks_the_same_at_another_scale(tables):
-    big = dataclasses.replace(
-        tables[1], cost=tables[1].cost * 1000, fixed=tables[1].fixed * 1000, original=tables[1].original * 1000
-    )
+    costs = ("cost", "border", "fixed", "original")
+    big = dataclasses.replace(tables[1], **{name: getattr(tables[1], name) * 1000 for name in costs})
     demand = Demand(1.0, max_storage=0.3)
     seen = []
     for table in (tables[1], big):

@@ -1,16 +1,17 @@
 """All tables under `experiments/results`, one after the other: `make bench`.
 
-Two need data of their own: the table of techniques on ResNet-20, `python -m plywise.experiments.technique_table`, and
-the study of the order of techniques, `python -m plywise.experiments.order_study`.
+Those that need ResNet-20 and its images are run one by one: `technique_table`, `order_study`, `score_study`,
+`recovery_study` and `fidelity_study`.
 """
 
-from plywise.experiments import agent_study, gating_study, speed_study, technique_table
+from plywise.experiments import agent_study, gating_study, latency_study, speed_study, technique_table
 
 
 def main() -> None:
     """Runs the studies."""
     speed_study.main()
     gating_study.main()
+    latency_study.main()
     technique_table.digits()
     agent_study.main()
 

@@ -1,0 +1,120 @@
+"""How soon an agent is of use: `python -m plywise.experiments.learning_study`, from nothing, on one new network.
+
+Needs ResNet-20 and its images, see `resnet_files`.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.console import Console
+
+from plywise.agent.agent_search import AgentSearch
+from plywise.agent.knapsack import Knapsack
+from plywise.agent.ppo import PPOSettings, train
+from plywise.agent.recipe_agent import RecipeAgent
+from plywise.agent.search_method import SearchMethod
+from plywise.env.demand import Demand
+from plywise.env.demand_sampler import DemandSampler
+from plywise.env.evaluator import SurrogateEvaluator
+from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
+from plywise.env.prices import PriceTable
+from plywise.env.pricing import Pricer
+from plywise.env.vector_env import BatchedCompressionEnv
+from plywise.experiments.datasets import load_dataset
+from plywise.experiments.model_loading import load_model
+from plywise.experiments.price_check import fresh_cache
+from plywise.experiments.resnet_files import resnet_files
+from plywise.experiments.results_page import Page
+from plywise.experiments.study import study_network
+
+SETTINGS = PPOSettings(total_steps=60_000, num_envs=128)
+DEMANDS = {
+    "storage 0.15": Demand(1.0, max_storage=0.15),
+    "storage 0.10": Demand(1.0, max_storage=0.10),
+    "storage 0.08, 2 points": Demand(2.0, max_storage=0.08),
+    "latency 0.75, storage 0.2": Demand(1.0, max_storage=0.2, max_latency=0.75),
+    "latency counts": Demand(1.0, max_storage=0.25, latency_weight=1.0),
+}
+SEEDS = (0, 1, 2)
+
+
+class Parts:
+    """Seconds on the clock, by what they went into."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Counts what happens inside."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - started
+
+
+def main() -> None:
+    """Measures and writes the page."""
+    watch = Parts()
+    with fresh_cache():
+        table = priced(watch)
+    agents = []
+    for seed in SEEDS:
+        with watch("learning"), tempfile.TemporaryDirectory() as folder:
+            agents.append(learned(table, seed, Path(folder)))
+    total = sum(watch.seconds.values())
+    page = Page("learning_study", "python -m plywise.experiments.learning_study", total)
+    page.text(
+        f"ResNet-20 on CIFAR-10, nothing known before, as many threads as torch takes: {total:.0f} s to an agent of "
+        f"{SETTINGS.total_steps:,} steps that has learned on this network alone. Seconds on the clock:"
+    )
+    page.table(
+        ("part", "seconds", "share"),
+        [(part, f"{seconds:.0f}", f"{100 * seconds / total:.0f} %") for part, seconds in watch.seconds.items()],
+    )
+    page.text(
+        "What it has learned, on paper (the price table; higher is better): one walk of its best choices for each "
+        f"demand, mean of {len(SEEDS)} seeds with their spread, against an agent that has learned nothing and the "
+        "knapsack, which reads the same table:"
+    )
+    page.table(("demand", "agent", "untrained", "knapsack"), list(_rows(table, agents)))
+    page.write(Console())
+
+
+def priced(watch: Parts) -> PriceTable:
+    """Returns the price table of the network."""
+    weights, images = resnet_files()
+    dataset = load_dataset(images)
+    network = load_model("resnet20", weights, dataset)
+    with watch("calibration"):
+        subject = study_network(network, "resnet20", dataset, progress=False).subject
+    with watch("latencies"):
+        pricer = Pricer(subject.bank, subject.latency)
+        subject.latency.milliseconds(pricer.every_chain(), progress=False)
+    with watch("compressing layers, sensitivities, trial plans"):
+        return subject.table
+
+
+def learned(table: PriceTable, seed: int, folder: Path) -> RecipeAgent:
+    """Returns an agent that has learned on one network."""
+    env = BatchedCompressionEnv([table], DemandSampler(), SETTINGS.num_envs, seed)
+    return train(env, SETTINGS, folder, progress=False, context_features=CONTEXT_FEATURES, recipe_features=ROW_FEATURES)
+
+
+def _rows(table: PriceTable, agents: list[RecipeAgent]) -> Iterator[tuple[str, ...]]:
+    for name, demand in DEMANDS.items():
+        untrained = [RecipeAgent.untrained(len(CONTEXT_FEATURES), len(ROW_FEATURES), seed) for seed in SEEDS]
+        found = [[_score(AgentSearch(each, 1), table, demand) for each in group] for group in (agents, untrained)]
+        shown = (f"{mean(scores):.3f} ± {stdev(scores):.3f}" for scores in found)
+        yield name, *shown, f"{_score(Knapsack(), table, demand):.3f}"
+
+
+def _score(method: SearchMethod, table: PriceTable, demand: Demand) -> float:
+    return method.search(SurrogateEvaluator(table, demand), 1, 0).outcome.score
+
+
+if __name__ == "__main__":
+    main()

@@ -29,8 +29,8 @@ TABLE = "overhead_1"
 GRAPHS = 32
 """Random plans whose whole graphs are timed."""
 
-TURNS = 20
-"""Times that a graph and the original's take turns, at the least."""
+PRECISELY = (0.01, 0.5)
+"""Standard error that the share of a graph's time shall have, and seconds that it may take."""
 
 ORIGINAL_WEIGHT = 10.0
 """How many other graphs the original counts for: ceilings are shares of it."""
@@ -139,7 +139,7 @@ class NetworkLatency:
             run()
         except ModelError:
             return None
-        return statistics.median(relative_times(run, self._original, self.latency.device.threads, TURNS))
+        return statistics.median(relative_times(run, self._original, self.latency.device.threads, *PRECISELY))
 
     def _runs(self, plan: Shapes) -> Callable[[], object]:
         session = open_session(self._mould.filled(*plan), self.latency.device.threads)

@@ -69,20 +69,22 @@ def clock(threads: int) -> Callable[[], float]:
 def block_times(run: Callable[[], object], threads: int) -> list[float]:
     """Returns the seconds of one call of `run`, block by block, until their median is steady or the time is up."""
     seconds = clock(threads)
-    return _blocks(lambda: _block(run, seconds), LEAST_BLOCKS, run)
+    return _blocks(lambda: _block(run, seconds), [run])
 
 
 def relative_times(
-    run: Callable[[], object], reference: Callable[[], object], threads: int, least: int = LEAST_BLOCKS
+    run: Callable[[], object],
+    reference: Callable[[], object],
+    threads: int,
+    spread: float = SPREAD,
+    budget: float = BUDGET_SECONDS,
 ) -> list[float]:
     """Returns the time of `run` over that of `reference`, in turns, until the median is steady or the time is up.
-
-    Each takes `least` turns at the least.
 
     What slows the whole machine for a while slows both, so their ratio varies less than either.
     """
     seconds = clock(threads)
-    return _blocks(lambda: _block(run, seconds) / _block(reference, seconds), least, run, reference)
+    return _blocks(lambda: _block(run, seconds) / _block(reference, seconds), (run, reference), spread, budget)
 
 
 def _block(run: Callable[[], object], seconds: Callable[[], float]) -> float:
@@ -92,21 +94,26 @@ def _block(run: Callable[[], object], seconds: Callable[[], float]) -> float:
     return (seconds() - start) / BLOCK_RUNS
 
 
-def _blocks(measure: Callable[[], float], least: int, *warm_up: Callable[[], object]) -> list[float]:
-    for run in warm_up * WARM_UP_RUNS:
+def _blocks(
+    measure: Callable[[], float],
+    warm_up: Sequence[Callable[[], object]],
+    spread: float = SPREAD,
+    budget: float = BUDGET_SECONDS,
+) -> list[float]:
+    for run in [*warm_up] * WARM_UP_RUNS:
         run()
     blocks: list[float] = []
     started = time.perf_counter()
-    while len(blocks) < least or (time.perf_counter() - started < BUDGET_SECONDS and not steady(blocks)):
+    while len(blocks) < LEAST_BLOCKS or (time.perf_counter() - started < budget and not steady(blocks, spread)):
         blocks.append(measure())
     return blocks
 
 
-def steady(blocks: list[float]) -> bool:
+def steady(blocks: list[float], spread: float = SPREAD) -> bool:
     """Returns whether the standard error of the median, from the quartiles, is below the wanted share of it."""
     low, median, high = statistics.quantiles(blocks, n=4)
     # 0.93 = 1.253 / 1.349: median's standard error for a normal spread, whose quartiles lie 1.349 sigma apart.
-    return bool(0.93 * (high - low) < SPREAD * median * len(blocks) ** 0.5)
+    return bool(0.93 * (high - low) < spread * median * len(blocks) ** 0.5)
 
 
 def answer(model: bytes, shape: Sequence[int], threads: int) -> dict[str, Any]:

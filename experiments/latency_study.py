@@ -25,7 +25,7 @@ from plywise.env.chains import realised_chain
 from plywise.env.channel_groups import NORMS
 from plywise.env.latency import LatencyTable
 from plywise.env.network import Network
-from plywise.env.network_latency import TURNS, NetworkLatency
+from plywise.env.network_latency import PRECISELY, NetworkLatency
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import Pricer
 from plywise.env.runtime import open_session, random_inputs, run_session
@@ -158,8 +158,10 @@ def _time(files: Sequence[Path]) -> tuple[float, Floats]:
         runs.append(partial(run_session, session, random_inputs(session, (1, 3, 32, 32))))
     original = 1e3 * statistics.median(block_times(runs[0], 1))
     # Several passes, for a host that is busy for some seconds should not spoil the files that run just then.
-    passes = [[relative_times(run, runs[0], 1, TURNS)[:TURNS] for run in runs[1:]] for _ in range(PASSES)]
-    return original, np.median(np.concatenate(passes, axis=1), axis=1)
+    passes = [
+        [statistics.median(relative_times(run, runs[0], 1, *PRECISELY)) for run in runs[1:]] for _ in range(PASSES)
+    ]
+    return original, np.median(passes, axis=0)
 
 
 def _exported(network: Network, plan: Plan, file: Path) -> Shapes:

@@ -25,6 +25,7 @@ from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
 from plywise.compressors.technique import TECHNIQUES
 from plywise.env import handover
+from plywise.env.network_latency import Overhead
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.result_store import ResultStore
 from plywise.env.runtime import Timing
@@ -124,6 +125,7 @@ def prepared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLYWISE_CACHE", str(home / "cache"))
         patch.setattr("plywise.env.latency._time_chain", fake_time)
+        patch.setattr("plywise.env.network_latency.NetworkLatency.overhead", Overhead())
         patch.chdir(home)
         yield Prepared(home)
 

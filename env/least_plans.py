@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from plywise.env.price_stack import NUM_METRICS, PriceStack
+from plywise.env.price_stack import LATENCY, NUM_METRICS, PriceStack
 from plywise.env.prices import Floats, Ints
 
 COMBINATIONS = tuple(
@@ -44,6 +44,7 @@ def _own_costs(stack: PriceStack, table: Ints, plans: Ints, weight: Floats) -> F
     kept, out = stack.states(table, plans)
     layer = np.arange(stack.num_layers + 1)[None, :, None]
     menu = stack.menu(table[:, None, None], layer, kept, out)  # (1, L + 1, J, K, M)
+    menu[..., LATENCY] += stack.slot_borders(table, plans)
     cost = np.einsum("ljkm,jm->ljk", menu[0], weight)[None]
     return np.where(stack.legal[table][:, :, None], cost, np.float32(np.inf))
 

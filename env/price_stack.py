@@ -191,6 +191,18 @@ class PriceStack:
         crossed: Floats = self.border[table][:, :, None] * (form != before)
         return crossed
 
+    def slot_borders(self, table: Ints, plans: Ints) -> Floats:
+        """Returns what every slot would take more, with what its readers then take, `(n, L + 1, P, K)` latencies."""
+        form = np.take_along_axis(self.integers[table], plans, 2)
+        own = self.integers[table][:, :, None]  # (n, L + 1, 1, K)
+        before = np.take_along_axis(form, self.nearest[table][:, :, None], 1)
+        taken: Floats = self.border[table][:, :, None, None] * (own != before[..., None])
+        for readers in self.readers[table].transpose(2, 0, 1):
+            theirs = np.take_along_axis(form, readers[:, :, None], 1)
+            border = np.take_along_axis(self.border[table], readers, 1)
+            taken = taken + border[:, :, None, None] * (own != theirs[..., None])
+        return taken
+
     def padded(self, index: int, actions: Ints) -> Ints:
         """Pads plans `(P, layers)` of one network to `(1, L + 1, P)`."""
         plans = np.zeros((1, self.num_layers + 1, len(actions)), np.int64)

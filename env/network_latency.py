@@ -166,6 +166,7 @@ class NetworkLatency:
         weight = np.where(np.arange(len(shares)) == 0, ORIGINAL_WEIGHT**0.5, 1.0) / shares  # errors count as shares
         timed = np.isfinite(shares) & np.isfinite(parts).all(1)
         found = nnls((parts * weight[:, None])[timed], original * (shares * weight)[timed])[0]
+        found *= original / (parts[0] @ found)  # plans are judged by their share of the original's
         floats, integers, border, number, rest = map(float, found)
         return Overhead(floats, integers, border, number, rest, original)
 

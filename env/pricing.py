@@ -29,7 +29,7 @@ from plywise.compressors.weight_format import weight_format
 from plywise.env.bank import Bank
 from plywise.env.chains import chain_of
 from plywise.env.energy import energy_mj
-from plywise.env.latency import Chain, Latencies
+from plywise.env.latency import Chain
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Layer, Network
 from plywise.env.network_latency import NetworkLatency
@@ -98,12 +98,17 @@ class Pricer:
         recipes: for each layer, in order, what it is offered; `price` narrows it down.
     """
 
-    def __init__(self, bank: Bank, latency: Latencies) -> None:
+    def __init__(self, bank: Bank, whole: NetworkLatency) -> None:
+        """Prepares; nothing is measured yet.
+
+        Args:
+            bank: of the network.
+            whole: its latencies on the device.
+        """
         self.bank = bank
         self.network = bank.network
-        self.latency = latency
-        self.whole = NetworkLatency(bank.network, latency)
-        self.overhead = self.whole.overhead
+        self.whole = whole
+        self.latency = whole.latency
         self._sizes: dict[tuple[str, Recipe], Sizes] = {}
         self._chains: dict[tuple[str, Recipe, bool, int, int], Chain] = {}
         self.recipes: dict[str, tuple[Recipe, ...]] = {
@@ -192,7 +197,7 @@ class Pricer:
                         chain = chains[layer.name, slot, a, b]
                         storage = size.bytes_of(chain)
                         cost[:, row, slot, a, b] = storage, latencies[chain], energy_mj(chain, storage, units)
-        fixed = np.array([bytes_beside, self.overhead.rest, 0.0], np.float32)
+        fixed = np.array([bytes_beside, self.whole.overhead.rest, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
         return PriceTable(
@@ -233,7 +238,7 @@ class Pricer:
     def _latencies(self, chains: Sequence[Chain]) -> dict[Chain, float]:
         unique = list(dict.fromkeys(chains))
         alone = self.latency.milliseconds(unique).tolist()
-        return {chain: self.overhead.in_place(chain, each) for chain, each in zip(unique, alone, strict=True)}
+        return {chain: self.whole.overhead.in_place(chain, each) for chain, each in zip(unique, alone, strict=True)}
 
     def sizes(self, layer: Layer, recipe: Recipe) -> Sizes:
         """Returns the bytes of a layer under a recipe of its own, nothing pruned before it; measured once."""
@@ -301,7 +306,8 @@ class Pricer:
     def _borders(self) -> NDArray[np.float32]:
         """Milliseconds in the original's shapes."""
         read = (math.prod(self.network.operations[layer.name][0].input_shape) for layer in self.network.layers)
-        return np.array([self.overhead.border + self.overhead.number * count for count in read], np.float32)
+        overhead = self.whole.overhead
+        return np.array([overhead.border + overhead.number * count for count in read], np.float32)
 
     def _layer_features(self, storage: NDArray[np.float32]) -> NDArray[np.float32]:
         network = self.network

@@ -136,7 +136,7 @@ class Subject:
                 return replace(load_prices(path), network=self.network.name)
             except FileFormatError:
                 path.unlink(missing_ok=True)
-        pricer = Pricer(self.bank, self.latency)
+        pricer = Pricer(self.bank, self.whole)
         steps = sensitivities(self.bank, pricer.recipes, self.validation.first(PROBE_SAMPLES), self.store, self.key)
         found: dict[str, Sensitivity] = {}
         for name, sensitivity in self._track(

@@ -132,7 +132,7 @@ def studied(name: str, plans: int) -> Outcome:
         table = LatencyTable(Path(folder) / "latency.sqlite")
         whole = NetworkLatency(network, table)
         calibrating = _seconds(lambda: whole.overhead)
-        pricer = Pricer(Bank(network, calibrate(network, images, torch.arange(64) % 10)), table)
+        pricer = Pricer(Bank(network, calibrate(network, images, torch.arange(64) % 10)), whole)
         pricing = _seconds(lambda: table.milliseconds(pricer.every_chain(), progress=False))
         files = [Path(folder) / f"{place}.onnx" for place in range(plans + 1)]
         export_onnx(network.model, network.example, files[0])

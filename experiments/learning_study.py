@@ -92,7 +92,7 @@ def priced(watch: Parts) -> PriceTable:
     with watch("calibration"):
         subject = study_network(network, "resnet20", dataset, progress=False).subject
     with watch("latencies"):
-        pricer = Pricer(subject.bank, subject.latency)
+        pricer = Pricer(subject.bank, subject.whole)
         subject.latency.milliseconds(pricer.every_chain(), progress=False)
     with watch("compressing layers, sensitivities, trial plans"):
         return subject.table

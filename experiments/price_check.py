@@ -50,7 +50,7 @@ class PriceCheck:
         self.seconds: dict[str, float] = {}
         with self._counted("calibration"):
             self.subject = study_network(network, name, dataset, progress=False, latency=open_device(DEVICE)).subject
-        subject, pricer = self.subject, Pricer(self.subject.bank, self.subject.latency)
+        subject, pricer = self.subject, Pricer(self.subject.bank, self.subject.whole)
         with self._counted("compressing layers"):
             for layer in subject.layers:
                 for recipe in pricer.recipes[layer.name]:

@@ -33,7 +33,7 @@ def profile_model(
     dataset = load_dataset(data)
     subject = study(model, dataset, weights, latency=latencies).subject
     if ask is not None:
-        write_questions(Pricer(subject.bank, subject.latency).every_chain(), ask)
+        write_questions(Pricer(subject.bank, subject.whole).every_chain(), ask)
     network, latency = subject.network, subject.latency
     chains = [network.operations[layer.name] for layer in network.layers]
     integers = [tuple(replace(operation, integer=True) for operation in chain) for chain in chains]

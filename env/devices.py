@@ -1,9 +1,11 @@
 """From what a user calls a device to its latencies."""
 
+import os
 from pathlib import Path
 
-from plywise.compressors.errors import unknown_name
+from plywise.compressors.errors import ConfigurationError, unknown_name
 from plywise.env.declared_devices import DECLARED
+from plywise.env.device import Device
 from plywise.env.device_file import DeviceFile
 from plywise.env.latency import Latencies, LatencyTable
 from plywise.env.roofline import Roofline
@@ -16,7 +18,8 @@ def open_device(device: str | None) -> Latencies:
     """Returns where the latencies of a device come from.
 
     Args:
-        device: `here` or None for this machine, the name of a declared one, or a device file.
+        device: `here` or None for this machine with one thread, `here:4` with four, the name of a declared one, or a
+            device file.
 
     Raises:
         ConfigurationError: if there is neither such a name nor such a file.
@@ -24,8 +27,20 @@ def open_device(device: str | None) -> Latencies:
     """
     if device is None or device == HERE:
         return LatencyTable()
+    if device.startswith(f"{HERE}:"):
+        return LatencyTable(device=Device.here(_threads(device)))
     if device.endswith(".json") or Path(device).is_file():
         return DeviceFile(Path(device))
     if device not in DECLARED:
         raise unknown_name("device", device, (HERE, *DECLARED))
     return Roofline(device)
+
+
+def _threads(device: str) -> int:
+    cores = os.cpu_count() or 1
+    threads = device.removeprefix(f"{HERE}:")
+    if not threads.isdecimal() or not 1 <= int(threads) <= cores:
+        raise ConfigurationError(
+            f"device {device!r}: threads must be a whole number from 1 to the {cores} cores here, as in {HERE}:{cores}"
+        )
+    return int(threads)

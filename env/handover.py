@@ -155,7 +155,9 @@ def hand_over(
         export_onnx(subject.network.model, subject.network.example, paths[0])
         export_onnx(uniform, subject.network.example, paths[1])
         uniform_bytes = subject.pack(uniform, Path(scratch) / "uniform")
-        timings = time_models(paths, (1, *subject.network.example.shape[1:]))
+        device = subject.latency.device
+        threads = device.threads if device.is_here else 1
+        timings = time_models(paths, (1, *subject.network.example.shape[1:]), threads)
         energies, counter = _energies(subject, paths)
         sizes = [path.stat().st_size for path in paths]
     storage = (

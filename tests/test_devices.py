@@ -114,6 +114,14 @@ def test_devices_are_found_by_name_or_file_or_told(tmp_path) -> None:
     assert open_device(str(tmp_path / "device.json")).device.name == "Cortex-A72"
 
 
+def test_this_machine_may_use_several_threads(monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert open_device("here:3").device == Device.here(threads=3)
+    for wrong in ("here:", "here:0", "here:5", "here:-1", "here:two"):
+        with pytest.raises(ConfigurationError, match=r"whole number from 1 to the 4 cores here, as in here:4"):
+            open_device(wrong)
+
+
 def test_the_listing_names_every_device_and_its_sources() -> None:
     said = io.StringIO()
     Console(file=said, width=200).print(devices())

@@ -229,7 +229,7 @@ def samples(count: int, seed: int) -> Samples:
 def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(handover, "time_models", lambda paths, shape: [Timing(1.0, 0.9, 1.1)] * 3)
+    monkeypatch.setattr(handover, "time_models", lambda paths, shape, threads: [Timing(1.0, 0.9, 1.1)] * 3)
     monkeypatch.setattr(handover, "_check_files", lambda *arguments: None)
     latency = Roofline("stm32f746")
     subject = Subject(build(Plain), samples(16, 1), samples(16, 2), "plain", latency)

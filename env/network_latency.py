@@ -29,8 +29,9 @@ TABLE = "overhead_1"
 GRAPHS = 32
 """Random plans whose whole graphs are timed."""
 
-PRECISELY = (0.01, 0.5)
-"""Standard error that the share of a graph's time shall have, and seconds that it may take."""
+PRECISELY, ROUGHLY = (0.01, 0.5), (0.02, 0.1)
+"""Standard error that the share of a graph's time shall have, and seconds that it may take: of a plan that is scored,
+and of one among many to calibrate on."""
 
 ORIGINAL_WEIGHT = 10.0
 """How many other graphs the original counts for: ceilings are shares of it."""
@@ -129,17 +130,17 @@ class NetworkLatency:
             norms: channels of the normalisations that have lost some, by name.
         """
         original = self.overhead.original
-        share = None if original is None else self._share((chains, norms))
+        share = None if original is None else self._share((chains, norms), PRECISELY)
         return float(self.foretold([chains])[0]) if share is None or original is None else share * original
 
-    def _share(self, plan: Shapes) -> float | None:
+    def _share(self, plan: Shapes, precision: tuple[float, float]) -> float | None:
         """Returns the time of a plan's graph over that of the original's; None where the runtime cannot run it."""
         try:
             run = self._runs(plan)
             run()
         except ModelError:
             return None
-        return statistics.median(relative_times(run, self._original, self.latency.device.threads, *PRECISELY))
+        return statistics.median(relative_times(run, self._original, self.latency.device.threads, *precision))
 
     def _runs(self, plan: Shapes) -> Callable[[], object]:
         session = open_session(self._mould.filled(*plan), self.latency.device.threads)
@@ -161,7 +162,7 @@ class NetworkLatency:
             warnings.warn(f"{self.network.name}: latencies are sums over layers, for {error}", stacklevel=2)
             return Overhead()
         graphs = [shapes_of(self.network, plan) for plan in random_plans(self.network, GRAPHS)]
-        shares = np.array([1.0] + [self._share(graph) or np.nan for graph in graphs])
+        shares = np.array([1.0] + [self._share(graph, ROUGHLY) or np.nan for graph in graphs])
         parts = self._parts([self.network.operations, *(chains for chains, _ in graphs)])
         weight = np.where(np.arange(len(shares)) == 0, ORIGINAL_WEIGHT**0.5, 1.0) / shares  # errors count as shares
         timed = np.isfinite(shares) & np.isfinite(parts).all(1)

@@ -27,6 +27,8 @@ WARM_UP_RUNS = 3
 BLOCK_RUNS = 3
 LEAST_BLOCKS = 5
 BUDGET_SECONDS = 0.04
+LEAST_SECONDS = 1e-7
+"""Of a block: a processor's clock may stand still for a moment where a host shares its cores."""
 SPREAD = 0.03
 NOISY = 0.2
 """Share of the median by which quartiles may differ before a machine counts as busy."""
@@ -91,7 +93,7 @@ def _block(run: Callable[[], object], seconds: Callable[[], float]) -> float:
     start = seconds()
     for _ in range(BLOCK_RUNS):
         run()
-    return (seconds() - start) / BLOCK_RUNS
+    return max(seconds() - start, LEAST_SECONDS) / BLOCK_RUNS
 
 
 def _blocks(

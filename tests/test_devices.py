@@ -114,7 +114,8 @@ def test_devices_are_found_by_name_or_file_or_told(tmp_path) -> None:
     assert open_device(str(tmp_path / "device.json")).device.name == "Cortex-A72"
 
 
-def test_this_machine_may_use_several_threads(monkeypatch) -> None:
+def test_this_machine_may_use_several_threads(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert open_device("here:3").device == Device.here(threads=3)
     for wrong in ("here:", "here:0", "here:5", "here:-1", "here:two"):

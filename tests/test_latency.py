@@ -11,7 +11,7 @@ from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, FileFormatError, UnsupportedLayerError
 from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
-from plywise.env import latency
+from plywise.env import latency, target_program
 from plywise.env.device import Device
 from plywise.env.latency import REFERENCE, Chain, LatencyTable
 from plywise.env.operation import Operation, operations
@@ -179,3 +179,8 @@ def test_a_long_measurement_shows_the_time_left(tmp_path: Path, monkeypatch, cap
     assert capsys.readouterr() == ("", "")
     LatencyTable(tmp_path / "b.sqlite").milliseconds([SMALL, LARGE])
     assert "measuring latencies" in capsys.readouterr().err
+
+
+def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target_program, "clock", lambda threads: lambda: 1.0)
+    assert target_program.relative_times(lambda: None, lambda: None, 1, budget=0.0) == [1.0] * 5

@@ -14,7 +14,7 @@ from plywise.compressors.channel_order import ChannelOrder, inverted
 from plywise.compressors.composition import composed, side_by_side
 from plywise.compressors.error_feedback import damped
 from plywise.compressors.layers import CONVOLUTIONS, bias_of, groups_of, is_pointwise, weight_matrices, weight_of
-from plywise.compressors.low_rank import HIGHEST, input_start, snapped
+from plywise.compressors.low_rank import HIGHEST, input_start, ratio_of, snapped
 from plywise.compressors.outline import filled, outline_leaf, strided
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
@@ -64,8 +64,7 @@ class Fire(Technique):
         """Keeps the squeezed channels of the whole layer, as far as they still save macs."""
         if weight_of(cut).shape == weight_of(whole).shape:
             return self
-        share = _macs(cut, self.squeezed(whole)) / weight_of(cut).numel()
-        return replace(self, ratio=min(HIGHEST, share * (1.0 + 1e-9)))  # above what would be rounded down
+        return replace(self, ratio=ratio_of(_macs(cut, self.squeezed(whole)), cut))
 
     def outline(self, layer: nn.Module) -> nn.Sequential:
         """Returns the squeeze, two convolutions side by side, and a gather."""

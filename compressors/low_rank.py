@@ -101,8 +101,7 @@ class LowRank(Technique):
         """
         if weight_of(cut).shape == weight_of(whole).shape:
             return self
-        share = self._macs(cut, *self.ranks(whole)) / weight_of(cut).numel()
-        return replace(self, ratio=min(HIGHEST, share * (1.0 + 1e-9)))  # above what snapped would round down
+        return replace(self, ratio=ratio_of(self._macs(cut, *self.ranks(whole)), cut))
 
     def _macs(self, layer: nn.Module, rank: int, last: int = 1) -> float:
         """Returns the macs of the chain for each position of the output; `last` is the second rank of `both`."""
@@ -181,6 +180,11 @@ def _stride(layer: nn.Module) -> tuple[int, ...]:
 def _density(layer: nn.Module) -> int:
     """Positions of the input for each of the output: what runs before a stride runs at more of them."""
     return math.prod(_stride(layer))
+
+
+def ratio_of(macs: float, layer: nn.Module) -> float:
+    """Returns the ratio that leaves so many macs for each position, as far as it saves any."""
+    return min(HIGHEST, macs / weight_of(layer).numel() * (1.0 + 1e-9))  # above what `snapped` would round down
 
 
 def snapped(rank: float) -> int:

@@ -1,7 +1,7 @@
 """Finishes an exported graph: stored weights decoded by plain ONNX, no idle ReLUs, no debugging notes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,7 @@ def write_decoding(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
     model.graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
-    others = [opset for opset in model.opset_import if opset.domain != DOMAIN]
-    del model.opset_import[:]
-    model.opset_import.extend(others)
+    drop_domain(model, DOMAIN)
 
 
 def strip_notes(model: onnx.ModelProto) -> None:
@@ -55,17 +53,38 @@ def drop_idle_relus(model: onnx.ModelProto) -> None:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if not tensor.dims}
     source = {name: node for node in model.graph.node for name in node.output}
     outputs = {value.name for value in model.graph.output}
+
+    def idle(node: onnx.NodeProto) -> bool:
+        return node.output[0] not in outputs and _is_idle(node, source, constants)
+
+    drop_nodes(model, idle)
+
+
+def drop_nodes(model: onnx.ModelProto, idle: Callable[[onnx.NodeProto], bool]) -> None:
+    """Removes the nodes of which `idle` is true, and gives what reads them what they read.
+
+    Args:
+        model: nodes in the order in which they run.
+        idle: asked of each node once what it reads is settled; never true of one that makes an output.
+    """
     renamed: dict[str, str] = {}
     kept = []
     for node in model.graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
-        if node.output[0] not in outputs and _is_idle(node, source, constants):
+        if idle(node):
             renamed[node.output[0]] = node.input[0]
         else:
             kept.append(node)
     del model.graph.node[:]
     model.graph.node.extend(kept)
+
+
+def drop_domain(model: onnx.ModelProto, domain: str) -> None:
+    """Forgets a domain of which no nodes are left."""
+    others = [opset for opset in model.opset_import if opset.domain != domain]
+    del model.opset_import[:]
+    model.opset_import.extend(others)
 
 
 def keep_floats(model: onnx.ModelProto) -> None:

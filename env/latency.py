@@ -21,7 +21,7 @@ from plywise.env.cache import cache_folder
 from plywise.env.device import Device
 from plywise.env.operation import Operation
 from plywise.env.operation_graph import operation_graph
-from plywise.env.runtime import open_session, random_inputs, run_session
+from plywise.env.runtime import loaded_run
 from plywise.env.sqlite_file import open_sqlite
 from plywise.env.target_program import block_times, relative_times
 
@@ -161,9 +161,7 @@ def _time_chain(chain: Chain, threads: int, reference: float | None) -> float:
 @lru_cache(maxsize=2)
 def _runs(chain: Chain, threads: int) -> Callable[[], object]:
     """Returns what runs a chain once; the reference stays loaded between two others."""
-    session = open_session(operation_graph(chain), threads)
-    inputs = random_inputs(session, (1, *(chain[0].input_shape if chain else (1,))))
-    return lambda: run_session(session, inputs)
+    return loaded_run(operation_graph(chain), (1, *(chain[0].input_shape if chain else (1,))), threads)
 
 
 def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from plywise.compressors.assembly import assemble
-from plywise.env.decoding import drop_idle_relus, keep_floats
+from plywise.env.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats
 from plywise.env.latency import Chain
 from plywise.env.network import Layer, Network
 from plywise.env.onnx_export import export_onnx
@@ -71,9 +71,7 @@ class Mould:
             nodes, constants, result = chain_nodes(chains[layer.name], value, f"{layer.name}/", value in relus, behind)
             proto.graph.node.extend([*nodes, onnx.helper.make_node("Identity", [result], [node.output[0]])])
             proto.graph.initializer.extend(constants)
-        others = [opset for opset in proto.opset_import if opset.domain != DOMAIN]
-        del proto.opset_import[:]
-        proto.opset_import.extend(others)
+        drop_domain(proto, DOMAIN)
         _skip_identities(proto)
         drop_idle_relus(proto)
         keep_floats(proto)
@@ -126,14 +124,4 @@ def _free_widths(model: onnx.ModelProto, widths: Collection[int]) -> None:
 def _skip_identities(model: onnx.ModelProto) -> None:
     """Removes nodes that only give a value another name, unless it is that of an output."""
     outputs = {value.name for value in model.graph.output}
-    renamed: dict[str, str] = {}
-    kept = []
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = renamed.get(name, name)
-        if node.op_type == "Identity" and node.output[0] not in outputs:
-            renamed[node.output[0]] = node.input[0]
-        else:
-            kept.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    drop_nodes(model, lambda node: node.op_type == "Identity" and node.output[0] not in outputs)

@@ -18,7 +18,7 @@ from plywise.compressors.errors import ModelError
 from plywise.env.latency import Chain, Latencies, LatencyTable, chain_key
 from plywise.env.mould import Mould
 from plywise.env.network import Network
-from plywise.env.runtime import open_session, random_inputs, run_session
+from plywise.env.runtime import loaded_run
 from plywise.env.sqlite_file import open_sqlite
 from plywise.env.target_program import block_times, relative_times
 from plywise.env.trial_graphs import Shapes, random_plans, shapes_of
@@ -143,9 +143,8 @@ class NetworkLatency:
         return statistics.median(relative_times(run, self._original, self.latency.device.threads, *precision))
 
     def _runs(self, plan: Shapes) -> Callable[[], object]:
-        session = open_session(self._mould.filled(*plan), self.latency.device.threads)
-        inputs = random_inputs(session, (1, *self.network.example.shape[1:]))
-        return lambda: run_session(session, inputs)
+        shape = (1, *self.network.example.shape[1:])
+        return loaded_run(self._mould.filled(*plan), shape, self.latency.device.threads)
 
     @cached_property
     def _original(self) -> Callable[[], object]:

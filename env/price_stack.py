@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plywise.env.prices import METRICS, Floats, Ints, PriceTable
+from plywise.env.prices import METRICS, Bools, Floats, Ints, PriceTable
 
 GRID_TOLERANCE = 1e-5
 NUM_METRICS = len(METRICS)
@@ -186,22 +186,25 @@ class PriceStack:
 
     def plan_borders(self, table: Ints, plans: Ints) -> Floats:
         """Returns what each layer of whole plans takes more for numbers in another form, `(n, L + 1, P)` latencies."""
-        form = np.take_along_axis(self.integers[table], plans, 2)
-        before = np.take_along_axis(form, self.nearest[table][:, :, None], 1)
+        form, before = self._forms(table, plans)
         crossed: Floats = self.border[table][:, :, None] * (form != before)
         return crossed
 
     def slot_borders(self, table: Ints, plans: Ints) -> Floats:
         """Returns what every slot would take more, with what its readers then take, `(n, L + 1, P, K)` latencies."""
-        form = np.take_along_axis(self.integers[table], plans, 2)
+        form, before = self._forms(table, plans)
         own = self.integers[table][:, :, None]  # (n, L + 1, 1, K)
-        before = np.take_along_axis(form, self.nearest[table][:, :, None], 1)
         taken: Floats = self.border[table][:, :, None, None] * (own != before[..., None])
         for readers in self.readers[table].transpose(2, 0, 1):
             theirs = np.take_along_axis(form, readers[:, :, None], 1)
             border = np.take_along_axis(self.border[table], readers, 1)
             taken = taken + border[:, :, None, None] * (own != theirs[..., None])
         return taken
+
+    def _forms(self, table: Ints, plans: Ints) -> tuple[Bools, Bools]:
+        """Whether each layer of whole plans, and the one that it reads, computes on integers, `(n, L + 1, P)` both."""
+        form: Bools = np.take_along_axis(self.integers[table], plans, 2)
+        return form, np.take_along_axis(form, self.nearest[table][:, :, None], 1)
 
     def padded(self, index: int, actions: Ints) -> Ints:
         """Pads plans `(P, layers)` of one network to `(1, L + 1, P)`."""

@@ -1,7 +1,7 @@
 """ONNX Runtime, always set up the same way: on the CPU, with a fixed number of threads."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,16 @@ def run_session(session: onnxruntime.InferenceSession, inputs: NDArray[np.generi
     return outputs
 
 
+def loaded_run(model: Path | bytes, shape: Sequence[int], threads: int = 1) -> Callable[[], object]:
+    """Returns what runs a model once, on inputs of a shape with its batch.
+
+    Raises:
+        ModelError: with the runtime's reason, where it refuses the model; the run does where it fails.
+    """
+    session = open_session(model, threads)
+    return partial(run_session, session, random_inputs(session, shape))
+
+
 def time_models(
     paths: Sequence[Path], input_shape: Sequence[int], threads: int = 1, repeats: int = 100
 ) -> list[Timing]:
@@ -99,9 +109,7 @@ def measure_energy(paths: Sequence[Path], input_shape: Sequence[int], counter: E
     Raises:
         ModelError: where the runtime refuses a file or the inputs.
     """
-    sessions = [open_session(Path(path)) for path in paths]
-    inputs = random_inputs(sessions[0], input_shape)
-    return counter.of_all([partial(run_session, session, inputs) for session in sessions])
+    return counter.of_all([loaded_run(Path(path), input_shape) for path in paths])
 
 
 def run_model(path: Path, images: Tensor, batch: int = 256, threads: int = 1) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from plywise.compressors.channels import kept_count
 from plywise.compressors.filter_pruning import FilterPruning
@@ -39,15 +40,7 @@ def random_plans(network: Network, count: int, seed: int = 0) -> Iterator[Plan]:
 
 def shapes_of(network: Network, plan: Plan) -> Shapes:
     """Returns what the runtime executes for a plan of this network."""
-    keep = {}
-    for layer in network.layers:
-        technique = plan[layer.name].at(Stage.STRUCTURE)
-        if isinstance(technique, FilterPruning) and layer.group is not None and layer.leads:
-            group = network.groups[layer.group]
-            keep[layer.group] = torch.arange(
-                kept_count(group.channels * group.unit, technique.ratio, group.unit) // group.unit
-            )
-    inputs, outputs = cut(network.modules, network.groups, keep)
+    inputs, outputs = cut(network.modules, network.groups, first_channels(network, plan))
     chains = {}
     for name, (operation,) in network.operations.items():
         module = network.modules[name]
@@ -59,6 +52,18 @@ def shapes_of(network: Network, plan: Plan) -> Shapes:
         chains[name] = chain_of((operation,), plan[name], left_in, left_out, module)
     norms = {name: len(kept) for name, kept in outputs.items() if isinstance(network.modules[name], NORMS)}
     return chains, norms
+
+
+def first_channels(network: Network, plan: Plan) -> dict[int, Tensor]:
+    """Returns as many channels of each pruned group as the plan leaves: the first ones, for which ones is no matter."""
+    keep = {}
+    for layer in network.layers:
+        technique = plan[layer.name].at(Stage.STRUCTURE)
+        if isinstance(technique, FilterPruning) and layer.group is not None and layer.leads:
+            group = network.groups[layer.group]
+            count = kept_count(group.channels * group.unit, technique.ratio, group.unit) // group.unit
+            keep[layer.group] = torch.arange(count)
+    return keep
 
 
 def _kind(recipe: Recipe) -> str:

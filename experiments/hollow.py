@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from plywise.compressors.assembly import assemble
-from plywise.compressors.channels import kept_count, rebuilt
-from plywise.compressors.filter_pruning import FilterPruning
+from plywise.compressors.channels import rebuilt
 from plywise.compressors.grouped_linear import GroupedLinear
 from plywise.compressors.layers import WEIGHTED, bias_of, groups_of, is_depthwise, weight_of
 from plywise.compressors.plan import Plan
@@ -15,20 +14,14 @@ from plywise.compressors.technique import Stage
 from plywise.compressors.weight_format import UniformFormat, set_weight_format
 from plywise.env.channel_groups import NORMS, cut, cut_norm
 from plywise.env.network import Layer, Network
+from plywise.env.trial_graphs import first_channels
 
 STEP = 0.02
 
 
 def hollow(network: Network, plan: Plan) -> nn.Module:
     """Returns the network in the shapes and formats of a plan; what it computes means nothing."""
-    keep = {}
-    for layer in network.layers:
-        technique = plan[layer.name].at(Stage.STRUCTURE)
-        if isinstance(technique, FilterPruning) and layer.group is not None:
-            group = network.groups[layer.group]
-            count = kept_count(group.channels * group.unit, technique.ratio, group.unit) // group.unit
-            keep[layer.group] = torch.arange(count)
-    inputs, outputs = cut(network.modules, network.groups, keep)
+    inputs, outputs = cut(network.modules, network.groups, first_channels(network, plan))
     replaced: dict[str, nn.Module] = {}
     for layer in network.layers:
         if plan[layer.name].techniques or layer.name in inputs or layer.name in outputs:

@@ -6,7 +6,6 @@ Needs ResNet-20 and its images, see `resnet_files`.
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -26,6 +25,7 @@ from plywise.env.pricing import Pricer
 from plywise.env.vector_env import BatchedCompressionEnv
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.model_loading import load_model
+from plywise.experiments.parts import Parts
 from plywise.experiments.price_check import fresh_cache
 from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
@@ -42,23 +42,9 @@ DEMANDS = {
 SEEDS = (0, 1, 2)
 
 
-class Parts:
-    """Seconds on the clock, by what they went into."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Counts what happens inside."""
-        started = time.perf_counter()
-        yield
-        self.seconds[part] = time.perf_counter() - started
-
-
 def main() -> None:
     """Measures and writes the page."""
-    watch = Parts()
+    watch = Parts(time.perf_counter)
     with fresh_cache():
         table = priced(watch)
     agents = []

@@ -21,6 +21,7 @@ from plywise.env.sensitivity import sensitivities
 from plywise.env.subject import PROBE_SAMPLES
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.fidelity_study import random_plans
+from plywise.experiments.parts import Parts
 from plywise.experiments.study import study_network
 
 DEVICE = "raspberry-pi-4"
@@ -47,18 +48,19 @@ class PriceCheck:
             dataset: as for `study_network`.
         """
         self.name = name
-        self.seconds: dict[str, float] = {}
-        with self._counted("calibration"):
+        timed = Parts(time.process_time)
+        self.seconds = timed.seconds
+        with timed("calibration"):
             self.subject = study_network(network, name, dataset, progress=False, latency=open_device(DEVICE)).subject
         subject, pricer = self.subject, Pricer(self.subject.bank, self.subject.whole)
-        with self._counted("compressing layers"):
+        with timed("compressing layers"):
             for layer in subject.layers:
                 for recipe in pricer.recipes[layer.name]:
                     pricer.sizes(layer, recipe)
         probed = subject.validation.first(PROBE_SAMPLES)
-        with self._counted("sensitivities"):
+        with timed("sensitivities"):
             dict(sensitivities(subject.bank, pricer.recipes, probed, subject.store, subject.key))
-        with self._counted("trial plans, prices"):
+        with timed("trial plans, prices"):
             self.table = subject.table  # finds layers and probes made
         self.forward = self._forward(subject.bank.calibration.inputs)
 
@@ -93,12 +95,6 @@ class PriceCheck:
             calibration.logits(self.subject.network.model)
             taken.append(time.process_time() - started)
         return median(taken)
-
-    @contextmanager
-    def _counted(self, part: str) -> Iterator[None]:
-        started = time.process_time()
-        yield
-        self.seconds[part] = time.process_time() - started
 
 
 @contextmanager

@@ -81,11 +81,11 @@ def blank(num_slots: int) -> Observation:
 
 
 def reduced_costs(walks: Walks, factors: tuple[float, ...] = (1.0,)) -> Floats:
-    """Returns drop plus cost of each slot at multiples of the best shadow price, points `(n, K, factors)`."""
-    price = SHADOW_PRICES[walks.star][:, None, None].astype(np.float32) * np.array(factors, np.float32)
+    """Returns drop plus cost of each slot at multiples of the best shadow price, points `(n, factors, K)`."""
+    price = SHADOW_PRICES[walks.star][:, None, None].astype(np.float32) * np.array(factors, np.float32)[:, None]
     paid = walks.cost + walks.behind[:, :, 0]  # later layers cost less where this one is cut
     scalar = np.matmul(paid, walks.shares[..., None].astype(np.float32))  # (n, K, 1)
-    reduced: Floats = walks.drops[..., None] + price * scalar
+    reduced: Floats = walks.drops[:, None] + price * scalar[:, None, :, 0]
     return reduced
 
 
@@ -95,12 +95,15 @@ class Observer:
     def __init__(self, stack: PriceStack) -> None:
         depth = stack.num_layers + 1
         self.layers = np.zeros((len(stack.tables), depth, len(LAYER_FEATURES)), np.float32)
-        self.recipes = np.zeros((len(stack.tables), depth, stack.num_slots, len(RECIPE_FEATURES)), np.float32)
+        self.recipes = np.zeros((len(stack.tables) * depth, stack.num_slots, len(ROW_FEATURES)), np.float32)
+        self.recipes[..., -1] = 1.0
         self.device = np.zeros((len(stack.tables), 2), np.float32)
         latency, activation_bits = METRICS.index("latency"), RECIPE_FEATURES.index("activation_bits")
         for index, table in enumerate(stack.tables):
             self.layers[index, : table.num_layers] = table.layer_features
-            self.recipes[index, : table.num_layers, : table.num_slots] = table.recipe_features
+            first = index * depth
+            recipes = np.clip(table.recipe_features, -LIMIT, LIMIT)
+            self.recipes[first : first + table.num_layers, : table.num_slots, : len(RECIPE_FEATURES)] = recipes
             integer = table.legal & (table.recipe_features[:, :, activation_bits] < 1)
             speed = _log(table.cost[latency, :, :, 0, 0]) - _log(table.cost[latency, :, :1, 0, 0])
             median = float(np.median(speed[integer])) if integer.any() else 0.0
@@ -139,16 +142,15 @@ class Observer:
     def _rows(self, walks: Walks) -> Floats:
         rows, table, layer = np.arange(walks.count), walks.table, walks.layer
         allowed = walks.masks
-        features = np.empty((walks.count, walks.stack.num_slots, len(ROW_FEATURES)), np.float32)
+        features = self.recipes.take(table * self.layers.shape[1] + layer, axis=0)
         at = len(RECIPE_FEATURES)
-        features[:, :, :at] = self.recipes[table, layer]
         log_cost = _log(walks.cost)
         features[:, :, at : at + 3] = log_cost - log_cost[:, :1]
         features[:, :, at + 3 : at + 6] = log_cost / 2
         features[:, :, at + 6] = _points(walks.drops * 4)
         reduced = reduced_costs(walks, (0.25, 1.0, 4.0))
-        best = np.where(allowed[..., None], reduced, np.float32(np.inf)).min(1, keepdims=True)
-        features[:, :, at + 7 : at + 10] = _near(reduced - best)
+        best = np.where(allowed[:, None], reduced, np.float32(np.inf)).min(2, keepdims=True)
+        features[:, :, at + 7 : at + 10] = _near(reduced - best).transpose(0, 2, 1)
         unchanged = walks.behind[:, :1, 0]  # slot 0 is identity: it cuts nothing
         features[:, :, at + 10 : at + 13] = _points(20 * (unchanged - walks.behind[:, :, 0]))
         promised = walks.spent[:, None].astype(np.float32) + walks.cost + walks.behind[:, :, 0]
@@ -160,9 +162,8 @@ class Observer:
         best_score = np.where(allowed, score, -np.inf).max(1, keepdims=True)
         features[:, :, at + 13] = _near(score - best_score)
         features[:, :, at + 14] = _log_clipped(worst_use(demands, promised))
-        features[:, :, at + 15] = 1.0
-        np.clip(features, -LIMIT, LIMIT, out=features)
-        features *= allowed[:, :, None]
+        np.clip(features[:, :, at:], -LIMIT, LIMIT, out=features[:, :, at:])
+        features[~allowed] = 0.0
         return features
 
 

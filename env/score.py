@@ -148,8 +148,8 @@ def _scores(demands: Demands, ratios: NDArray[Any], loss: NDArray[Any], penalty:
 
 def felt(loss: NDArray[Any]) -> NDArray[Any]:
     """Returns losses as they count: as they are up to the knee, by their logarithm beyond it."""
-    beyond: NDArray[Any] = np.where(loss > KNEE, KNEE * (1.0 + np.log(np.maximum(loss, KNEE) / KNEE)), loss)
-    return beyond
+    counted: NDArray[Any] = np.minimum(loss, KNEE) + KNEE * np.log(np.maximum(loss, KNEE) / KNEE)
+    return counted
 
 
 def worst_use(demands: Demands, ratios: NDArray[Any]) -> NDArray[Any]:

@@ -152,6 +152,7 @@ class Walks:
         self.projected = expected_scores(self.demands.per_plan(), self.promised, self.promised_drop, spread)
         self.star = self.projected.argmax(1)
         self.potential = self.projected[rows, self.star].astype(np.float64)
+        self._turns = self._crossings()
         self.behind = self._behind()
         self.masks = self._masks()
 
@@ -175,15 +176,14 @@ class Walks:
         self.drop += drop
         self.true_drop += drop * self.truth_factor[rows, layer]
         form = self.stack.integers[table, layer, actions]
-        everyone = np.broadcast_to(np.arange(NUM_PRICES + 1), (self.count, NUM_PRICES + 1))
-        change = self._crossings(everyone, form[:, None])[:, 0]  # (n, R, P)
         # Two readers of a row may be the padding layer, whose edges stay 0.
-        self.edges[rows[:, None], self.stack.readers[table, layer]] += change
+        self.edges[rows[:, None], self.stack.readers[table, layer]] += self._turns[rows, form.astype(np.intp)]
         self.form[rows, layer] = form
         level = self.stack.slot_level[table, layer, actions]
         deciding = np.flatnonzero(self.stack.prunes[table, layer])
         if len(deciding):
-            kept, out, cost = self._moved(deciding, everyone[deciding], level[deciding][:, None])
+            everyone = np.broadcast_to(np.arange(NUM_PRICES + 1), (len(deciding), NUM_PRICES + 1))
+            kept, out, cost = self._moved(deciding, everyone, level[deciding][:, None])
             where = deciding[:, None], self.stack.affected[table[deciding], layer[deciding]]
             self.kept[where], self.out[where] = kept[:, 0], out[:, 0]
             self.price[(*where, slice(None), slice(DROP))] = cost[:, 0]
@@ -249,25 +249,20 @@ class Walks:
         cost = stack.cost(table[:, None, None, None], touched[:, None, :, None], self.plans[at][:, None], kept, out)
         return kept, out, cost * self.scale[rows[:, None], touched][:, None, :, None]
 
-    def _crossings(self, plan: Ints, form: Bools) -> Floats:
-        """What the readers of the current layers take more or less, were these to compute in given forms.
-
-        Args:
-            plan: `(n, p)` the plans to follow, which the latencies so far are those of.
-            form: `(n, q)` whether on integers.
+    def _crossings(self) -> Floats:
+        """What the readers of the current layers take more or less, were these to compute on floats or on integers.
 
         Returns:
-            Latencies `(n, q, R, p)`.
+            Latencies `(n, 2, R, P)` of each plan, against those that the plans have so far.
         """
-        stack, table, layer = self.stack, self.table[:, None], self.layer[:, None]
-        readers = stack.readers[self.table, self.layer]  # (n, R)
-        at = self._all[:, None, None], readers[:, :, None], plan[:, None]
-        theirs = stack.integers[table[..., None], readers[:, :, None], self.plans[at]]  # (n, R, p)
-        own = stack.integers[table, layer, self.plans[self._all[:, None], layer, plan]]  # (n, p)
-        border = stack.border[table, readers] * self.scale[self._all[:, None], readers, LATENCY]
-        turned = (theirs[:, None] != form[:, :, None, None]).astype(np.float32) - (theirs != own[:, None])[:, None]
-        change: Floats = border[:, None, :, None] * turned
-        return change
+        stack, rows, table, layer = self.stack, self._all[:, None], self.table, self.layer
+        readers = stack.readers[table, layer]  # (n, R)
+        plans = self.plans[rows, readers]  # (n, R, P)
+        theirs = stack.integers[table[:, None, None], readers[..., None], plans]
+        own = stack.integers[table[:, None], layer[:, None], self.plans[rows[:, 0], layer]][:, None]  # (n, 1, P)
+        border = (stack.border[table[:, None], readers] * self.scale[rows, readers, LATENCY])[..., None]
+        now = border * (theirs != own)
+        return np.stack([border * theirs - now, border * ~theirs - now], 1)
 
     def _decided(self, table: Ints, layer: Ints, slot: Ints) -> Floats:
         """Kept share that the slots `(r, p)` of the rows' current layers leave of their groups."""
@@ -281,8 +276,9 @@ class Walks:
         at = rows[:, None], plan
         later = self.rest[at] - self.price[rows[:, None], layer[:, None], plan]
         behind = np.repeat(later[:, None, :, :DROP], self.stack.num_slots, 1)
-        now = self.edges[rows[:, None], layer[:, None], plan]
-        behind[..., LATENCY] += self._crossings(plan, self.stack.integers[table, layer]).sum(2) - now[:, None]
+        turns = self._turns.sum(2)[rows[:, None], :, plan] - self.edges[rows[:, None], layer[:, None], plan][..., None]
+        integer = self.stack.integers[table, layer][..., None]  # (n, K, 1)
+        behind[..., LATENCY] += np.where(integer, turns[:, None, :, 1], turns[:, None, :, 0])
         deciding = np.flatnonzero(self.stack.prunes[table, layer])
         if len(deciding):
             touched = self.stack.affected[table[deciding], layer[deciding]]

@@ -144,7 +144,7 @@ def test_masks_allow_what_is_nearest_where_nothing_holds(tables):
 
 def test_least_reduced_cost_is_a_decent_plan(tables):
     def reduced(walks):
-        return np.where(walks.masks, reduced_costs(walks)[..., 0], np.inf).argmin(1)
+        return np.where(walks.masks, reduced_costs(walks)[:, 0], np.inf).argmin(1)
 
     planned = start(tables, 48, seed=7)
     planned.refresh()

@@ -1,21 +1,20 @@
 """A network's graph with gaps where its layers are: filled with any layers, it runs as their export would."""
 
 import copy
-import tempfile
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
 from plywise.compressors.assembly import assemble
-from plywise.env.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats
+from plywise.env.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats, strip_notes
 from plywise.env.latency import Chain
 from plywise.env.network import Layer, Network
-from plywise.env.onnx_export import export_onnx
+from plywise.env.onnx_export import exported
 from plywise.env.operation_graph import chain_nodes
 
 DOMAIN = "plywise.mould"
@@ -40,10 +39,8 @@ class Mould:
         """
         self.layers = network.layers
         gaps = {layer.name: _Gap(place, layer) for place, layer in enumerate(network.layers)}
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "mould.onnx"
-            export_onnx(assemble(network.model, gaps), network.example, path)
-            self._proto = onnx.load(path)
+        self._proto = exported(assemble(network.model, gaps), network.example[:1].contiguous())
+        strip_notes(self._proto)
         widths = {count for group in network.groups for count in (group.channels, group.channels * group.unit)}
         _free_widths(self._proto, widths)
         self.nearest = self._nearest()
@@ -108,15 +105,19 @@ class _Gap(nn.Module):
 
 
 def _free_widths(model: onnx.ModelProto, widths: Collection[int]) -> None:
-    """Lets shapes follow the channels: where one entry alone is a width of the network, the runtime works it out."""
+    """Lets shapes follow the channels: where one entry alone can change with them, the runtime works it out.
+
+    That is the only entry but the batch, or the only one that is a width of the network.
+    """
     shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
     for constant in model.graph.initializer:
         if constant.name not in shapes:
             continue
         shape = numpy_helper.to_array(constant).copy()
-        free = [place for place, size in enumerate(shape) if size in widths]
+        free = np.flatnonzero(shape != 1)
+        if len(free) > 1:
+            free = np.flatnonzero(np.isin(shape, list(widths)))
         if len(free) == 1:
-            shape[shape == -1] = 1  # the batch
             shape[free] = -1
             constant.CopyFrom(numpy_helper.from_array(shape, constant.name))
 

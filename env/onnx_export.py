@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -31,11 +32,10 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         ModelError: where the network cannot be traced.
     """
     # A batch of one would be taken for a fixed size.
-    program = _exported(model, example[:1].expand(2, *example.shape[1:]).contiguous())
-    if program.model_proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+    proto = exported(model, example[:1].expand(2, *example.shape[1:]).contiguous())
+    if proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
         # The network's forward turns the batch into a plain number; then one image at a time is what it can do.
-        program = _exported(model, example[:1].contiguous())
-    proto = program.model_proto
+        proto = exported(model, example[:1].contiguous())
     write_decoding(proto)
     drop_idle_relus(proto)
     keep_floats(proto)
@@ -44,7 +44,12 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     write_atomically(Path(path), proto.SerializeToString())
 
 
-def _exported(model: nn.Module, example: Tensor) -> torch.onnx.ONNXProgram:
+def exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
+    """Returns the exporter's graph of a model, as it comes: of any batch, unless `example` is a batch of one.
+
+    Raises:
+        ModelError: where the network cannot be traced.
+    """
     dynamic = ({0: torch.export.Dim("batch")},) if len(example) > 1 else None
     try:
         with _quiet():
@@ -62,7 +67,7 @@ def _exported(model: nn.Module, example: Tensor) -> torch.onnx.ONNXProgram:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ModelError(f"the network cannot be exported to ONNX: {_first_line(error)}") from error
     assert program is not None
-    return program
+    return program.model_proto
 
 
 def _first_line(error: BaseException) -> str:

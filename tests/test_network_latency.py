@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from tiny_networks import Concatenated, Depthwise, Residual, build, images
+from tiny_networks import Concatenated, Depthwise, Flattened, Grouped, Residual, build, images
 from torch import nn
 
 from plywise.env import network_latency
@@ -24,7 +24,7 @@ def test_the_nearest_layer_is_the_last_one_that_reaches_it() -> None:
     assert nearest["head"] == "b2"
 
 
-@pytest.mark.parametrize("kind", [Residual, Depthwise, Concatenated])
+@pytest.mark.parametrize("kind", [Residual, Depthwise, Concatenated, Flattened, Grouped])
 def test_a_mould_runs_with_any_layers(kind: type[nn.Module]) -> None:
     found = network(kind)
     mould = Mould(found)

@@ -26,7 +26,7 @@ from plywise.env.trial_graphs import Shapes, random_plans, shapes_of
 TABLE = "overhead_1"
 """Name and version in one, in the file of the latencies."""
 
-GRAPHS = 32
+GRAPHS = 24
 """Random plans whose whole graphs are timed."""
 
 PRECISELY, ROUGHLY = (0.01, 0.5), (0.02, 0.1)

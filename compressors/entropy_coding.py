@@ -8,7 +8,7 @@ Source: J. Duda, "Asymmetric numeral systems", 2013 (the coder is the one of the
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import constriction
 import numpy as np
@@ -102,6 +102,13 @@ class FrequencyTable:
 
 def best_table(counts: Counts) -> tuple[FrequencyTable, int]:
     """Returns the cheapest table for a histogram `(symbols,)` and the bytes of table and stream together."""
+    return _best_table(counts.tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _best_table(histogram: bytes) -> tuple[FrequencyTable, int]:
+    """Remembers, for what is priced is then stored."""
+    counts = np.frombuffer(histogram, np.int64)
     span = int(np.ptp(np.flatnonzero(counts)))
     tables = [FrequencyTable.fitted(counts, stride) for stride in STRIDES if stride == 1 or stride * 4 <= span]
     sizes = [table.coded_bytes(counts) for table in tables]

@@ -71,14 +71,15 @@ class ErrorFeedback:
         features = work.shape[1]
         for start in range(0, features, BLOCK):
             stop = min(start + BLOCK, features)
-            for column in range(start, stop):
-                value = rounding(work[:, column].reshape(-1)).view_as(work[:, column])
+            block, spread = work[:, start:stop], self.spread[:, start:stop, start:stop, None]
+            # Taken apart once: to slice takes longer than to compute.
+            parts = (block, rounded[:, start:stop], errors[:, start:stop])
+            for place, (column, value, error) in enumerate(zip(*(part.unbind(1) for part in parts), strict=True)):
+                value.copy_(rounding(column.reshape(-1)).view_as(column))
                 if kept is not None:
-                    value = value * kept[:, column]
-                rounded[:, column] = value
-                error = torch.sub(work[:, column], value, out=errors[:, column])
-                spread = self.spread[:, column, column + 1 : stop, None]
-                work[:, column + 1 : stop].addcmul_(spread, error[:, None], value=-1)
+                    value *= kept[:, start + place]
+                torch.sub(column, value, out=error)
+                block[:, place + 1 :].addcmul_(spread[:, place, place + 1 :], error[:, None], value=-1)
             work[:, stop:] -= self.spread[:, start:stop, stop:].transpose(1, 2) @ errors[:, start:stop]
         return torch.empty_like(rounded).scatter_(1, columns, rounded).transpose(1, 2)
 

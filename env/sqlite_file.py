@@ -1,8 +1,10 @@
 """SQLite files that several processes share, and what to do when one cannot be used."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from plywise.compressors.errors import FileFormatError
@@ -19,15 +21,31 @@ def open_sqlite(path: Path) -> Iterator[sqlite3.Connection]:
         FileFormatError: the file is locked, not writable, on a full disk or no SQLite file.
     """
     try:
-        with closing(sqlite3.connect(path, timeout=PATIENCE_SECONDS, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            # A lost last row costs a measurement, not correctness.
-            connection.execute("PRAGMA synchronous = NORMAL")
+        with closing(_connected(path)) as connection:
+            _kept_open(path, path.stat().st_ino, os.getpid())
             yield connection
     except sqlite3.OperationalError as error:
         raise FileFormatError(f"{path} cannot be used ({error}); {_remedy(str(error), path)}") from error
     except sqlite3.DatabaseError as error:
         raise FileFormatError(f"{path} is damaged or no file of ours ({error}); delete it") from error
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A lost last row costs a measurement, not correctness.
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+@lru_cache(maxsize=8)
+def _kept_open(path: Path, inode: int, process: int) -> sqlite3.Connection:
+    """A connection that is never used: whoever closes a file's last one waits for the disk, at every statement."""
+    return _connected(path)
 
 
 def _remedy(complaint: str, path: Path) -> str:

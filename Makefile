@@ -8,8 +8,8 @@ setup: $(STAMP)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0 setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable .[dev,study]
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch==2.13.0 setuptools
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation --editable .[dev,study]
 	touch $(STAMP)
 
 demo: setup            ## learn on the digits zoo, compress three networks never seen

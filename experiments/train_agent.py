@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from joblib import Parallel, delayed
 from jsonargparse import auto_cli
 
@@ -20,11 +22,12 @@ from plywise.env.handover import check_writable
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.prices import PriceTable
 from plywise.env.vector_env import BatchedCompressionEnv
+from plywise.experiments.dataset import Dataset
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.mistakes import telling_mistakes
 from plywise.experiments.progress import tracked
 from plywise.experiments.study import check_seed, study
-from plywise.experiments.zoo import ZOO, trainable, zoo_entry
+from plywise.experiments.zoo import ZOO, trainable, untrained, zoo_entry
 
 DIGITS_ZOO = tuple(name for name, entry in ZOO.items() if entry.dataset == "digits")
 
@@ -45,11 +48,22 @@ def price_networks(
     for device in devices:
         open_device(device)
     pairs = [(name, device) for name in networks for device in devices]
+    slowest_first = sorted(pairs, key=lambda pair: _pass_seconds(pair[0], dataset), reverse=True)  # no core idles
     # joblib's processes need no guard around the caller's main module, and get one thread each.
     results = Parallel(n_jobs=min(os.cpu_count() or 1, len(pairs)), return_as="generator")(
-        delayed(_price)(name, data, seed, device) for name, device in pairs
+        delayed(_price)(name, data, seed, device) for name, device in slowest_first
     )
-    return list(tracked(results, "training and pricing networks", len(pairs)))
+    tables = list(tracked(results, "training and pricing networks", len(pairs)))
+    return [tables[slowest_first.index(pair)] for pair in pairs]
+
+
+@torch.inference_mode()
+def _pass_seconds(name: str, dataset: Dataset) -> float:
+    network, images = untrained(name).eval(), torch.zeros(256, *dataset.input_shape)
+    network(images)
+    started = time.perf_counter()
+    network(images)
+    return time.perf_counter() - started
 
 
 def _price(name: str, data: str, seed: int, device: str) -> PriceTable:

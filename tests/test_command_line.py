@@ -737,14 +737,21 @@ def test_a_device_that_is_not_known_is_refused_before_networks_are_trained(tmp_p
     assert not list(tmp_path.rglob("zoo"))
 
 
-def test_networks_are_priced_on_each_device(monkeypatch):
+def test_networks_are_priced_on_each_device(monkeypatch, tmp_path):
     priced = []
+
+    def price(*asked):
+        priced.append(asked)
+        return asked
+
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     monkeypatch.setattr("plywise.experiments.train_agent.Parallel", lambda **_: list)
-    monkeypatch.setattr("plywise.experiments.train_agent.delayed", lambda _: lambda *args: priced.append(args))
-    price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
-    assert priced == [
+    monkeypatch.setattr("plywise.experiments.train_agent.delayed", lambda _: price)
+    tables = price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
+    assert tables == [
         (name, "digits", 3, device) for name in ("digits-mlp", "digits-vgg") for device in ("here", "jetson-nano")
     ]
+    assert [name for name, *_ in priced] == ["digits-vgg"] * 2 + ["digits-mlp"] * 2  # the slower one first
 
 
 def test_a_finished_training_run_is_loaded_without_pricing(tmp_path, monkeypatch):

@@ -23,11 +23,11 @@ from plywise.env.operation import Operation
 from plywise.env.operation_graph import operation_graph
 from plywise.env.runtime import loaded_run
 from plywise.env.sqlite_file import open_sqlite
-from plywise.env.target_program import block_times, relative_times
+from plywise.env.target_program import NOISY, block_times, relative_times, variation
 
 Chain = tuple[Operation, ...]
 
-TABLE = "latency_2"
+TABLE = "latency_3"
 """Name and version in one: other versions of Plywise keep tables of their own in the same file."""
 
 REFERENCE: Chain = (Operation("conv2d", 16, 16, (16, 16, 16), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),)
@@ -77,14 +77,15 @@ class LatencyTable:
             if tables and TABLE not in tables:
                 warnings.warn(f"{self.path} is of another version; latencies will be measured again", stacklevel=2)
             connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {TABLE} (device TEXT, chain TEXT, milliseconds REAL, reason TEXT, "
-                "PRIMARY KEY (device, chain))"
+                f"CREATE TABLE IF NOT EXISTS {TABLE} (device TEXT, chain TEXT, milliseconds REAL, variation REAL, "
+                "reason TEXT, PRIMARY KEY (device, chain))"
             )
 
     def milliseconds(self, chains: Sequence[Chain], progress: bool = True) -> NDArray[np.float64]:
         """Returns the latency of each chain, `(n,)` milliseconds; nan where the runtime refuses it.
 
-        What the file does not hold yet is measured and kept at once, so a kill loses nothing.
+        What the file does not hold yet is measured and kept at once, so a kill loses nothing. Warns where the machine
+        is so busy that figures are rough.
 
         Args:
             chains: any number, repeats allowed.
@@ -93,13 +94,20 @@ class LatencyTable:
         wanted = {chain: chain_key(chain) for chain in (REFERENCE, (), *chains)}
         with open_sqlite(self.path) as connection:
             known = self._known(connection, wanted)
-            missing = [chain for chain in wanted if chain not in known]
+            missing, rough = [chain for chain in wanted if chain not in known], 0
             for chain in _tracked(missing, progress):
-                known[chain] = self._measured(chain, known.get(REFERENCE))
+                known[chain], variation = self._measured(chain, known.get(REFERENCE))
+                rough += variation > NOISY
                 connection.execute(
-                    f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?)",
-                    (self.device.fingerprint, wanted[chain], known[chain], self.reasons.get(chain)),
+                    f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?, ?)",
+                    (self.device.fingerprint, wanted[chain], known[chain], variation, self.reasons.get(chain)),
                 )
+        if rough:
+            warnings.warn(
+                f"{rough} of {len(missing)} latencies vary by over {100 * NOISY:.0f} % from one moment to the next; "
+                f"give the machine less to do and delete {self.path} for better ones",
+                stacklevel=2,
+            )
         empty = known[()] or 0.0
         return np.array([net_milliseconds(chain, known[chain], empty) for chain in chains])
 
@@ -118,12 +126,12 @@ class LatencyTable:
                     self.reasons[chain] = row[1]
         return known
 
-    def _measured(self, chain: Chain, reference: float | None) -> float | None:
+    def _measured(self, chain: Chain, reference: float | None) -> tuple[float | None, float]:
         try:
             return _time_chain(chain, self.device.threads, reference)
         except ModelError as error:
             self.reasons[chain] = str(error)
-            return None
+            return None, 0.0
 
 
 def net_milliseconds(chain: Chain, cost: float | None, empty: float) -> float:
@@ -145,17 +153,20 @@ def _written(operation: Operation) -> dict[str, Any]:
     return fields
 
 
-def _time_chain(chain: Chain, threads: int, reference: float | None) -> float:
-    """Returns the milliseconds of one run.
+def _time_chain(chain: Chain, threads: int, reference: float | None) -> tuple[float, float]:
+    """Returns the milliseconds of one run, and by how much they vary, as a share of them.
 
     Args:
         chain: what to run.
         threads: threads inside an operation.
         reference: milliseconds of `REFERENCE`, with which it then runs in turns.
     """
+    run = _runs(chain, threads)
     if reference is None:
-        return 1e3 * statistics.median(block_times(_runs(chain, threads), threads))
-    return reference * statistics.median(relative_times(_runs(chain, threads), _runs(REFERENCE, threads), threads))
+        unit, blocks = 1e3, block_times(run, threads)
+    else:
+        unit, blocks = reference, relative_times(run, _runs(REFERENCE, threads), threads)
+    return unit * statistics.median(blocks), variation(blocks)
 
 
 @lru_cache(maxsize=2)

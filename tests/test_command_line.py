@@ -75,7 +75,7 @@ def command(name, options):
 
 
 def fake_time(chain, threads, reference):
-    return 0.01 + sum(0.001 + operation.macs * 3e-8 for operation in chain)
+    return 0.01 + sum(0.001 + operation.macs * 3e-8 for operation in chain), 0.0
 
 
 STAGES = ("/probe/", "/trial/", "/built/")

@@ -108,7 +108,7 @@ def test_a_second_table_measures_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_another_device_measures_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "table.sqlite"
-    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: float(threads * len(chain)))
+    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: (float(threads * len(chain)), 0.0))
     assert LatencyTable(path, Device.here()).milliseconds([SMALL])[0] == 1.0
     assert LatencyTable(path, Device.here(threads=2)).milliseconds([SMALL])[0] == 2.0
     assert Device.here() == Device.here() != Device.here(threads=2)
@@ -117,12 +117,12 @@ def test_another_device_measures_again(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_kill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, measured = tmp_path / "table.sqlite", []
 
-    def time_or_die(chain: Chain, threads: int, reference: float | None) -> float:
+    def time_or_die(chain: Chain, threads: int, reference: float | None) -> tuple[float, float]:
         if chain == LARGE and LARGE not in measured:
             measured.append(chain)
             raise KeyboardInterrupt
         measured.append(chain)
-        return 1.0 + len(chain)
+        return 1.0 + len(chain), 0.0
 
     monkeypatch.setattr(latency, "_time_chain", time_or_die)
     with pytest.raises(KeyboardInterrupt):
@@ -168,13 +168,13 @@ def test_two_users_share_a_table(tmp_path: Path) -> None:
         results = list(pool.map(_measure, [path, path]))
     assert np.isfinite(results).all()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT count(*) FROM latency_2").fetchone() == (4,)
+        assert connection.execute("SELECT count(*) FROM latency_3").fetchone() == (4,)
 
 
 def test_a_long_measurement_shows_the_time_left(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setattr(latency, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: 1.0)
+    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: (1.0, 0.0))
     LatencyTable(tmp_path / "a.sqlite").milliseconds([SMALL, LARGE], progress=False)
     assert capsys.readouterr() == ("", "")
     LatencyTable(tmp_path / "b.sqlite").milliseconds([SMALL, LARGE])
@@ -184,3 +184,20 @@ def test_a_long_measurement_shows_the_time_left(tmp_path: Path, monkeypatch, cap
 def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_program, "clock", lambda threads: lambda: 1.0)
     assert target_program.relative_times(lambda: None, lambda: None, 1, budget=0.0) == [1.0] * 5
+
+
+def test_a_busy_machine_is_measured_longer_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(10**6))
+    times = iter([1.0, 2.0] * 10**6)
+    monkeypatch.setattr(target_program.time, "perf_counter", lambda: 0.001 * next(seconds))
+    even = target_program._blocks(lambda: 1.0, [], budget=0.02)
+    wild = target_program._blocks(lambda: next(times), [], spread=0.01, budget=0.02)
+    assert len(even) == target_program.LEAST_BLOCKS
+    assert len(wild) > 0.02 / 0.001 * 2
+    assert target_program.variation(wild) > target_program.NOISY
+
+    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: (1.0, 0.3 if chain == LARGE else 0.1))
+    table = LatencyTable(tmp_path / "table.sqlite")
+    with pytest.warns(UserWarning, match="1 of 4 latencies vary by over 20 %"):
+        table.milliseconds([SMALL, LARGE], progress=False)
+    table.milliseconds([SMALL, LARGE], progress=False)  # not said again

@@ -18,6 +18,7 @@ class Device:
         fingerprint: changes with everything that changes latencies: processor, its instructions, runtime, threads.
         latency_source: how its latencies are known, one of the three.
         threads: threads inside an operation; 0 for all cores of a declared device.
+        batch: inputs of one run, whose latency counts.
         energies: what its operations and bytes cost in the energy model.
         memory_bytes: where weights and activations must fit; None where it is not known.
     """
@@ -26,6 +27,7 @@ class Device:
     fingerprint: str
     latency_source: str = MEASURED
     threads: int = 1
+    batch: int = 1
     energies: UnitEnergies = HOROWITZ
     memory_bytes: int | None = None
 
@@ -35,6 +37,7 @@ class Device:
         return self.latency_source == MEASURED
 
     @classmethod
-    def here(cls, threads: int = 1) -> "Device":
+    def here(cls, threads: int = 1, batch: int = 1) -> "Device":
         """Returns this machine's processor under ONNX Runtime."""
-        return cls(target_program.processor()[0], target_program.fingerprint(threads), threads=threads)
+        fingerprint = target_program.fingerprint(threads) + (f"-{batch}" if batch > 1 else "")
+        return cls(target_program.processor()[0], fingerprint, threads=threads, batch=batch)

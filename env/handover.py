@@ -149,15 +149,15 @@ def hand_over(
     uniform = subject.bank.stitch(uniform_plan(subject)).model.eval()
     plan.save(folder / "plan.yaml")
     subject.pack(model, folder / "weights.safetensors")
-    export_onnx(model, subject.network.example, folder / "model.onnx")
+    any_batch = export_onnx(model, subject.network.example, folder / "model.onnx")
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / "original.onnx", Path(scratch) / "uniform.onnx", folder / "model.onnx"]
         export_onnx(subject.network.model, subject.network.example, paths[0])
         export_onnx(uniform, subject.network.example, paths[1])
         uniform_bytes = subject.pack(uniform, Path(scratch) / "uniform")
         device = subject.latency.device
-        threads = device.threads if device.is_here else 1
-        timings = time_models(paths, (1, *subject.network.example.shape[1:]), threads)
+        threads, batch = (device.threads, device.batch if any_batch else 1) if device.is_here else (1, 1)
+        timings = time_models(paths, (batch, *subject.network.example.shape[1:]), threads)
         energies, counter = _energies(subject, paths)
         sizes = [path.stat().st_size for path in paths]
     storage = (
@@ -167,7 +167,7 @@ def hand_over(
     )
     models = (subject.network.model, uniform, model)
     blocks = [
-        _block(subject, each, test, size, onnx, timing, energy)
+        _block(subject, each, test, size, onnx, timing, energy) | {"batch": batch}
         for each, size, onnx, timing, energy in zip(models, storage, sizes, timings, energies, strict=True)
     ]
     _check_files(subject, model, test, blocks[-1]["accuracy"], folder)

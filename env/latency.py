@@ -50,7 +50,7 @@ class Latencies(Protocol):
 
 
 class LatencyTable:
-    """Milliseconds of chains of operations on one device, at batch 1.
+    """Milliseconds of chains of operations on one device, of one run on its batch.
 
     Each chain is timed alone, as an ONNX graph of its own; the cost of an empty graph is taken off, so that the
     prices of a network's layers add up. Several processes may share one file.
@@ -128,7 +128,7 @@ class LatencyTable:
 
     def _measured(self, chain: Chain, reference: float | None) -> tuple[float | None, float]:
         try:
-            return _time_chain(chain, self.device.threads, reference)
+            return _time_chain(chain, self.device, reference)
         except ModelError as error:
             self.reasons[chain] = str(error)
             return None, 0.0
@@ -153,26 +153,27 @@ def _written(operation: Operation) -> dict[str, Any]:
     return fields
 
 
-def _time_chain(chain: Chain, threads: int, reference: float | None) -> tuple[float, float]:
+def _time_chain(chain: Chain, device: Device, reference: float | None) -> tuple[float, float]:
     """Returns the milliseconds of one run, and by how much they vary, as a share of them.
 
     Args:
         chain: what to run.
-        threads: threads inside an operation.
+        device: says with how many threads, and on how many inputs.
         reference: milliseconds of `REFERENCE`, with which it then runs in turns.
     """
-    run = _runs(chain, threads)
+    run = _runs(chain, device)
     if reference is None:
-        unit, blocks = 1e3, block_times(run, threads)
+        unit, blocks = 1e3, block_times(run, device.threads)
     else:
-        unit, blocks = reference, relative_times(run, _runs(REFERENCE, threads), threads)
+        unit, blocks = reference, relative_times(run, _runs(REFERENCE, device), device.threads)
     return unit * statistics.median(blocks), variation(blocks)
 
 
 @lru_cache(maxsize=2)
-def _runs(chain: Chain, threads: int) -> Callable[[], object]:
+def _runs(chain: Chain, device: Device) -> Callable[[], object]:
     """Returns what runs a chain once; the reference stays loaded between two others."""
-    return loaded_run(operation_graph(chain), (1, *(chain[0].input_shape if chain else (1,))), threads)
+    shape = chain[0].input_shape if chain else (1,)
+    return loaded_run(operation_graph(chain), (device.batch, *shape), device.threads)
 
 
 def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:

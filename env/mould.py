@@ -31,22 +31,27 @@ class Mould:
             another one; None where only the network's input does.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, batch: int = 1) -> None:
         """Exports the network without its layers.
+
+        Args:
+            network: whose graph it is.
+            batch: inputs of one run.
 
         Raises:
             ModelError: where the network cannot be traced.
         """
         self.layers = network.layers
         gaps = {layer.name: _Gap(place, layer) for place, layer in enumerate(network.layers)}
-        self._proto = exported(assemble(network.model, gaps), network.example[:1].contiguous())
+        inputs = network.example[:1].expand(batch, *network.example.shape[1:]).contiguous()
+        self._proto = exported(assemble(network.model, gaps), inputs, any_batch=False)
         strip_notes(self._proto)
         widths = {count for group in network.groups for count in (group.channels, group.channels * group.unit)}
-        _free_widths(self._proto, widths)
+        _free_widths(self._proto, widths, batch)
         self.nearest = self._nearest()
 
     def filled(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = MappingProxyType({})) -> bytes:
-        """Returns a serialised model with random weights, for inputs of batch 1.
+        """Returns a serialised model with random weights, for inputs of the batch.
 
         Args:
             chains: of each layer, by name.
@@ -104,7 +109,7 @@ class _Gap(nn.Module):
         return result
 
 
-def _free_widths(model: onnx.ModelProto, widths: Collection[int]) -> None:
+def _free_widths(model: onnx.ModelProto, widths: Collection[int], batch: int) -> None:
     """Lets shapes follow the channels: where one entry alone can change with them, the runtime works it out.
 
     That is the only entry but the batch, or the only one that is a width of the network.
@@ -114,9 +119,10 @@ def _free_widths(model: onnx.ModelProto, widths: Collection[int]) -> None:
         if constant.name not in shapes:
             continue
         shape = numpy_helper.to_array(constant).copy()
-        free = np.flatnonzero(shape != 1)
+        known = (shape == 1) | ((shape == batch) & (np.arange(len(shape)) == 0))
+        free = np.flatnonzero(~known)
         if len(free) > 1:
-            free = np.flatnonzero(np.isin(shape, list(widths)))
+            free = np.flatnonzero(~known & np.isin(shape, list(widths)))
         if len(free) == 1:
             shape[free] = -1
             constant.CopyFrom(numpy_helper.from_array(shape, constant.name))

@@ -143,8 +143,8 @@ class NetworkLatency:
         return statistics.median(relative_times(run, self._original, self.latency.device.threads, *precision))
 
     def _runs(self, plan: Shapes) -> Callable[[], object]:
-        shape = (1, *self.network.example.shape[1:])
-        return loaded_run(self._mould.filled(*plan), shape, self.latency.device.threads)
+        device = self.latency.device
+        return loaded_run(self._mould.filled(*plan), (device.batch, *self.network.example.shape[1:]), device.threads)
 
     @cached_property
     def _original(self) -> Callable[[], object]:
@@ -152,7 +152,7 @@ class NetworkLatency:
 
     @cached_property
     def _mould(self) -> Mould:
-        return Mould(self.network)
+        return Mould(self.network, self.latency.device.batch)
 
     def _calibrated(self) -> Overhead:
         try:

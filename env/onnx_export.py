@@ -17,7 +17,7 @@ from plywise.env.deployed_layer import deployed
 from plywise.env.operation_graph import OPSET
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+def export_onnx(model: nn.Module, example: Tensor, path: Path) -> bool:
     """Writes `model`, compressed or not, as one self-contained ONNX file.
 
     Input `input`, output `output`; the batch is dynamic unless the network's own forward fixes it, then it is 1.
@@ -28,29 +28,39 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         example: an input `(n, ...)`.
         path: where to write; replaced atomically.
 
+    Returns:
+        Whether the file runs on any batch.
+
     Raises:
         ModelError: where the network cannot be traced.
     """
     # A batch of one would be taken for a fixed size.
-    proto = exported(model, example[:1].expand(2, *example.shape[1:]).contiguous())
-    if proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
+    proto = exported(model, example[:1].expand(2, *example.shape[1:]).contiguous(), any_batch=True)
+    fixed = proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
+    if fixed:
         # The network's forward turns the batch into a plain number; then one image at a time is what it can do.
-        proto = exported(model, example[:1].contiguous())
+        proto = exported(model, example[:1].contiguous(), any_batch=False)
     write_decoding(proto)
     drop_idle_relus(proto)
     keep_floats(proto)
     strip_notes(proto)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(path), proto.SerializeToString())
+    return not fixed
 
 
-def exported(model: nn.Module, example: Tensor) -> onnx.ModelProto:
-    """Returns the exporter's graph of a model, as it comes: of any batch, unless `example` is a batch of one.
+def exported(model: nn.Module, example: Tensor, any_batch: bool) -> onnx.ModelProto:
+    """Returns the exporter's graph of a model, as it comes.
+
+    Args:
+        model: what to export.
+        example: its inputs; at least two of them for any batch.
+        any_batch: whether the graph shall run on any batch, or on batches of the example's size only.
 
     Raises:
         ModelError: where the network cannot be traced.
     """
-    dynamic = ({0: torch.export.Dim("batch")},) if len(example) > 1 else None
+    dynamic = ({0: torch.export.Dim("batch")},) if any_batch else None
     try:
         with _quiet():
             program = torch.onnx.export(

@@ -64,7 +64,7 @@ def compress_model(
         walks: how many plans are scored exactly, at most.
         seed: of every random choice.
         recovery: how the compressed network is fine-tuned, None for not at all.
-        device: where the network will run: `here`, a name of `DECLARED` or a device file; this machine where None.
+        device: where the network will run, as for `open_device`; this machine where None.
 
     Raises:
         PlywiseError: on anything that the user can mend, before anything is computed where possible.
@@ -204,7 +204,7 @@ def show_report(report: Report, console: Console | None = None) -> None:
         ("weights.safetensors, bytes", "storage_bytes", ",d"),
         ("model.onnx, bytes", "onnx_bytes", ",d"),
         (f"latency, ms ({report['device']['latency_source']})", "device_latency_ms", ".4f"),
-        ("latency, ms (ONNX Runtime, here)", "latency_ms", ".4f"),
+        (f"latency, ms (ONNX Runtime, {_here(blocks[0])})", "latency_ms", ".4f"),
         (f"energy, mJ ({blocks[0]['energy_source']})", "energy_mj", ".4g"),
         ("macs", "macs", ",d"),
         ("parameters", "parameters", ",d"),
@@ -221,6 +221,12 @@ def show_report(report: Report, console: Console | None = None) -> None:
         console.print(f"does NOT fit the memory of {report['device']['name']}: {_memory(report)}")
     console.print(f"recipes a layer {_choices(report)}")
     console.print(f"demand {_verdict(report)}; score {report['score']:.3f}; plans scored: {report['evaluations']}")
+
+
+def _here(block: Mapping[str, Any]) -> str:
+    """Returns what the latencies that were measured here are those of."""
+    batch = block.get("batch", 1)
+    return "here" if batch == 1 else f"here, batch of {batch}"
 
 
 def _choices(report: Report) -> str:

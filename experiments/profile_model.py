@@ -72,8 +72,9 @@ def profile_model(
 
 
 def _how(device: Device) -> str:
-    runtime = "" if device.latency_source == DECLARED else f", ONNX Runtime, threads: {device.threads}"
-    return f"{device.latency_source}{runtime}"
+    if device.latency_source == DECLARED:
+        return DECLARED
+    return f"{device.latency_source}, ONNX Runtime, threads: {device.threads}, batch: {device.batch}"
 
 
 def _choices(subject: Subject, row: int) -> str:

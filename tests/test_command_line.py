@@ -74,7 +74,7 @@ def command(name, options):
     return [name, *(part for option in options.items() for part in option)]
 
 
-def fake_time(chain, threads, reference):
+def fake_time(chain, device, reference):
     return 0.01 + sum(0.001 + operation.macs * 3e-8 for operation in chain), 0.0
 
 

@@ -118,8 +118,12 @@ def test_this_machine_may_use_several_threads(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert open_device("here:3").device == Device.here(threads=3)
-    for wrong in ("here:", "here:0", "here:5", "here:-1", "here:two"):
+    assert open_device("here:3x8").device == Device.here(threads=3, batch=8)
+    for wrong in ("here:", "here:0", "here:5", "here:-1", "here:two", "here:x8"):
         with pytest.raises(ConfigurationError, match=r"whole number from 1 to the 4 cores here, as in here:4"):
+            open_device(wrong)
+    for wrong in ("here:1x", "here:1x0", "here:1xx", "here:1x-2"):
+        with pytest.raises(ConfigurationError, match=r"a batch must be a whole number from 1, as in here:4x8"):
             open_device(wrong)
 
 

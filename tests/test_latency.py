@@ -108,16 +108,24 @@ def test_a_second_table_measures_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_another_device_measures_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "table.sqlite"
-    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: (float(threads * len(chain)), 0.0))
+    monkeypatch.setattr(latency, "_time_chain", lambda chain, device, _: (float(device.threads * len(chain)), 0.0))
     assert LatencyTable(path, Device.here()).milliseconds([SMALL])[0] == 1.0
     assert LatencyTable(path, Device.here(threads=2)).milliseconds([SMALL])[0] == 2.0
     assert Device.here() == Device.here() != Device.here(threads=2)
 
 
+def test_a_batch_is_timed_as_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    monkeypatch.setattr(latency, "loaded_run", lambda graph, shape, threads: shapes.append(shape) or (lambda: None))
+    LatencyTable(tmp_path / "table.sqlite", Device.here(batch=8)).milliseconds([LARGE])
+    assert shapes == [(8, 16, 16, 16), (8, 1), (8, 32, 32, 32)]
+    assert Device.here(batch=8) != Device.here(batch=4)
+
+
 def test_a_kill_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, measured = tmp_path / "table.sqlite", []
 
-    def time_or_die(chain: Chain, threads: int, reference: float | None) -> tuple[float, float]:
+    def time_or_die(chain: Chain, device: Device, reference: float | None) -> tuple[float, float]:
         if chain == LARGE and LARGE not in measured:
             measured.append(chain)
             raise KeyboardInterrupt
@@ -174,7 +182,7 @@ def test_two_users_share_a_table(tmp_path: Path) -> None:
 def test_a_long_measurement_shows_the_time_left(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setattr(latency, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: (1.0, 0.0))
+    monkeypatch.setattr(latency, "_time_chain", lambda chain, device, reference: (1.0, 0.0))
     LatencyTable(tmp_path / "a.sqlite").milliseconds([SMALL, LARGE], progress=False)
     assert capsys.readouterr() == ("", "")
     LatencyTable(tmp_path / "b.sqlite").milliseconds([SMALL, LARGE])
@@ -196,7 +204,7 @@ def test_a_busy_machine_is_measured_longer_and_then_said(tmp_path: Path, monkeyp
     assert len(wild) > 0.02 / 0.001 * 2
     assert target_program.variation(wild) > target_program.NOISY
 
-    monkeypatch.setattr(latency, "_time_chain", lambda chain, threads, reference: (1.0, 0.3 if chain == LARGE else 0.1))
+    monkeypatch.setattr(latency, "_time_chain", lambda chain, device, reference: (1.0, 0.3 if chain == LARGE else 0.1))
     table = LatencyTable(tmp_path / "table.sqlite")
     with pytest.warns(UserWarning, match="1 of 4 latencies vary by over 20 %"):
         table.milliseconds([SMALL, LARGE], progress=False)

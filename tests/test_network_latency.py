@@ -25,12 +25,13 @@ def test_the_nearest_layer_is_the_last_one_that_reaches_it() -> None:
 
 
 @pytest.mark.parametrize("kind", [Residual, Depthwise, Concatenated, Flattened, Grouped])
-def test_a_mould_runs_with_any_layers(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_mould_runs_with_any_layers(kind: type[nn.Module], batch: int) -> None:
     found = network(kind)
-    mould = Mould(found)
+    mould = Mould(found, batch)
     for plan in random_plans(found, 8):
         session = open_session(mould.filled(*shapes_of(found, plan)))
-        assert run_session(session, random_inputs(session, (1, 3, 8, 8))).shape == (1, 5)
+        assert run_session(session, random_inputs(session, (batch, 3, 8, 8))).shape == (batch, 5)
 
 
 def test_random_plans_cut_and_round() -> None:

@@ -86,7 +86,7 @@ from torch import nn
 from tiny_networks import images, labels
 from plywise.env.samples import Samples
 from plywise.env.subject import Subject
-latency._time_chain = lambda chain, threads, reference: (0.01, 0.0)
+latency._time_chain = lambda chain, device, reference: (0.01, 0.0)
 samples = Samples(images(), labels())
 subject = Subject(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), samples, samples)
 assert "one_bit" in subject.table.recipes[0], subject.table.recipes

@@ -30,6 +30,7 @@ from plywise.env.scheme import Scheme
 from plywise.env.subject import Subject
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.mistakes import telling_mistakes
+from plywise.experiments.options import OptionParser
 from plywise.experiments.progress import tracked
 from plywise.experiments.study import check_seed, load_both, study_network, validation_kind
 
@@ -253,4 +254,4 @@ def _verdict(report: Report) -> str:
 
 if __name__ == "__main__":
     with telling_mistakes():
-        auto_cli(compress_model, as_positional=False)
+        auto_cli(compress_model, as_positional=False, parser_class=OptionParser)

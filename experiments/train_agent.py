@@ -25,6 +25,7 @@ from plywise.env.vector_env import BatchedCompressionEnv
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.mistakes import telling_mistakes
+from plywise.experiments.options import OptionParser
 from plywise.experiments.progress import tracked
 from plywise.experiments.study import check_seed, study
 from plywise.experiments.zoo import ZOO, trainable, untrained, zoo_entry
@@ -150,4 +151,4 @@ def check_run(out: Path, asked: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     with telling_mistakes():
-        auto_cli(train_agent, as_positional=False)
+        auto_cli(train_agent, as_positional=False, parser_class=OptionParser)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import runpy
 import sqlite3
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.result_store import ResultStore
 from plywise.env.runtime import Timing
 from plywise.env.subject import Subject
+from plywise.experiments import compress_model as compress_module
+from plywise.experiments import train_agent as train_module
 from plywise.experiments.train_agent import price_networks, train_agent
 from plywise.experiments.zoo import ZOO
 
@@ -735,6 +738,15 @@ def test_a_device_that_is_not_known_is_refused_before_networks_are_trained(tmp_p
     assert "jetson-nan" in said
     assert "jetson-nano" in said
     assert not list(tmp_path.rglob("zoo"))
+
+
+@pytest.mark.parametrize("script", [train_module, compress_module])
+def test_scripts_want_their_options_spelled_out(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--see", "1"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(script.__file__, run_name="__main__")
+    assert end.value.code == 2
+    assert "unknown option --see" in capsys.readouterr().err
 
 
 def test_networks_are_priced_on_each_device(monkeypatch, tmp_path):

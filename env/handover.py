@@ -51,6 +51,8 @@ OFF_TABLE = "not on the price list of this layer: applied as written, priced onl
 LOAD_TOLERANCE = 1e-5
 RUNTIME_TOLERANCE = 0.1
 """Points of accuracy by which the runtime may differ from the network in torch."""
+NEAR = 0.03
+"""For each wrong answer so many may turn either way where the runtime rounds numbers in another order."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,10 @@ def _check_files(subject: Subject, model: nn.Module, test: Samples, here: float,
             f"{folder / 'weights.safetensors'} gives other outputs than what was scored (by {difference:.2g})"
         )
     there = accuracy_onnx(folder / "model.onnx", test.inputs, test.labels)
-    # On a small test split, one image more or less is already above the tolerance.
-    if abs(here - there) > max(RUNTIME_TOLERANCE, 100.0 / len(test)) + 1e-9:
+    # On a small test split, one image more or less is already above the tolerance. A network that has lost much answers
+    # many images by a hair: twice the standard deviation of turning either way is no sign of a wrong file.
+    turned = 2.0 * (NEAR * (1.0 - here / 100.0) * len(test)) ** 0.5
+    if abs(here - there) > max(RUNTIME_TOLERANCE, max(1.0, turned) * 100.0 / len(test)) + 1e-9:
         raise ModelError(f"{folder / 'model.onnx'} reaches {there:.2f} % where the compressed network has {here:.2f} %")
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,16 @@ def test_an_exported_file_of_another_accuracy_is_refused(finished, tmp_path, mon
     with pytest.raises(ModelError, match=r"model.onnx reaches .* where the compressed network has"):
         handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
     assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("here", "images", "told"), [(72.5, 2, False), (72.5, 3, True), (99.0, 1, False), (99.0, 2, True)]
+)
+def test_a_network_that_has_lost_much_may_differ_by_more(here, images, told, finished, monkeypatch):
+    test = finished.test.first(150)
+    monkeypatch.setattr(handover, "accuracy_onnx", lambda *_: here - images * 100 / len(test))
+    with pytest.raises(ModelError, match=r"model.onnx reaches") if told else nullcontext():
+        handover._check_files(finished.subject, finished.realised, test, here, finished.folder)
 
 
 # Interrupted runs and full disks

@@ -34,6 +34,8 @@ REFERENCE: Chain = (Operation("conv2d", 16, 16, (16, 16, 16), (3, 3), (1, 1), (1
 """Runs in turns with every other chain, for a machine that others use changes its speed by the second."""
 
 QUIET_SECONDS = 2.0
+ROUGH = 0.1
+"""Share of the latencies that may vary much before the machine is said to be busy."""
 SMALLEST_MS = 1e-4
 
 
@@ -102,7 +104,7 @@ class LatencyTable:
                     f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?, ?)",
                     (self.device.fingerprint, wanted[chain], known[chain], variation, self.reasons.get(chain)),
                 )
-        if rough:
+        if rough > ROUGH * len(missing):
             warnings.warn(
                 f"{rough} of {len(missing)} latencies vary by over {100 * NOISY:.0f} % from one moment to the next; "
                 f"give the machine less to do and delete {self.path} for better ones",

@@ -1,8 +1,10 @@
 """What a command says when it cannot go on: one message on the standard error stream, and an exit code."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 USAGE_ERROR = 2
@@ -13,9 +15,22 @@ INTERRUPTED = 130
 def telling_mistakes(debug: bool = False) -> Iterator[None]:
     """Turns whatever a user can mend into one message and exit code 2, and Ctrl-C into exit code 130.
 
+    Warnings of ours lose the line of code that they come with.
+
     Args:
         debug: leave errors as they are, with their traceback.
     """
+    usual, ours = warnings.formatwarning, Path(__file__).resolve().parents[1]
+
+    def brief(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        place = Path(filename).resolve()
+        if place.is_relative_to(ours) and "site-packages" not in place.relative_to(ours).parts:
+            return f"plywise: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = brief
     try:
         yield
     except KeyboardInterrupt:
@@ -30,6 +45,8 @@ def telling_mistakes(debug: bool = False) -> Iterator[None]:
         if debug or not isinstance(error, PlywiseError | OSError):
             raise
         fail(str(error) if isinstance(error, PlywiseError) else _about_files(error))
+    finally:
+        warnings.formatwarning = usual
 
 
 def fail(message: str) -> NoReturn:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import closing, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
@@ -33,6 +34,7 @@ from plywise.env.runtime import Timing
 from plywise.env.subject import Subject
 from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
+from plywise.experiments.mistakes import telling_mistakes
 from plywise.experiments.train_agent import price_networks, train_agent
 from plywise.experiments.zoo import ZOO
 
@@ -738,6 +740,14 @@ def test_a_device_that_is_not_known_is_refused_before_networks_are_trained(tmp_p
     assert "jetson-nan" in said
     assert "jetson-nano" in said
     assert not list(tmp_path.rglob("zoo"))
+
+
+def test_warnings_of_ours_are_one_line():
+    usual = warnings.formatwarning
+    with telling_mistakes():
+        assert warnings.formatwarning("rough", UserWarning, handover.__file__, 1) == "plywise: rough\n"
+        assert "UserWarning: other" in warnings.formatwarning("other", UserWarning, torch.__file__, 1)
+    assert warnings.formatwarning is usual
 
 
 @pytest.mark.parametrize("script", [train_module, compress_module])

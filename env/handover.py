@@ -158,7 +158,7 @@ def hand_over(
         export_onnx(uniform, subject.network.example, paths[1])
         uniform_bytes = subject.pack(uniform, Path(scratch) / "uniform")
         device = subject.latency.device
-        threads, batch = (device.threads, device.batch if any_batch else 1) if device.is_here else (1, 1)
+        threads, batch = device.threads if device.is_here else 1, device.batch if any_batch else 1
         timings = time_models(paths, (batch, *subject.network.example.shape[1:]), threads)
         energies, counter = _energies(subject, paths)
         sizes = [path.stat().st_size for path in paths]

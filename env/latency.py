@@ -98,11 +98,11 @@ class LatencyTable:
             known = self._known(connection, wanted)
             missing, rough = [chain for chain in wanted if chain not in known], 0
             for chain in _tracked(missing, progress):
-                known[chain], variation = self._measured(chain, known.get(REFERENCE))
-                rough += variation > NOISY
+                known[chain], varied = self._measured(chain, known.get(REFERENCE))
+                rough += varied > NOISY
                 connection.execute(
                     f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?, ?)",
-                    (self.device.fingerprint, wanted[chain], known[chain], variation, self.reasons.get(chain)),
+                    (self.device.fingerprint, wanted[chain], known[chain], varied, self.reasons.get(chain)),
                 )
         if rough > ROUGH * len(missing):
             warnings.warn(

@@ -43,8 +43,7 @@ class Mould:
         """
         self.layers = network.layers
         gaps = {layer.name: _Gap(place, layer) for place, layer in enumerate(network.layers)}
-        inputs = network.example[:1].expand(batch, *network.example.shape[1:]).contiguous()
-        self._proto = exported(assemble(network.model, gaps), inputs, any_batch=False)
+        self._proto = exported(assemble(network.model, gaps), network.example, batch)
         strip_notes(self._proto)
         widths = {count for group in network.groups for count in (group.channels, group.channels * group.unit)}
         _free_widths(self._proto, widths, batch)

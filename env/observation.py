@@ -95,19 +95,19 @@ class Observer:
     def __init__(self, stack: PriceStack) -> None:
         depth = stack.num_layers + 1
         self.layers = np.zeros((len(stack.tables), depth, len(LAYER_FEATURES)), np.float32)
-        self.recipes = np.zeros((len(stack.tables) * depth, stack.num_slots, len(ROW_FEATURES)), np.float32)
-        self.recipes[..., -1] = 1.0
+        recipes = np.zeros((len(stack.tables), depth, stack.num_slots, len(ROW_FEATURES)), np.float32)
+        recipes[..., -1] = 1.0
         self.device = np.zeros((len(stack.tables), 2), np.float32)
         latency, activation_bits = METRICS.index("latency"), RECIPE_FEATURES.index("activation_bits")
         for index, table in enumerate(stack.tables):
             self.layers[index, : table.num_layers] = table.layer_features
-            first = index * depth
-            recipes = np.clip(table.recipe_features, -LIMIT, LIMIT)
-            self.recipes[first : first + table.num_layers, : table.num_slots, : len(RECIPE_FEATURES)] = recipes
+            own = recipes[index, : table.num_layers, : table.num_slots, : len(RECIPE_FEATURES)]
+            np.clip(table.recipe_features, -LIMIT, LIMIT, out=own)
             integer = table.legal & (table.recipe_features[:, :, activation_bits] < 1)
             speed = _log(table.cost[latency, :, :, 0, 0]) - _log(table.cost[latency, :, :1, 0, 0])
             median = float(np.median(speed[integer])) if integer.any() else 0.0
             self.device[index] = stack.fixed[index, latency], median
+        self.recipes = recipes.reshape(-1, *recipes.shape[2:])  # one row for each layer of each network
 
     def observe(self, walks: Walks) -> Observation:
         """Returns `context` `(n, C)` and `recipes` `(n, K, F)` of refreshed walks."""

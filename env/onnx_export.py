@@ -34,12 +34,11 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> bool:
     Raises:
         ModelError: where the network cannot be traced.
     """
-    # A batch of one would be taken for a fixed size.
-    proto = exported(model, example[:1].expand(2, *example.shape[1:]).contiguous(), any_batch=True)
+    proto = exported(model, example, None)
     fixed = proto.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
     if fixed:
         # The network's forward turns the batch into a plain number; then one image at a time is what it can do.
-        proto = exported(model, example[:1].contiguous(), any_batch=False)
+        proto = exported(model, example, 1)
     write_decoding(proto)
     drop_idle_relus(proto)
     keep_floats(proto)
@@ -49,23 +48,25 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> bool:
     return not fixed
 
 
-def exported(model: nn.Module, example: Tensor, any_batch: bool) -> onnx.ModelProto:
+def exported(model: nn.Module, example: Tensor, batch: int | None) -> onnx.ModelProto:
     """Returns the exporter's graph of a model, as it comes.
 
     Args:
         model: what to export.
-        example: its inputs; at least two of them for any batch.
-        any_batch: whether the graph shall run on any batch, or on batches of the example's size only.
+        example: an input `(n, ...)`.
+        batch: on how many inputs at once the graph shall run, any number where None.
 
     Raises:
         ModelError: where the network cannot be traced.
     """
-    dynamic = ({0: torch.export.Dim("batch")},) if any_batch else None
+    dynamic = ({0: torch.export.Dim("batch")},) if batch is None else None
+    # A batch of one would be taken for a fixed size.
+    inputs = example[:1].expand(batch or 2, *example.shape[1:]).contiguous()
     try:
         with _quiet():
             program = torch.onnx.export(
                 deployed(model),
-                (example,),
+                (inputs,),
                 dynamo=True,
                 external_data=False,
                 dynamic_shapes=dynamic,

@@ -41,12 +41,8 @@ def supply_plans(stack: PriceStack, table: Ints, shares: Array, drop_factor: Flo
     saved = np.matmul(stack.saving[table], weight[..., None])[..., 0]
     drop = np.where(stack.legal[table], stack.drop[table] * drop_factor[..., None], np.float32(np.inf))
     plans = np.empty((*drop.shape[:2], len(SHADOW_PRICES)), np.int64)
-    left, paid = np.ones((len(table), 1, 1), np.float32), np.empty_like(drop)
+    left = np.ones((len(table), 1, 1), np.float32)
     for index, price in enumerate(SHADOW_PRICES.astype(np.float32)):
-        np.multiply(saved, -left, out=paid)
-        paid += own
-        paid *= price
-        paid += drop
-        plan = plans[:, :, index] = paid.argmin(2)
+        plan = plans[:, :, index] = (drop + price * (own - left * saved)).argmin(2)
         left = np.take_along_axis(own, plan[..., None], 2).sum((1, 2))[:, None, None]
     return plans

@@ -106,11 +106,11 @@ def _blocks(
 ) -> list[float]:
     for run in [*warm_up] * WARM_UP_RUNS:
         run()
-    blocks: list[float] = []
     started = time.perf_counter()
-    while len(blocks) < LEAST_BLOCKS or not steady(blocks, spread):
-        seconds = time.perf_counter() - started
-        if len(blocks) >= LEAST_BLOCKS and seconds > budget * (PATIENCE if variation(blocks) > NOISY else 1):
+    blocks = [measure() for _ in range(LEAST_BLOCKS)]
+    while not steady(blocks, spread):
+        patience = PATIENCE if variation(blocks) > NOISY else 1
+        if time.perf_counter() - started > budget * patience:
             break
         blocks.append(measure())
     return blocks

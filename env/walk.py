@@ -255,12 +255,12 @@ class Walks:
         Returns:
             Latencies `(n, 2, R, P)` of each plan, against those that the plans have so far.
         """
-        stack, rows, table, layer = self.stack, self._all[:, None], self.table, self.layer
+        stack, rows, table, layer = self.stack, self._all, self.table, self.layer
         readers = stack.readers[table, layer]  # (n, R)
-        plans = self.plans[rows, readers]  # (n, R, P)
+        plans = self.plans[rows[:, None], readers]  # (n, R, P)
         theirs = stack.integers[table[:, None, None], readers[..., None], plans]
-        own = stack.integers[table[:, None], layer[:, None], self.plans[rows[:, 0], layer]][:, None]  # (n, 1, P)
-        border = (stack.border[table[:, None], readers] * self.scale[rows, readers, LATENCY])[..., None]
+        own = stack.integers[table[:, None], layer[:, None], self.plans[rows, layer]][:, None]  # (n, 1, P)
+        border = (stack.border[table[:, None], readers] * self.scale[rows[:, None], readers, LATENCY])[..., None]
         now = border * (theirs != own)
         return np.stack([border * theirs - now, border * ~theirs - now], 1)
 
@@ -276,6 +276,7 @@ class Walks:
         at = rows[:, None], plan
         later = self.rest[at] - self.price[rows[:, None], layer[:, None], plan]
         behind = np.repeat(later[:, None, :, :DROP], self.stack.num_slots, 1)
+        # What the readers and those behind them take, by what this layer computes on, (n, 2, 2).
         turns = self._turns.sum(2)[rows[:, None], :, plan] - self.edges[rows[:, None], layer[:, None], plan][..., None]
         integer = self.stack.integers[table, layer][..., None]  # (n, K, 1)
         behind[..., LATENCY] += np.where(integer, turns[:, None, :, 1], turns[:, None, :, 0])

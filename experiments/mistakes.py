@@ -20,6 +20,25 @@ def telling_mistakes(debug: bool = False) -> Iterator[None]:
     Args:
         debug: leave errors as they are, with their traceback.
     """
+    try:
+        with _brief_warnings():
+            yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        # Imported late, as it brings torch along: `--help` and a mistyped option need not wait for that.
+        from plywise.compressors.errors import PlywiseError
+
+        if debug or not isinstance(error, PlywiseError | OSError):
+            raise
+        fail(str(error) if isinstance(error, PlywiseError) else _about_files(error))
+
+
+@contextmanager
+def _brief_warnings() -> Iterator[None]:
     usual, ours = warnings.formatwarning, Path(__file__).resolve().parents[1]
 
     def brief(
@@ -33,18 +52,6 @@ def telling_mistakes(debug: bool = False) -> Iterator[None]:
     warnings.formatwarning = brief
     try:
         yield
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
-    except Exception as error:
-        # Imported late, as it brings torch along: `--help` and a mistyped option need not wait for that.
-        from plywise.compressors.errors import PlywiseError
-
-        if debug or not isinstance(error, PlywiseError | OSError):
-            raise
-        fail(str(error) if isinstance(error, PlywiseError) else _about_files(error))
     finally:
         warnings.formatwarning = usual
 

@@ -48,14 +48,14 @@ def price_networks(
         trainable(name, dataset)
     for device in devices:
         open_device(device)
-    pairs = [(name, device) for name in networks for device in devices]
-    slowest_first = sorted(pairs, key=lambda pair: _pass_seconds(pair[0], dataset), reverse=True)  # no core idles
+    slowest_first = sorted(networks, key=lambda name: _pass_seconds(name, dataset), reverse=True)  # no core idles
+    pairs = [(name, device) for name in slowest_first for device in devices]
     # joblib's processes need no guard around the caller's main module, and get one thread each.
     results = Parallel(n_jobs=min(os.cpu_count() or 1, len(pairs)), return_as="generator")(
-        delayed(_price)(name, data, seed, device) for name, device in slowest_first
+        delayed(_price)(name, data, seed, device) for name, device in pairs
     )
-    tables = list(tracked(results, "training and pricing networks", len(pairs)))
-    return [tables[slowest_first.index(pair)] for pair in pairs]
+    tables = dict(zip(pairs, tracked(results, "training and pricing networks", len(pairs)), strict=True))
+    return [tables[name, device] for name in networks for device in devices]
 
 
 @torch.inference_mode()

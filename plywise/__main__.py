@@ -108,7 +108,8 @@ def compress(
         gradients: quantiser of weights that rounds gradients in it, such as 'dynamic_fixed_point(width=8)'
         gradients_of: which of them, with commas between: weights, biases, errors; all where not given
         device: where the network will run: a name from 'plywise list devices' (a model of it, labelled declared) or a
-            device file that was measured there; this machine with one thread where not given, here:4 with four
+            device file that was measured there; this machine with one thread where not given, here:4 with four,
+            here:4x8 with batches of eight as well
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where not given
     """

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from plywise.env import target_program
 from plywise.env.energy import HOROWITZ, UnitEnergies
+from plywise.env.target_program import CPU, CUDA, Execution
 
 MEASURED, MEASURED_ELSEWHERE, DECLARED = "measured", "measured elsewhere", "declared"
 """How latencies are known: timed on this machine, timed on another one, or computed from what is published."""
@@ -19,6 +20,7 @@ class Device:
         latency_source: how its latencies are known, one of the three.
         threads: threads inside an operation; 0 for all cores of a declared device.
         batch: inputs of one run, whose latency counts.
+        provider: who computes, in the words of ONNX Runtime.
         energies: what its operations and bytes cost in the energy model.
         memory_bytes: where weights and activations must fit; None where it is not known.
     """
@@ -28,6 +30,7 @@ class Device:
     latency_source: str = MEASURED
     threads: int = 1
     batch: int = 1
+    provider: str = CPU
     energies: UnitEnergies = HOROWITZ
     memory_bytes: int | None = None
 
@@ -36,8 +39,14 @@ class Device:
         """Whether it is this machine."""
         return self.latency_source == MEASURED
 
+    @property
+    def execution(self) -> Execution:
+        """How models are run on it."""
+        return Execution(self.threads, self.provider)
+
     @classmethod
-    def here(cls, threads: int = 1, batch: int = 1) -> "Device":
-        """Returns this machine's processor under ONNX Runtime."""
-        fingerprint = target_program.fingerprint(threads) + (f"-{batch}" if batch > 1 else "")
-        return cls(target_program.processor()[0], fingerprint, threads=threads, batch=batch)
+    def here(cls, threads: int = 1, batch: int = 1, provider: str = CPU) -> "Device":
+        """Returns this machine's processor, or its graphics card, under ONNX Runtime."""
+        mark = target_program.fingerprint(Execution(threads, provider)) + (f"-{batch}" if batch > 1 else "")
+        name = target_program.graphics_card() if provider == CUDA else target_program.processor()[0]
+        return cls(name, mark, threads=threads, batch=batch, provider=provider)

@@ -18,7 +18,8 @@ from plywise.env import target_program
 from plywise.env.device import MEASURED_ELSEWHERE, Device
 from plywise.env.latency import Chain, chain_key, net_milliseconds
 from plywise.env.operation_graph import operation_graph
-from plywise.env.target_program import ANSWERS
+from plywise.env.runtime import HERE
+from plywise.env.target_program import ANSWERS, Execution
 
 MOST_BYTES = 64 * 2**20
 """A device file of a hundred networks is smaller."""
@@ -84,13 +85,13 @@ class DeviceFile:
         return cost * work / self._works[nearest][1]
 
 
-def write_questions(chains: Sequence[Chain], path: Path, threads: int = 1) -> None:
+def write_questions(chains: Sequence[Chain], path: Path, execution: Execution = HERE) -> None:
     """Writes an archive that times chains of operations wherever it is run: `python3 questions.zip device.json`.
 
     Args:
         chains: what to time; running nothing is timed too.
         path: the archive.
-        threads: threads inside an operation.
+        execution: how they are run there.
     """
     asked = [()] + [chain for chain in dict.fromkeys(chains) if chain]
     questions: list[dict[str, Any]] = []
@@ -101,7 +102,7 @@ def write_questions(chains: Sequence[Chain], path: Path, threads: int = 1) -> No
             shape = [1, *(chain[0].input_shape if chain else (1,))]
             questions.append({"chain": chain_key(chain), "model": f"{place}.onnx", "shape": shape})
             archive.writestr(f"{place}.onnx", operation_graph(chain))
-        archive.writestr("questions.json", json.dumps({"threads": threads, "chains": questions}))
+        archive.writestr("questions.json", json.dumps({"execution": execution, "chains": questions}))
     write_atomically(path, buffer.getvalue())
 
 

@@ -31,7 +31,7 @@ from plywise.env.pricing import original_storage
 from plywise.env.recovery import Recovered
 from plywise.env.recovery_state import STATE_FILE
 from plywise.env.roofline import needed_bytes
-from plywise.env.runtime import Timing, accuracy_onnx, measure_energy, time_models
+from plywise.env.runtime import HERE, Timing, accuracy_onnx, measure_energy, time_models
 from plywise.env.samples import Samples
 from plywise.env.scheme import Scheme
 from plywise.env.score import judge
@@ -158,8 +158,8 @@ def hand_over(
         export_onnx(uniform, subject.network.example, paths[1])
         uniform_bytes = subject.pack(uniform, Path(scratch) / "uniform")
         device = subject.latency.device
-        threads, batch = device.threads if device.is_here else 1, device.batch if any_batch else 1
-        timings = time_models(paths, (batch, *subject.network.example.shape[1:]), threads)
+        execution, batch = device.execution if device.is_here else HERE, device.batch if any_batch else 1
+        timings = time_models(paths, (batch, *subject.network.example.shape[1:]), execution)
         energies, counter = _energies(subject, paths)
         sizes = [path.stat().st_size for path in paths]
     storage = (

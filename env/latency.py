@@ -160,14 +160,14 @@ def _time_chain(chain: Chain, device: Device, reference: float | None) -> tuple[
 
     Args:
         chain: what to run.
-        device: says with how many threads, and on how many inputs.
+        device: says how, and on how many inputs.
         reference: milliseconds of `REFERENCE`, with which it then runs in turns.
     """
     run = _runs(chain, device)
     if reference is None:
-        unit, blocks = 1e3, block_times(run, device.threads)
+        unit, blocks = 1e3, block_times(run, device.execution)
     else:
-        unit, blocks = reference, relative_times(run, _runs(REFERENCE, device), device.threads)
+        unit, blocks = reference, relative_times(run, _runs(REFERENCE, device), device.execution)
     return unit * statistics.median(blocks), variation(blocks)
 
 
@@ -175,7 +175,7 @@ def _time_chain(chain: Chain, device: Device, reference: float | None) -> tuple[
 def _runs(chain: Chain, device: Device) -> Callable[[], object]:
     """Returns what runs a chain once; the reference stays loaded between two others."""
     shape = chain[0].input_shape if chain else (1,)
-    return loaded_run(operation_graph(chain), (device.batch, *shape), device.threads)
+    return loaded_run(operation_graph(chain), (device.batch, *shape), device.execution)
 
 
 def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:

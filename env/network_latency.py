@@ -140,11 +140,11 @@ class NetworkLatency:
             run()
         except ModelError:
             return None
-        return statistics.median(relative_times(run, self._original, self.latency.device.threads, *precision))
+        return statistics.median(relative_times(run, self._original, self.latency.device.execution, *precision))
 
     def _runs(self, plan: Shapes) -> Callable[[], object]:
         device = self.latency.device
-        return loaded_run(self._mould.filled(*plan), (device.batch, *self.network.example.shape[1:]), device.threads)
+        return loaded_run(self._mould.filled(*plan), (device.batch, *self.network.example.shape[1:]), device.execution)
 
     @cached_property
     def _original(self) -> Callable[[], object]:
@@ -156,7 +156,7 @@ class NetworkLatency:
 
     def _calibrated(self) -> Overhead:
         try:
-            original = 1e3 * statistics.median(block_times(self._original, self.latency.device.threads))
+            original = 1e3 * statistics.median(block_times(self._original, self.latency.device.execution))
         except ModelError as error:
             warnings.warn(f"{self.network.name}: latencies are sums over layers, for {error}", stacklevel=2)
             return Overhead()

@@ -42,8 +42,8 @@ KEEP_LEVELS = (1.0, 0.75, 0.5, 0.25)
 SLOTS = 32
 """Recipes offered at a layer, at most."""
 
-STORAGE_MARGIN = 1.005
-"""Packed bytes are foretold to half a percent; what just holds a ceiling on paper has to hold it on disk."""
+STORAGE_MARGIN = 1.003
+"""Packed bytes are foretold to a few thousandths; what just holds a ceiling on paper has to hold it on disk."""
 
 RANGES_BYTES = 20
 """Two ranges and their mark in the packed file."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime, always set up the same way: on the CPU, with a fixed number of threads."""
+"""ONNX Runtime, always set up the same way: on one thread of the processor where nothing else is asked for."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plywise.compressors.errors import ModelError
+from plywise.env import target_program
 from plywise.env.energy_counter import EnergyCounter
-from plywise.env.target_program import WARM_UP_RUNS, session_options
+from plywise.env.target_program import WARM_UP_RUNS, Execution
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Timing:
     high_ms: float
 
 
-def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+HERE = Execution()
+
+
+def open_session(model: Path | bytes, execution: Execution = HERE) -> onnxruntime.InferenceSession:
     """Loads a file or a serialised model.
 
     Raises:
@@ -35,7 +39,7 @@ def open_session(model: Path | bytes, threads: int = 1) -> onnxruntime.Inference
     source = str(model) if isinstance(model, Path) else model
     name = source if isinstance(source, str) else "the model"
     try:
-        return onnxruntime.InferenceSession(source, session_options(threads), providers=["CPUExecutionProvider"])
+        return target_program.open_session(source, execution)
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"ONNX Runtime cannot load {name}: {error}") from error
 
@@ -60,31 +64,31 @@ def run_session(session: onnxruntime.InferenceSession, inputs: NDArray[np.generi
     return outputs
 
 
-def loaded_run(model: Path | bytes, shape: Sequence[int], threads: int = 1) -> Callable[[], object]:
+def loaded_run(model: Path | bytes, shape: Sequence[int], execution: Execution = HERE) -> Callable[[], object]:
     """Returns what runs a model once, on inputs of a shape with its batch.
 
     Raises:
         ModelError: with the runtime's reason, where it refuses the model; the run does where it fails.
     """
-    session = open_session(model, threads)
+    session = open_session(model, execution)
     return partial(run_session, session, random_inputs(session, shape))
 
 
 def time_models(
-    paths: Sequence[Path], input_shape: Sequence[int], threads: int = 1, repeats: int = 100
+    paths: Sequence[Path], input_shape: Sequence[int], execution: Execution = HERE, repeats: int = 100
 ) -> list[Timing]:
     """Times whole files, interleaved, so that a change of the machine's speed hits all of them alike.
 
     Args:
         paths: exported files with one input named `input`.
         input_shape: shape of the input with its batch.
-        threads: threads inside an operation.
+        execution: how they are run.
         repeats: timed rounds; each round runs every file once.
 
     Raises:
         ModelError: where the runtime refuses a file or the inputs.
     """
-    sessions = [open_session(Path(path), threads) for path in paths]
+    sessions = [open_session(Path(path), execution) for path in paths]
     inputs = random_inputs(sessions[0], input_shape)
     for session in sessions * WARM_UP_RUNS:
         run_session(session, inputs)
@@ -112,16 +116,16 @@ def measure_energy(paths: Sequence[Path], input_shape: Sequence[int], counter: E
     return counter.of_all([loaded_run(Path(path), input_shape) for path in paths])
 
 
-def run_model(path: Path, images: Tensor, batch: int = 256, threads: int = 1) -> Tensor:
+def run_model(path: Path, images: Tensor, batch: int = 256) -> Tensor:
     """Returns the outputs of an exported file for all inputs `(n, ...)`, in batches, or as many as the file takes."""
-    session = open_session(Path(path), threads)
+    session = open_session(Path(path))
     fixed = session.get_inputs()[0].shape[0]
     batch = fixed if isinstance(fixed, int) else batch
     parts = [run_session(session, part.numpy()) for part in torch.split(images, batch)]
     return torch.from_numpy(np.concatenate(parts))
 
 
-def accuracy_onnx(path: Path, images: Tensor, labels: Tensor, batch: int = 256, threads: int = 1) -> float:
+def accuracy_onnx(path: Path, images: Tensor, labels: Tensor, batch: int = 256) -> float:
     """Returns the top-1 accuracy of an exported file in percent.
 
     Args:
@@ -129,7 +133,6 @@ def accuracy_onnx(path: Path, images: Tensor, labels: Tensor, batch: int = 256, 
         images: `(n, ...)` normalised inputs.
         labels: `(n,)` classes.
         batch: images in one inference.
-        threads: threads inside an operation.
     """
-    guesses = run_model(path, images, batch, threads).argmax(1)
+    guesses = run_model(path, images, batch).argmax(1)
     return 100.0 * float((guesses == labels).float().mean())

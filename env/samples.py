@@ -1,6 +1,7 @@
 """Normalised inputs with their labels, and the forward passes over them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +25,34 @@ class Samples:
         """Returns the first `count` samples."""
         return Samples(self.inputs[:count], self.labels[:count])
 
-    def logits(self, model: nn.Module) -> Tensor:
-        """Returns the outputs `(n, classes)` of `model`, which must be in eval mode."""
+    def at(self, places: Tensor) -> "Samples":
+        """Returns the samples at `places`, indices `(m,)`."""
+        return Samples(self.inputs[places], self.labels[places])
+
+    def shuffled(self, seed: int = 0) -> "Samples":
+        """Returns the samples in a random order, in which the first few are like all of them."""
+        generator = torch.Generator().manual_seed(seed)
+        # Sorting random numbers rests on the generator alone; `randperm` changed its method between versions.
+        return self.at(torch.rand(len(self), generator=generator, dtype=torch.float64).argsort(stable=True))
+
+    def logits(self, model: nn.Module, enough: Callable[[Tensor], bool] = lambda _: False) -> Tensor:
+        """Returns the outputs `(n, classes)` of `model`, which must be in eval mode.
+
+        Args:
+            model: maps inputs to `(n, classes)`.
+            enough: told the outputs of each batch, says whether the rest is not wanted.
+        """
+        found: list[Tensor] = []
         with torch.inference_mode():
-            starts = range(0, len(self.inputs), BATCH)
-            return torch.cat([model(self.inputs[start : start + BATCH]) for start in starts])
+            for start in range(0, len(self.inputs), BATCH):
+                found.append(model(self.inputs[start : start + BATCH]))
+                if enough(found[-1]):
+                    break
+        return torch.cat(found)
 
     def accuracy(self, logits: Tensor) -> float:
-        """Returns the share of right answers among `logits`, percent."""
-        return 100.0 * float((logits.argmax(1) == self.labels).double().mean())
+        """Returns the share of right answers among `logits`, of the first samples or of all, percent."""
+        return 100.0 * float((logits.argmax(1) == self.labels[: len(logits)]).double().mean())
 
     def digest(self) -> str:
         """Returns a hash of the content."""

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +39,12 @@ class Scorer:
         self._units = find_units(bank.network)
         self._owner = object()  # tells its outputs from those of others in the same memory
 
-    def run(self, plan: Plan, repair_inputs: int = REPAIR_INPUTS) -> tuple[Stitched, Tensor]:
+    def run(
+        self,
+        plan: Plan,
+        repair_inputs: int = REPAIR_INPUTS,
+        enough: Callable[[Tensor], bool] = lambda _: False,
+    ) -> tuple[Stitched, Tensor]:
         """Returns a plan put together and its logits `(n, classes)`.
 
         What is replaced in it may be shared with other plans, so copy before changing.
@@ -47,6 +52,7 @@ class Scorer:
         Args:
             plan: a recipe for each layer.
             repair_inputs: as for `Bank.stitch`.
+            enough: as for `Samples.logits`.
 
         Raises:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
@@ -80,7 +86,7 @@ class Scorer:
             self._memory.put(key, _own(unit, output), {})
             return output
 
-        return stitched, self.samples.logits(self._through(stitched.model, scored))
+        return stitched, self.samples.logits(self._through(stitched.model, scored), enough)
 
     def _through(self, model: nn.Module, recall: Any) -> nn.Module:
         """Returns `model` with `recall(unit, work)` in each unit's place, where `work` runs the unit itself."""

@@ -3,7 +3,7 @@
 The disturbance is the mean Kullback-Leibler divergence from the original's outputs to the compressed network's. It
 needs no labels, is never negative, and over layers it adds up (facts: the sum of single-layer loss increases ranks
 random mixed plans with Spearman 0.98). What lies between probes is read off a monotone line over the relative
-output error, which the bank knows in closed form.
+output error, which the bank knows in closed form. Probes run on the samples that tell the most, see `ProbeSamples`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,6 +37,12 @@ PROBES = 3
 LEAST = 1e-7
 """Divergences and output errors below this count as this."""
 
+PROBE_SAMPLES = 128
+"""Samples that probes run on."""
+
+CERTAIN = 0.3
+"""How much the certainty of a sample may count against it: as the mean uncertainty over all times this."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -51,30 +58,76 @@ def divergence(original: Tensor, changed: Tensor) -> float:
     return float(F.kl_div(after, before, reduction="batchmean", log_target=True))
 
 
+@dataclass(frozen=True)
+class ProbeSamples:
+    """Some samples, whose weighted sum of divergences estimates the mean over all.
+
+    A change moves the outputs the more the less certain the original is: where the logits change by independent
+    amounts, the divergence is in proportion to `1 - sum(p ** 2)` over its probabilities `p`. Samples are therefore
+    drawn with a chance in that proportion and count by its inverse (Horvitz and Thompson, A Generalization of Sampling
+    Without Replacement from a Finite Universe, 1952). Drawn systematically in the order of their uncertainty, 128 tell
+    as much as 512 that come first.
+
+    Attributes:
+        samples: `n` of them.
+        logits: `(n, classes)` of the original.
+        weights: `(n,)`, how much each counts.
+    """
+
+    samples: Samples
+    logits: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, samples: Samples, logits: Tensor, count: int = PROBE_SAMPLES) -> "ProbeSamples":
+        """Draws up to `count` of the samples, always the same; `logits` `(n, classes)` are the original's."""
+        uncertainty = 1.0 - logits.double().softmax(1).square().sum(1)
+        chance = _chances(uncertainty + CERTAIN * uncertainty.mean() + LEAST, count)
+        order = uncertainty.argsort(stable=True)
+        place = (chance[order].cumsum(0) + 0.5).floor()
+        drawn = order[place.diff(prepend=place.new_zeros(1)) > 0]
+        weights = 1.0 / (chance[drawn] * len(samples))
+        return cls(samples.at(drawn), logits[drawn], weights.float())
+
+    def divergence(self, changed: Tensor) -> float:
+        """Returns the estimated mean divergence over all samples, from logits `(n, classes)` on these, in nats."""
+        after, before = F.log_softmax(changed, 1), F.log_softmax(self.logits, 1)
+        return float(F.kl_div(after, before, reduction="none", log_target=True).sum(1) @ self.weights)
+
+
+def _chances(sizes: Tensor, count: int) -> Tensor:
+    """Returns chances `(n,)` of being drawn, in proportion to `sizes` but at most 1, that sum to `count` or to n."""
+    chance = torch.zeros_like(sizes)
+    while (free := chance < 1.0).any() and chance.sum() < count - 0.5:
+        chance[free] = sizes[free] * (count - (~free).sum()) / sizes[free].sum()
+        chance = chance.clamp(max=1.0)
+    return chance
+
+
 def single(network: Network, layer: str, recipe: Recipe) -> Plan:
     """Returns the plan that changes one layer only."""
     return Plan(network.name, {other.name: recipe if other.name == layer else Recipe() for other in network.layers})
 
 
 def sensitivities(
-    bank: Bank, recipes: Mapping[str, Sequence[Recipe]], samples: Samples, store: ResultStore, key: str
+    bank: Bank, recipes: Mapping[str, Sequence[Recipe]], probed: ProbeSamples, store: ResultStore, key: str
 ) -> Iterator[tuple[str, Sensitivity]]:
     """Measures each layer in turn and yields its name and sensitivity.
 
     Args:
         bank: of the network.
         recipes: for each layer, those that it can take.
-        samples: held-out inputs to compare outputs on.
+        probed: held-out samples to compare outputs on.
         store: where finished probes are kept.
         key: what identifies network, data and code in the store.
     """
-    scorer, original = Scorer(bank, samples), samples.logits(bank.network.model)
+    scorer = Scorer(bank, probed.samples)
 
     def probe(layer: str, recipe: Recipe) -> float:
         name = f"{key}/probe/{layer}/{recipe}"
         found = store.get(name)
         if found is None:
-            found = divergence(original, scorer.run(single(bank.network, layer, recipe))[1])
+            found = probed.divergence(scorer.run(single(bank.network, layer, recipe))[1])
             store.put(name, found)
         return max(LEAST, float(found))
 

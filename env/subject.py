@@ -2,11 +2,11 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch import nn
@@ -24,6 +24,7 @@ from plywise.env.cache import cache_folder
 from plywise.env.calibration import calibrate
 from plywise.env.chains import realised_chain
 from plywise.env.channel_groups import NORMS
+from plywise.env.early_stopping import EarlyStopping
 from plywise.env.energy import energy_mj
 from plywise.env.latency import Latencies, LatencyTable
 from plywise.env.menu import catalogue
@@ -35,13 +36,10 @@ from plywise.env.pricing import Pricer
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
 from plywise.env.scorer import Scorer
-from plywise.env.sensitivity import Sensitivity, divergence, sensitivities
+from plywise.env.sensitivity import ProbeSamples, Sensitivity, divergence, sensitivities
 
-VERSION = "11"
+VERSION = "12"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
-
-PROBE_SAMPLES = 512
-"""Validation inputs that sensitivities are measured on."""
 
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
 """Nats per share of storage at which trial plans are made, to learn what a nat costs in accuracy."""
@@ -69,14 +67,14 @@ class Measured:
     """A plan looked at for real.
 
     Attributes:
-        accuracy: on the validation samples, percent.
+        accuracy: on the validation samples, percent; on the first of them where it was stopped early.
         divergence: of its outputs from the original's, nats.
-        cost: storage bytes, latency ms, energy mJ.
+        cost: storage bytes, latency ms, energy mJ; None where it was stopped early.
     """
 
     accuracy: float
     divergence: float
-    cost: tuple[float, float, float]
+    cost: tuple[float, float, float] | None
 
 
 class Subject:
@@ -84,7 +82,7 @@ class Subject:
 
     Attributes:
         network, bank: see their classes.
-        validation: held-out samples that plans are scored on.
+        validation: held-out samples that plans are scored on, in random order.
         accuracy: of the original on them, percent.
     """
 
@@ -117,14 +115,14 @@ class Subject:
             if len(samples) == 0:
                 raise DataError(f"there are no {what} samples; at least a few hundred are needed")
         self.network = Network.of(model, calibration.inputs[:4], name)
-        self.validation = validation
+        self.validation = validation.shuffled()
         self.latency: Latencies = latency or LatencyTable()
         self.key = self._key(model, calibration, validation, seed)
         calibrated = calibrate(self.network, calibration.inputs, calibration.labels, seed)
         self.bank = Bank(self.network, calibrated, BankFolder(cache_folder("bank", self.key)))
         self.store = ResultStore(cache_folder() / "results.sqlite")
-        self._original = validation.logits(self.network.model)
-        self.accuracy = validation.accuracy(self._original)
+        self._original = self.validation.logits(self.network.model)
+        self.accuracy = self.validation.accuracy(self._original)
         self._track = track
 
     @cached_property
@@ -137,7 +135,8 @@ class Subject:
             except FileFormatError:
                 path.unlink(missing_ok=True)
         pricer = Pricer(self.bank, self.whole)
-        steps = sensitivities(self.bank, pricer.recipes, self.validation.first(PROBE_SAMPLES), self.store, self.key)
+        probed = ProbeSamples.of(self.validation, self._original)
+        steps = sensitivities(self.bank, pricer.recipes, probed, self.store, self.key)
         found: dict[str, Sensitivity] = {}
         for name, sensitivity in self._track(
             steps, f"{self.network.name}: how sensitive each layer is", len(self.layers)
@@ -172,17 +171,29 @@ class Subject:
         each = zip(self.network.layers, self.table.recipes, actions, strict=True)
         return Plan(self.network.name, {layer.name: Recipe.parse(slots[action]) for layer, slots, action in each})
 
-    def measure(self, plan: Plan) -> Measured:
-        """Looks at a plan for real: stitches it and runs it over the validation samples; no plan twice."""
+    def measure(self, plan: Plan, hopeless: Callable[[float], bool] = lambda _: False) -> Measured:
+        """Looks at a plan for real: stitches it and runs it over the validation samples; no plan twice.
+
+        Args:
+            plan: a recipe for each layer.
+            hopeless: given the best accuracy that the plan can still have, percent, whether it may be stopped early.
+        """
         recipes = (f"{layer}={recipe}" for layer, recipe in plan.items())
         name = f"{self.key}/built/{_digest(self.latency.device.fingerprint, *recipes)}"
         found = self.store.get(name)
-        if found is None:
-            stitched, logits = self._scorer.run(plan)
-            found = [self.validation.accuracy(logits), divergence(self._original, logits), self.cost(stitched)]
+        if found is None or ("most_accuracy" in found and not hopeless(found["most_accuracy"])):
+            found = self._looked_at(plan, EarlyStopping(self.validation.labels, hopeless))
             self.store.put(name, found)
-        storage, latency, energy = found[2]
-        return Measured(found[0], found[1], (storage, latency, energy))
+        cost = found.get("cost")
+        return Measured(found["accuracy"], found["divergence"], None if cost is None else (cost[0], cost[1], cost[2]))
+
+    def _looked_at(self, plan: Plan, stopping: EarlyStopping) -> dict[str, Any]:
+        stitched, logits = self._scorer.run(plan, enough=stopping)
+        nats = divergence(self._original[: len(logits)], logits)
+        found = {"accuracy": self.validation.accuracy(logits), "divergence": nats}
+        # No layer of a hopeless plan is timed: that takes as long as the images.
+        last = {"most_accuracy": stopping.most_accuracy} if stopping.stopped else {"cost": self.cost(stitched)}
+        return found | last
 
     def pack(self, model: nn.Module, path: Path) -> int:
         """Writes the file of packed weights that is handed over and returns its bytes."""

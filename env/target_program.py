@@ -11,11 +11,12 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -36,6 +37,17 @@ PATIENCE = 10
 """How many times longer a busy machine may be measured."""
 
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+"""Who computes, in the runtime's words."""
+
+
+class Execution(NamedTuple):
+    """How models are run: threads inside an operation, and who computes."""
+
+    threads: int = 1
+    provider: str = CPU
+
+
 def processor() -> tuple[str, str]:
     """Returns the processor's name and its vector instructions."""
     try:
@@ -49,9 +61,20 @@ def processor() -> tuple[str, str]:
     return facts.get("model name", facts.get("Model", platform.machine())), " ".join(vector)
 
 
-def fingerprint(threads: int) -> str:
+def graphics_card() -> str:
+    """Returns the name of the first NVIDIA card and its driver's version."""
+    command = ("nvidia-smi", "--id=0", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "NVIDIA card"
+
+
+def fingerprint(execution: Execution) -> str:
     """Returns what changes with everything that changes latencies: processor, its instructions, runtime, threads."""
-    parts = (*processor(), onnxruntime.__version__, str(threads))
+    parts = [*processor(), onnxruntime.__version__, str(execution.threads)]
+    if execution.provider == CUDA:
+        parts += [execution.provider, graphics_card()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -64,22 +87,31 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def clock(threads: int) -> Callable[[], float]:
+def open_session(model: str | bytes, execution: Execution) -> onnxruntime.InferenceSession:
+    """Loads the file of a name or a serialised model; raises the runtime's exceptions, which share no base class."""
+    options = session_options(execution.threads)
+    session = onnxruntime.InferenceSession(model, options, providers=[execution.provider])
+    if execution.provider not in session.get_providers():  # the runtime takes the processor instead and goes on
+        raise RuntimeError(f"onnxruntime {onnxruntime.__version__} cannot load {execution.provider}")
+    return session
+
+
+def clock(execution: Execution) -> Callable[[], float]:
     """Returns what tells the seconds: of one thread those of the processor, where others on the machine count less."""
     fine = time.get_clock_info("thread_time").resolution <= 1e-6
-    return time.thread_time if threads == 1 and fine else time.perf_counter
+    return time.thread_time if execution == Execution() and fine else time.perf_counter
 
 
-def block_times(run: Callable[[], object], threads: int) -> list[float]:
+def block_times(run: Callable[[], object], execution: Execution) -> list[float]:
     """Returns the seconds of one call of `run`, block by block, until their median is steady or the time is up."""
-    seconds = clock(threads)
+    seconds = clock(execution)
     return _blocks(lambda: _block(run, seconds), [run])
 
 
 def relative_times(
     run: Callable[[], object],
     reference: Callable[[], object],
-    threads: int,
+    execution: Execution,
     spread: float = SPREAD,
     budget: float = BUDGET_SECONDS,
 ) -> list[float]:
@@ -87,7 +119,7 @@ def relative_times(
 
     What slows the whole machine for a while slows both, so their ratio varies less than either.
     """
-    seconds = clock(threads)
+    seconds = clock(execution)
     return _blocks(lambda: _block(run, seconds) / _block(reference, seconds), (run, reference), spread, budget)
 
 
@@ -128,13 +160,13 @@ def steady(blocks: list[float], spread: float = SPREAD) -> bool:
     return bool(0.93 * variation(blocks) < spread * len(blocks) ** 0.5)
 
 
-def answer(model: bytes, shape: Sequence[int], threads: int) -> dict[str, Any]:
+def answer(model: bytes, shape: Sequence[int], execution: Execution) -> dict[str, Any]:
     """Returns median and quartiles of a model in milliseconds, or the runtime's reason for refusing it."""
     try:
-        session = onnxruntime.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
+        session = open_session(model, execution)
         indices = session.get_inputs()[0].type == "tensor(int64)"
         feed = {"input": np.ones(shape, np.int64 if indices else np.float32)}
-        blocks = block_times(lambda: session.run(None, feed), threads)
+        blocks = block_times(lambda: session.run(None, feed), execution)
     except Exception as error:  # the runtime's exceptions share no base class
         return {"reason": str(error)}
     low, median, high = (1e3 * seconds for seconds in statistics.quantiles(blocks, n=4))
@@ -147,9 +179,9 @@ def main(arguments: Sequence[str]) -> str | None:
         return "usage: python3 questions.zip device.json"
     with zipfile.ZipFile(arguments[0]) as archive:
         questions = json.loads(archive.read("questions.json"))
-        threads, asked, answers = questions["threads"], questions["chains"], []
+        execution, asked, answers = Execution(*questions["execution"]), questions["chains"], []
         for place, question in enumerate(asked):
-            found = answer(archive.read(question["model"]), question["shape"], threads)
+            found = answer(archive.read(question["model"]), question["shape"], execution)
             answers.append({"chain": question["chain"], **found})
             print(f"\r{place + 1} of {len(asked)} layers measured", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -163,10 +195,10 @@ def main(arguments: Sequence[str]) -> str | None:
         print(f"{noisy} of {len(timed)} times vary by over 20 %; a machine with less to do gives better ones")
     content = {
         "format": ANSWERS,
-        "name": processor()[0],
-        "fingerprint": fingerprint(threads),
+        "name": graphics_card() if execution.provider == CUDA else processor()[0],
+        "fingerprint": fingerprint(execution),
         "runtime": f"onnxruntime {onnxruntime.__version__}",
-        "threads": threads,
+        "threads": execution.threads,
         "chains": answers,
     }
     with open(arguments[1] + ".part", "w", encoding="utf-8") as file:

@@ -30,6 +30,8 @@ from plywise.experiments.study import Study, random_part, study
 
 DIGITS = ("digits-resnet-a", "digits-vit", "digits-mobilenet")
 PLANS, RESNET_PLANS, IMAGES = 40, 40, 10_000
+CANDIDATES = 50
+"""Random plans for each of those that are spread evenly."""
 INTERVAL = 0.9
 """How many of the drops should lie within the surrogate's interval."""
 
@@ -62,22 +64,25 @@ def main(folder: Path = Path("runs/fidelity_study"), plans: int = RESNET_PLANS, 
     started = time.perf_counter()
     torch.set_num_threads(1)
     networks: dict[str, tuple[Study, int, list[Found]]] = {}
-    for studied, dataset, count in _cases(plans):
+    for studied, dataset, drawn, how in _cases(plans):
         dataset = dataclasses.replace(dataset, train=random_part(dataset.train, images))
-        drawn = random_plans(studied.subject.table, count)
-        name = studied.subject.network.name
+        name = f"{studied.subject.network.name}{how}"
         found = [look_at(studied, dataset, plan, folder) for plan in tracked(drawn, f"{name}: plans", len(drawn))]
         networks[name] = studied, len(dataset.train), found
         write_page(networks, time.perf_counter() - started)
 
 
-def _cases(plans: int) -> Iterator[tuple[Study, Dataset, int]]:
+def _cases(plans: int) -> Iterator[tuple[Study, Dataset, Ints, str]]:
+    """Yields a network, its data, plans, and how they were drawn where it was not at random."""
     data = load_dataset("digits")
     for name in DIGITS:
-        yield study(name, data), data, PLANS
+        studied = study(name, data)
+        yield studied, data, random_plans(studied.subject.table, PLANS), ""
+        yield studied, data, spread_plans(studied.subject.table, PLANS), ", spread"
     weights, images = resnet_files()
     dataset = load_dataset(images)
-    yield study("resnet20", dataset, weights), dataset, plans
+    studied = study("resnet20", dataset, weights)
+    yield studied, dataset, random_plans(studied.subject.table, plans), ""
 
 
 def random_plans(table: PriceTable, count: int, seed: int = 0) -> Ints:
@@ -87,6 +92,19 @@ def random_plans(table: PriceTable, count: int, seed: int = 0) -> Ints:
     changed = generator.random(drawn.shape) < generator.random((count, 1))
     plans: Ints = np.where(changed, drawn, 0).astype(np.int64)
     return plans
+
+
+def spread_plans(table: PriceTable, count: int) -> Ints:
+    """Returns those of many random plans `(count, L)` whose estimated drops are spread most evenly.
+
+    Of plain random plans, many lose next to nothing; in what order these come after fine-tuning is chance.
+    """
+    plans = random_plans(table, CANDIDATES * count, seed=1)
+    drops = Surrogate(table).estimate(plans)[1]
+    order = np.argsort(drops, kind="stable")
+    wanted = np.linspace(drops.min(), drops.max(), count)
+    places = np.clip(np.searchsorted(drops[order], wanted), np.arange(count), len(plans) - count + np.arange(count))
+    return plans[order[np.maximum.accumulate(places - np.arange(count)) + np.arange(count)]]  # each plan once
 
 
 def look_at(studied: Study, dataset: Dataset, actions: Ints, folder: Path) -> Found:
@@ -110,7 +128,9 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
     """Prints the tables and writes them below `experiments/results`."""
     page = Page("fidelity_study", "python -m plywise.experiments.fidelity_study", seconds)
     page.text(
-        "Random plans: a random share of the layers takes a random recipe of its menu each. Scored: accuracy on the "
+        "Random plans: a random share of the layers takes a random recipe of its menu each. Spread: of "
+        f"{CANDIDATES * PLANS:,} such plans, {PLANS} whose estimated drops lie evenly between the least and the "
+        "largest. Scored: accuracy on the "
         "validation images without training, as plans are scored. Tuned: accuracy on the test images after "
         f"{RecoverySettings().epochs} epochs of `--recover finetune` over a part of the training images. Spearman's "
         "rank correlations between them, and of the surrogate's estimate, which has seen none of the plans, with the "

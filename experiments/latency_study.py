@@ -27,7 +27,7 @@ from plywise.env.network import Network
 from plywise.env.network_latency import PRECISELY, NetworkLatency
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import Pricer
-from plywise.env.runtime import loaded_run
+from plywise.env.runtime import HERE, loaded_run
 from plywise.env.target_program import block_times, relative_times
 from plywise.env.trial_graphs import Shapes, random_plans
 from plywise.experiments.hollow import hollow
@@ -152,10 +152,10 @@ def studied(name: str, plans: int) -> Outcome:
 def _time(files: Sequence[Path]) -> tuple[float, Floats]:
     """Returns the milliseconds of the first file, and the times of the others as shares of it."""
     runs = [loaded_run(file, (1, 3, 32, 32)) for file in files]
-    original = 1e3 * statistics.median(block_times(runs[0], 1))
+    original = 1e3 * statistics.median(block_times(runs[0], HERE))
     # Several passes, for a host that is busy for some seconds should not spoil the files that run just then.
     passes = [
-        [statistics.median(relative_times(run, runs[0], 1, *PRECISELY)) for run in runs[1:]] for _ in range(PASSES)
+        [statistics.median(relative_times(run, runs[0], HERE, *PRECISELY)) for run in runs[1:]] for _ in range(PASSES)
     ]
     return original, np.median(passes, axis=0)
 

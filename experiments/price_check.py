@@ -1,5 +1,6 @@
 """What the price table of a network takes to make, and how well it foretells the bytes of packed files."""
 
+import copy
 import os
 import tempfile
 import time
@@ -13,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from plywise.agent.search_method import SearchMethod, SearchResult
+from plywise.env.demand import Demand
 from plywise.env.devices import open_device
 from plywise.env.evaluator import PlanEstimator
+from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.pricing import STORAGE_MARGIN, Pricer
+from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples
-from plywise.env.sensitivity import sensitivities
-from plywise.env.subject import PROBE_SAMPLES
+from plywise.env.sensitivity import ProbeSamples, sensitivities
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.fidelity_study import random_plans
 from plywise.experiments.parts import Parts
@@ -57,7 +61,7 @@ class PriceCheck:
             for layer in subject.layers:
                 for recipe in pricer.recipes[layer.name]:
                     pricer.sizes(layer, recipe)
-        probed = subject.validation.first(PROBE_SAMPLES)
+        probed = ProbeSamples.of(subject.validation, subject.validation.logits(subject.network.model))
         with timed("sensitivities"):
             dict(sensitivities(subject.bank, pricer.recipes, probed, subject.store, subject.key))
         with timed("trial plans, prices"):
@@ -82,6 +86,21 @@ class PriceCheck:
         real = np.array([self._file_bytes(plan.tolist()) for plan in plans])
         errors: NDArray[np.float64] = np.stack([promised, expected], 1) / real[:, None] - 1.0
         return errors
+
+    def search(self, method: SearchMethod, demand: Demand, budget: int, early: bool) -> tuple[float, int, SearchResult]:
+        """Lets a method score plans; nothing of earlier searches is reused but compressed layers.
+
+        Returns:
+            Seconds of the processor, how many plans were stopped early, and what was found.
+        """
+        subject = copy.copy(self.subject)
+        vars(subject).pop("_scorer", None)  # remembers outputs
+        with tempfile.TemporaryDirectory() as folder:
+            subject.store = ResultStore(Path(folder) / "results.sqlite")
+            evaluator = ExactEvaluator(subject, demand, early)
+            started = time.process_time()
+            result = method.search(evaluator, budget, 0)
+            return time.process_time() - started, evaluator.stopped, result
 
     def _file_bytes(self, actions: list[int]) -> int:
         stitched = self.subject.bank.stitch(self.subject.plan(actions))

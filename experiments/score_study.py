@@ -15,6 +15,10 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from plywise.agent.greedy import Greedy
+from plywise.agent.knapsack import Knapsack
+from plywise.agent.random_search import RandomSearch
+from plywise.agent.search_method import SearchMethod
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.plan import Plan
@@ -22,6 +26,7 @@ from plywise.compressors.recipe import Recipe
 from plywise.env.activation_memory import shared_memory
 from plywise.env.bank import REPAIR_INPUTS, Bank, Stitched
 from plywise.env.calibration import calibrate
+from plywise.env.demand import Demand
 from plywise.env.memory import limit_memory
 from plywise.env.network import Network
 from plywise.env.pricing import STORAGE_MARGIN
@@ -35,8 +40,9 @@ from plywise.experiments.price_check import PriceCheck, fresh_cache
 from plywise.experiments.resnet import cifar_resnet
 from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
+from plywise.experiments.study import CALIBRATION_IMAGES
 
-IMAGES, CALIBRATION_IMAGES = 2000, 128
+IMAGES = 2000
 GROWTH_IMAGES = 64
 """Images scored, and images calibrated on, of the networks of growing depth."""
 DEPTHS = (20, 32, 44, 56, 110)
@@ -49,6 +55,10 @@ INTEGERS = "uniform_quantization(bits=4) + activation_quantization"
 MEMORY = 4
 """GiB that may be kept between scores (`--memory`)."""
 PLANS = 40
+BUDGET = 12
+"""Plans that a search scores, to see what stopping early saves."""
+WANTED = Demand(1.0, max_storage=0.15)
+SEARCHES = (RandomSearch(), Greedy(), Knapsack())
 NETWORKS = ("digits-lenet", "resnet20")
 RECIPES = ("uniform_quantization(bits=4)", INTEGERS, "filter_pruning(ratio=0.5)", "low_rank(ratio=0.4)")
 
@@ -165,11 +175,17 @@ def main() -> None:
     costs = _score_costs(scored)
     counts = [(count, _taken(largest.first(count))) for count in COUNTS]
     depths = [(depth, _taken(Scored(depth, GROWTH_IMAGES, GROWTH_IMAGES))) for depth in DEPTHS]
-    checks = [_price_check(name) for name in NETWORKS]
+    checks, searches = [], []
+    for name in NETWORKS:
+        with fresh_cache():
+            check = _price_check(name)
+            checks.append((check, check.storage_errors(PLANS)))
+            searches += [_searched(check, method) for method in SEARCHES]
     page = Page("score_study", "python -m plywise.experiments.score_study", time.perf_counter() - started)
     _write_costs(page, costs, search)
     _write_growth(page, depths, counts)
     _write_prices(page, checks)
+    _write_searches(page, searches)
     page.write(Console())
 
 
@@ -199,13 +215,20 @@ def _taken(scored: Scored) -> float:
     return min(_seconds(scored.score, plan) for _ in range(2))
 
 
-def _price_check(name: str) -> tuple[PriceCheck, NDArray[np.float64]]:
+def _price_check(name: str) -> PriceCheck:
     weights, images = resnet_files() if name == "resnet20" else (None, "digits")
     dataset = load_dataset(images)
-    network = load_model(name, weights, dataset)
-    with fresh_cache():
-        check = PriceCheck(name, network, dataset)
-        return check, check.storage_errors(PLANS)
+    return PriceCheck(name, load_model(name, weights, dataset), dataset)
+
+
+def _searched(check: PriceCheck, method: SearchMethod) -> tuple[str, ...]:
+    """Returns a row: what a search takes where hopeless plans are stopped early, and where all are run to the end."""
+    check.search(method, WANTED, BUDGET, early=True)  # compresses the layers
+    short, stopped, found = check.search(method, WANTED, BUDGET, early=True)
+    whole, _, wanted = check.search(method, WANTED, BUDGET, early=False)
+    same = "the same" if found.actions == wanted.actions else f"{found.outcome.score - wanted.outcome.score:+.3f}"
+    plans = f"{stopped} of {found.evaluations}"
+    return check.name, method.name, plans, f"{whole:.1f}", f"{short:.1f}", f"{100 * (1 - short / whole):.0f} %", same
 
 
 def _write_costs(page: Page, costs: dict[str, ScoreCost], search: SearchCost) -> None:
@@ -286,6 +309,16 @@ def _write_prices(page: Page, checks: list[tuple[PriceCheck, NDArray[np.float64]
             for check, found in checks
         ],
     )
+
+
+def _write_searches(page: Page, rows: list[tuple[str, ...]]) -> None:
+    page.text(
+        f"Searches of {BUDGET} plans at most, to {100 * (WANTED.max_storage or 1):.0f} % of the bytes and "
+        f"{WANTED.max_accuracy_drop:g} point: plans that can no longer beat the best before them are stopped after an "
+        "eighth, a quarter or half of the images. Seconds of the processor; a declared device, so that no plan is "
+        "timed, which stopping saves too:"
+    )
+    page.table(("network", "method", "stopped", "all images, s", "stopping, s", "saved", "plan chosen"), rows)
 
 
 def _peak() -> float:

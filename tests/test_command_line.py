@@ -153,7 +153,7 @@ def place(prepared, tmp_path, monkeypatch):
 def quick(monkeypatch):
     """Neither exports nor times: for tests that are not about the files."""
     monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(handover, "time_models", lambda paths, shape, threads: [Timing(1.0, 0.9, 1.1)] * 3)
+    monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
     monkeypatch.setattr(handover, "_check_files", lambda *_: None)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
-from plywise.env import energy_counter, handover
+from plywise.env import energy_counter, handover, target_program
 from plywise.env.chains import realised_chain
 from plywise.env.declared_devices import DECLARED, Figure
 from plywise.env.demand import Demand
@@ -29,11 +30,15 @@ from plywise.env.energy import energy_mj
 from plywise.env.energy_counter import EnergyCounter
 from plywise.env.handover import Origin, claimed, hand_over
 from plywise.env.latency import Chain, LatencyTable, chain_key
+from plywise.env.network import Network
+from plywise.env.network_latency import NetworkLatency
 from plywise.env.operation import operations
+from plywise.env.operation_graph import operation_graph
 from plywise.env.roofline import Roofline, moved_bytes, needed_bytes
-from plywise.env.runtime import Timing
+from plywise.env.runtime import Timing, time_models
 from plywise.env.samples import Samples
 from plywise.env.subject import Subject
+from plywise.env.target_program import CPU, CUDA, Execution
 from plywise.experiments.compress_model import show_report
 from plywise.experiments.listings import devices
 
@@ -125,6 +130,61 @@ def test_this_machine_may_use_several_threads(monkeypatch, tmp_path) -> None:
     for wrong in ("here:1x", "here:1x0", "here:1xx", "here:1x-2"):
         with pytest.raises(ConfigurationError, match=r"a batch must be a whole number from 1, as in here:4x8"):
             open_device(wrong)
+
+
+def test_a_card_that_is_not_there_is_said(monkeypatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"no CUDAExecutionProvider, only .*install onnxruntime-gpu"):
+        open_device("cuda")
+    for wrong in ("cuda:", "cuda:0", "cuda:x0", "cuda:xx"):
+        with pytest.raises(ConfigurationError, match=r"a batch must be a whole number from 1, as in cuda:x8"):
+            open_device(wrong)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])  # installed, and no driver for it
+    with pytest.raises(ConfigurationError, match=r"device 'cuda': .*CUDAExecutionProvider.*driver"):
+        open_device("cuda")
+
+
+def test_a_card_runs_all_that_is_timed(monkeypatch, tmp_path) -> None:
+    """With the processor in the card's place, for want of one."""
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(target_program, "graphics_card", lambda: "H200, 570.1")
+    opened, really = [], target_program.open_session
+
+    def here(model, execution):
+        opened.append(execution)
+        return really(model, Execution())
+
+    monkeypatch.setattr(target_program, "open_session", here)
+    latencies = open_device("cuda:x8")
+    assert latencies.device == Device.here(batch=8, provider=CUDA) != Device.here(batch=8)
+    assert (latencies.device.name, latencies.device.batch) == ("H200, 570.1", 8)
+    network = Network.of(build(Plain), images(4))
+    whole = NetworkLatency(network, latencies)
+    assert np.isfinite(latencies.milliseconds(list(network.operations.values()))).all()
+    assert whole.measured(network.operations) > 0.0
+    (tmp_path / "empty.onnx").write_bytes(operation_graph(()))
+    time_models([tmp_path / "empty.onnx"], (1, 1), latencies.device.execution)
+    assert set(opened) == {Execution(provider=CUDA)}
+
+
+def test_a_card_that_the_runtime_leaves_for_the_processor_is_refused(monkeypatch) -> None:
+    class OnTheProcessor:
+        def __init__(self, *_, **__) -> None:
+            pass
+
+        def get_providers(self) -> list[str]:
+            return [CPU]
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", OnTheProcessor)
+    target_program.open_session(b"", Execution())
+    with pytest.raises(RuntimeError, match="cannot load CUDAExecutionProvider"):
+        target_program.open_session(b"", Execution(provider=CUDA))
+
+
+def test_only_one_thread_of_the_processor_is_timed_by_its_own_clock() -> None:
+    assert target_program.clock(Execution()) is time.thread_time
+    for other in (Execution(2), Execution(provider=CUDA)):
+        assert target_program.clock(other) is time.perf_counter
 
 
 def test_the_listing_names_every_device_and_its_sources() -> None:
@@ -234,7 +294,7 @@ def samples(count: int, seed: int) -> Samples:
 def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(handover, "time_models", lambda paths, shape, threads: [Timing(1.0, 0.9, 1.1)] * 3)
+    monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
     monkeypatch.setattr(handover, "_check_files", lambda *arguments: None)
     latency = Roofline("stm32f746")
     subject = Subject(build(Plain), samples(16, 1), samples(16, 2), "plain", latency)

@@ -12,6 +12,7 @@ from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.menu import catalogue
+from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples
 from plywise.env.score import judge
 from plywise.env.subject import Subject
@@ -68,6 +69,27 @@ def test_scores_are_those_of_the_stitched_network(subject, tmp_path):
     assert outcome == judge(DEMAND, subject.table.original, outcome.cost, outcome.drop)
     assert outcome.cost[0] == subject.pack(model, tmp_path / "weights") == (tmp_path / "weights").stat().st_size
     assert outcome.cost[0] < 0.2 * subject.table.original[0]
+
+
+def test_a_hopeless_plan_is_stopped_and_only_where_a_better_one_is_known(monkeypatch, tmp_path):
+    monkeypatch.setattr("plywise.env.samples.BATCH", 4)
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    subject = study()
+    bad, strict = heaviest(subject), Demand(0.0, storage_weight=0.01)
+    whole = ExactEvaluator(subject, strict, early=False)
+    assert whole.evaluate([0, 0, 0]).score > whole.evaluate(bad).score
+    monkeypatch.setattr(subject, "store", ResultStore(tmp_path / "early.sqlite"))
+    evaluator, costs = ExactEvaluator(subject, strict), []
+    monkeypatch.setattr(subject, "cost", lambda stitched: costs.append(1) or type(subject).cost(subject, stitched))
+    best = evaluator.evaluate([0, 0, 0])
+    stopped = evaluator.evaluate(bad)
+    assert (evaluator.evaluations, evaluator.stopped, len(costs)) == (2, 1, 1)
+    assert stopped.score < best.score
+    assert not stopped.demand_met
+    assert evaluator.evaluate(bad) == stopped  # remembered
+    fresh = ExactEvaluator(subject, strict)  # knows of nothing better, so the plan is run to the end
+    assert fresh.evaluate(bad) == whole.evaluate(bad)
+    assert (fresh.stopped, len(costs)) == (0, 2)
 
 
 def test_no_plan_is_run_twice_not_even_by_another_run(subject, monkeypatch):

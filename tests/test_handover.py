@@ -65,7 +65,7 @@ def unexported(finished, monkeypatch):
     """Exports nothing and answers for the runtime: for tests that are not about the exported file."""
     said = finished.report["compressed"]["accuracy"]
     monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(handover, "time_models", lambda paths, shape, threads: [Timing(1.0, 0.9, 1.1)] * 3)
+    monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
     monkeypatch.setattr(handover, "accuracy_onnx", lambda path, inputs, labels: said)
 
 

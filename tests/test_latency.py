@@ -15,6 +15,7 @@ from plywise.env import latency, target_program
 from plywise.env.device import Device
 from plywise.env.latency import REFERENCE, Chain, LatencyTable
 from plywise.env.operation import Operation, operations
+from plywise.env.target_program import Execution
 
 LAYERS = [
     (nn.Conv2d(6, 8, 3, stride=2, padding=1, dilation=2), (6, 11, 9)),
@@ -116,7 +117,7 @@ def test_another_device_measures_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_batch_is_timed_as_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    monkeypatch.setattr(latency, "loaded_run", lambda graph, shape, threads: shapes.append(shape) or (lambda: None))
+    monkeypatch.setattr(latency, "loaded_run", lambda graph, shape, execution: shapes.append(shape) or (lambda: None))
     LatencyTable(tmp_path / "table.sqlite", Device.here(batch=8)).milliseconds([LARGE])
     assert shapes == [(8, 16, 16, 16), (8, 1), (8, 32, 32, 32)]
     assert Device.here(batch=8) != Device.here(batch=4)
@@ -190,8 +191,8 @@ def test_a_long_measurement_shows_the_time_left(tmp_path: Path, monkeypatch, cap
 
 
 def test_a_clock_that_stands_still_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_program, "clock", lambda threads: lambda: 1.0)
-    assert target_program.relative_times(lambda: None, lambda: None, 1, budget=0.0) == [1.0] * 5
+    monkeypatch.setattr(target_program, "clock", lambda execution: lambda: 1.0)
+    assert target_program.relative_times(lambda: None, lambda: None, Execution(), budget=0.0) == [1.0] * 5
 
 
 def test_a_busy_machine_is_measured_longer_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
         return float(whole[1] / whole[0])
 
     monkeypatch.setattr(NetworkLatency, "_share", share)
-    monkeypatch.setattr(network_latency, "block_times", lambda run, threads: [1e-3])
+    monkeypatch.setattr(network_latency, "block_times", lambda run, execution: [1e-3])
     whole = NetworkLatency(found, table)
     plans = [shapes_of(found, plan) for plan in random_plans(found, 10, seed=5)]
     expected = [share(whole, plan) for plan in plans]

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from tiny_networks import Identity, Plain, build, images, labels
 
 from plywise.compressors.recipe import Recipe
@@ -12,7 +13,7 @@ from plywise.env.calibration import calibrate
 from plywise.env.menu import legal_recipes
 from plywise.env.network import Network
 from plywise.env.samples import Samples
-from plywise.env.sensitivity import PROBES, sensitivities
+from plywise.env.sensitivity import PROBES, ProbeSamples, divergence, sensitivities
 
 HARM = {"uniform_quantization": 1.0, "step_quantization": 0.1, "magnitude_pruning": 5.0, "low_rank": 30.0}
 CUT, ROUNDED = 0.3, 0.02
@@ -44,7 +45,9 @@ def studied(request):
     recipes = {layer.name: legal_recipes(layer, network.modules[layer.name]) for layer in network.layers}
 
     def found(store):
-        return dict(sensitivities(bank, recipes, Samples(images(8), labels()[:8]), store, "key"))
+        some = Samples(images(8), labels()[:8])
+        probed = ProbeSamples.of(some, some.logits(network.model))
+        return dict(sensitivities(bank, recipes, probed, store, "key"))
 
     class Zero(MadeUp):
         def get(self, name):
@@ -63,11 +66,11 @@ def test_kinds_that_harm_more_at_the_same_error_are_told_apart(studied):
     recipes, errors, _, found = studied
     kinds = Counter()
     for layer, sensitivity in found.items():
-        for recipe, divergence in zip(recipes[layer], sensitivity.divergence, strict=True):
+        for recipe, nats in zip(recipes[layer], sensitivity.divergence, strict=True):
             if len(recipe.techniques) and recipe.techniques[0].name in HARM:
                 rounded = ROUNDED * ("activation" in str(recipe))
                 wanted = HARM[recipe.techniques[0].name] * errors[layer, str(recipe)] + rounded
-                assert divergence == pytest.approx(wanted, rel=1e-3, abs=1e-6), (layer, recipe)
+                assert nats == pytest.approx(wanted, rel=1e-3, abs=1e-6), (layer, recipe)
                 kinds[recipe.techniques[0].name] += 1
     assert set(kinds) == set(HARM)
 
@@ -75,11 +78,11 @@ def test_kinds_that_harm_more_at_the_same_error_are_told_apart(studied):
 def test_a_cut_adds_what_it_does_alone(studied):
     recipes, errors, _, found = studied
     for layer, sensitivity in found.items():
-        for recipe, divergence in zip(recipes[layer], sensitivity.divergence, strict=True):
+        for recipe, nats in zip(recipes[layer], sensitivity.divergence, strict=True):
             if str(recipe).startswith("filter_pruning") and "activation" not in str(recipe):
                 kept = recipe.techniques[1].name if len(recipe.techniques) > 1 else None
                 wanted = CUT + (HARM[kept] * errors[layer, str(recipe)] if kept else 0.0)
-                assert divergence == pytest.approx(wanted, rel=1e-3)
+                assert nats == pytest.approx(wanted, rel=1e-3)
 
 
 def test_few_recipes_are_probed(studied):
@@ -101,3 +104,46 @@ def test_what_changes_nothing_loses_nothing(studied):
         assert recipes[layer][0] == Recipe()
         assert sensitivity.divergence[0] == 0.0
         assert np.isfinite(sensitivity.divergence).all()
+
+
+@pytest.fixture(scope="module")
+def confident():
+    """A thousand samples, most of which the original is sure of, and its logits."""
+    generator = torch.Generator().manual_seed(0)
+    lead = 20.0 * torch.rand(1000, 1, generator=generator) * torch.eye(10).repeat(100, 1)
+    logits = lead + 0.5 * torch.randn(1000, 10, generator=generator)
+    return Samples(torch.arange(1000.0)[:, None], torch.zeros(1000, dtype=torch.int64)), logits
+
+
+def test_few_samples_tell_the_divergence_of_all(confident):
+    samples, logits = confident
+    probed = ProbeSamples.of(samples, logits, 100)
+    assert len(probed.samples) == 100
+    places = probed.samples.inputs[:, 0].long()
+    assert (probed.logits == logits[places]).all()
+    generator = torch.Generator().manual_seed(1)
+    errors, plain = [], []
+    for size in (0.1, 0.2, 0.4, 0.8) * 5:
+        changed = logits + size * torch.randn(logits.shape, generator=generator)
+        whole = divergence(logits, changed)
+        errors.append(np.log(probed.divergence(changed[places]) / whole))
+        plain.append(np.log(divergence(logits[:100], changed[:100]) / whole))
+    assert np.linalg.norm(errors) < 0.6 * np.linalg.norm(plain)
+    assert abs(np.mean(errors)) < 0.1
+
+
+def test_where_there_are_few_samples_all_are_probed(confident):
+    samples, logits = confident
+    few, changed = samples.first(60), logits[:60] + 1.0
+    changed[:, 0] += 1.0
+    probed = ProbeSamples.of(few, logits[:60], 128)
+    assert len(probed.samples) == 60
+    places = probed.samples.inputs[:, 0].long()
+    assert probed.divergence(changed[places]) == pytest.approx(divergence(logits[:60], changed), rel=1e-5)
+
+
+def test_an_original_that_is_sure_of_everything_can_be_probed():
+    logits = 1000.0 * torch.eye(10).repeat(30, 1)
+    probed = ProbeSamples.of(Samples(torch.zeros(300, 1), torch.zeros(300, dtype=torch.int64)), logits, 50)
+    assert len(probed.samples) == 50
+    assert float(probed.weights.sum()) == pytest.approx(1.0)

@@ -47,7 +47,8 @@ FORETOLD = {
     "macs": "macs",
 }
 
-PASSES = 3
+PASSES = 5
+SHAPE = (1, 3, 32, 32)
 
 Floats = NDArray[np.float64]
 
@@ -151,13 +152,16 @@ def studied(name: str, plans: int) -> Outcome:
 
 def _time(files: Sequence[Path]) -> tuple[float, Floats]:
     """Returns the milliseconds of the first file, and the times of the others as shares of it."""
-    runs = [loaded_run(file, (1, 3, 32, 32)) for file in files]
-    original = 1e3 * statistics.median(block_times(runs[0], HERE))
-    # Several passes, for a host that is busy for some seconds should not spoil the files that run just then.
-    passes = [
-        [statistics.median(relative_times(run, runs[0], HERE, *PRECISELY)) for run in runs[1:]] for _ in range(PASSES)
-    ]
+    original = 1e3 * statistics.median(block_times(loaded_run(files[0], SHAPE), HERE))
+    # Several passes, for a host that is busy for some seconds should not spoil the files that run just then; and files
+    # loaded anew each time, for where the runtime puts one in memory makes it faster or slower by some percent.
+    passes = [[_share(file, files[0]) for file in files[1:]] for _ in range(PASSES)]
     return original, np.median(passes, axis=0)
+
+
+def _share(file: Path, original: Path) -> float:
+    first, second = loaded_run(file, SHAPE), loaded_run(original, SHAPE)
+    return statistics.median(relative_times(first, second, HERE, *PRECISELY))
 
 
 def _exported(network: Network, plan: Plan, file: Path) -> Shapes:

@@ -53,7 +53,7 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
     found, table = network(Residual), Fake(tmp_path / "latency.sqlite")
     truth = Overhead(0.8, 1.2, 0.05, 0.0, 0.3, 1.0)
 
-    def share(self: NetworkLatency, plan, precision=None) -> float:
+    def share(self: NetworkLatency, plan, precision=None, loads=1) -> float:
         parts = self._parts([self.network.operations, plan[0]])
         whole = parts[:, [0, 1, 2, 4]] @ np.array([truth.floats, truth.integers, truth.border, truth.rest])
         return float(whole[1] / whole[0])

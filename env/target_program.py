@@ -33,7 +33,7 @@ LEAST_SECONDS = 1e-7
 SPREAD = 0.03
 NOISY = 0.2
 """Share of the median by which quartiles may differ before a machine counts as busy."""
-PATIENCE = 10
+PATIENCE = 4
 """How many times longer a busy machine may be measured."""
 
 

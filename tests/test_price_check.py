@@ -4,6 +4,8 @@ import os
 
 from torch import nn
 
+from plywise.agent.random_search import RandomSearch
+from plywise.env.demand import Demand
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.price_check import PriceCheck, fresh_cache
 
@@ -15,11 +17,15 @@ def test_a_table_made_from_nothing_foretells_bytes_and_says_what_it_took():
     with fresh_cache():
         check = PriceCheck("tiny", network, dataset)
         errors = check.storage_errors(6)
+        runs = [check.search(RandomSearch(), Demand(1.0), 5, early) for early in (True, False)]
     assert len(check.equivalents) == 4
     assert all(taken > 0 for taken in check.equivalents.values())
     assert errors.shape == (6, 2)
     assert (errors[:, 0] > errors[:, 1]).all()
     assert abs(errors).max() < 0.05
+    assert all(seconds > 0 and result.evaluations == 5 for seconds, _, result in runs)
+    assert [stopped > 0 for _, stopped, _ in runs] == [True, False]  # by its costs, for it is untrained
+    assert runs[0][2].actions == runs[1][2].actions
 
 
 def test_the_usual_cache_is_back_after_a_fresh_one(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from plywise.env.surrogate import FACTORS, LEAST_COUNTED, PAIR, PLAN, Surrogate
 from plywise.env.synthetic import synthetic_table
 from plywise.env.uncertainty import COUNTING, LAYER, NETWORK
+from plywise.experiments.fidelity_study import random_plans, spread_plans
 
 LAYERS, PLANS = 12, 400
 NO_PAIRS = np.zeros((LAYERS, LAYERS))
@@ -92,6 +93,14 @@ def test_nine_of_ten_outcomes_lie_within_nine_tenths(table, plans):
             inside.append(abs(outcome - drop) < 1.645 * spread)
             surrogate.observe(plan, outcome)
     assert 0.85 < np.mean(inside) < 0.95
+
+
+def test_spread_plans_lose_from_least_to_most_and_differ(table):
+    some, plain = spread_plans(table, 20), random_plans(table, 20)
+    drops, usual = Surrogate(table).estimate(some)[1], Surrogate(table).estimate(plain)[1]
+    assert len(np.unique(some, axis=0)) == 20
+    assert (np.diff(drops) > 0).all()
+    assert np.diff(drops).max() < np.diff(np.sort(usual)).max()
 
 
 def test_no_plan_loses_more_than_the_room_above_guessing(table, plans):

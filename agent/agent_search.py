@@ -49,7 +49,8 @@ class AgentSearch(SearchMethod):
             if actions is None:
                 break
             tried.add(actions)
-            surrogate.observe(actions, trial.evaluate(actions).drop)
+            outcome = trial.evaluate(actions)
+            surrogate.observe(actions, outcome.drop, outcome.seen)
         return trial.result()
 
 

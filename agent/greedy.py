@@ -79,7 +79,7 @@ def _cheapest(ladders: list[Ints], rung: Ints, step: Ints, cost: Array, table: P
 
 
 def _accept(here: Outcome, there: Outcome) -> bool:
-    if "accuracy_drop" in there.violations:
+    if "accuracy_drop" in there.violations or there.seen < 1.0:
         return False
     cost_broken = bool(here.violations.keys() - {"accuracy_drop"})
     return cost_broken or there.score > here.score

@@ -18,7 +18,7 @@ from plywise.env import target_program
 from plywise.env.device import MEASURED_ELSEWHERE, Device
 from plywise.env.latency import Chain, chain_key, net_milliseconds
 from plywise.env.operation_graph import operation_graph
-from plywise.env.runtime import HERE
+from plywise.env.runtime import ONE_THREAD
 from plywise.env.target_program import ANSWERS, Execution
 
 MOST_BYTES = 64 * 2**20
@@ -85,7 +85,7 @@ class DeviceFile:
         return cost * work / self._works[nearest][1]
 
 
-def write_questions(chains: Sequence[Chain], path: Path, execution: Execution = HERE) -> None:
+def write_questions(chains: Sequence[Chain], path: Path, execution: Execution = ONE_THREAD) -> None:
     """Writes an archive that times chains of operations wherever it is run: `python3 questions.zip device.json`.
 
     Args:

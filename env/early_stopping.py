@@ -9,6 +9,7 @@ of Confidence or Fiducial Limits, 1934, with the hypergeometric distribution in 
 
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from scipy.stats import hypergeom
 from torch import Tensor
@@ -33,39 +34,63 @@ def most_right(right: int, seen: int, total: int, risk: float) -> int:
     return right + bisect_left(poor, True, key=lambda count: bool(hypergeom.cdf(right, total, count, seen) < risk)) - 1
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is known of a plan after a part of the images.
+
+    Attributes:
+        seen: share of the images.
+        drop: points of accuracy that the plan loses on them.
+        most_accuracy: the best accuracy over all images that what was seen leaves possible, percent.
+    """
+
+    seen: float
+    drop: float
+    most_accuracy: float
+
+
+Hopeless = Callable[[Look], bool]
+"""Says of what is known of a plan whether it is of no use."""
+
+
 class EarlyStopping:
     """Told the outputs of one batch after the other, says when a plan is hopeless.
 
     Attributes:
-        stopped: whether it has said so.
+        looks: at the plan so far.
+        stopped: the look at which it was hopeless, if it was.
     """
 
-    def __init__(self, labels: Tensor, hopeless: Callable[[float], bool]) -> None:
+    def __init__(self, labels: Tensor, original: Tensor, hopeless: Hopeless) -> None:
         """Starts before the first batch.
 
         Args:
             labels: `(n,)` of all samples, which must be in random order.
-            hopeless: given the best accuracy that a plan can still have, percent, whether it is of no use.
+            original: `(n, classes)` outputs of the original.
+            hopeless: asked at each look.
         """
-        self.stopped = False
+        self.looks: list[Look] = []
+        self.stopped: Look | None = None
         self._labels = labels
+        self._right_before = (original.argmax(1) == labels).cumsum(0)
         self._hopeless = hopeless
-        self._looks = [share * len(labels) for share in LOOKS]
+        self._due = [share * len(labels) for share in LOOKS]
         self._right = self._seen = 0
 
     def __call__(self, logits: Tensor) -> bool:
-        """Returns whether the plan is hopeless, given the outputs `(m, classes)` of the next batch."""
+        """Returns whether the plan is hopeless, given its outputs `(m, classes)` on the next batch."""
         labels = self._labels[self._seen : self._seen + len(logits)]
         self._right += int((logits.argmax(1) == labels).sum())
         self._seen += len(logits)
-        due = bool(self._looks) and self._looks[0] <= self._seen < len(self._labels)
-        if due:
-            self._looks = [look for look in self._looks if look > self._seen]
-            self.stopped = self._hopeless(self.most_accuracy)
-        return self.stopped
+        if self._due and self._due[0] <= self._seen < len(self._labels):
+            self._due = [place for place in self._due if place > self._seen]
+            self.looks.append(self._look())
+            if self._hopeless(self.looks[-1]):
+                self.stopped = self.looks[-1]
+        return self.stopped is not None
 
-    @property
-    def most_accuracy(self) -> float:
-        """The best accuracy over all samples that what was seen leaves possible, percent."""
+    def _look(self) -> Look:
         total = len(self._labels)
-        return 100.0 * most_right(self._right, self._seen, total, RISK / len(LOOKS)) / total
+        lost = int(self._right_before[self._seen - 1]) - self._right
+        most = most_right(self._right, self._seen, total, RISK / len(LOOKS))
+        return Look(self._seen / total, 100.0 * lost / self._seen, 100.0 * most / total)

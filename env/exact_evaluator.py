@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from plywise.env.demand import Demand
+from plywise.env.early_stopping import Look
 from plywise.env.evaluator import PlanEstimator
 from plywise.env.prices import PriceTable
 from plywise.env.score import Outcome, judge, score_of
@@ -17,7 +19,7 @@ class ExactEvaluator:
     """The evaluator whose scores count; see `plywise.env.evaluator.Evaluator`.
 
     A plan that can no longer beat the best one so far is not run to the end: its drop is then that on the images seen,
-    and its costs are those of the price table. Its score is below the best one either way.
+    and its costs are those of the price table. Its score is below the best one either way, and its outcome says so.
 
     Attributes:
         subject: the network under study.
@@ -50,16 +52,15 @@ class ExactEvaluator:
         """Returns the outcome of a plan, one slot of the table per layer."""
         ratios = self._estimator.estimate(self._estimator.check(actions))[0][0]
 
-        def hopeless(most_accuracy: float) -> bool:
-            most = score_of(self.demand, CHEAPER * ratios, self.subject.accuracy - most_accuracy)
+        def hopeless(look: Look) -> bool:
+            most = score_of(self.demand, CHEAPER * ratios, self.subject.accuracy - look.most_accuracy)
             return self._early and most < self._best
 
-        measured = self.subject.measure(self.subject.plan(actions), hopeless)
+        found = self.subject.race(self.subject.plan(actions), hopeless)
         self.evaluations += 1
-        drop = self.subject.accuracy - measured.accuracy
-        if measured.cost is None:
+        if isinstance(found, Look):
             self.stopped += 1
-            return self._estimator.outcome(self.demand, ratios, drop)
-        outcome = judge(self.demand, self.table.original, measured.cost, drop)
+            return replace(self._estimator.outcome(self.demand, ratios, found.drop), seen=found.seen)
+        outcome = judge(self.demand, self.table.original, found.cost, self.subject.accuracy - found.accuracy)
         self._best = max(self._best, outcome.score)
         return outcome

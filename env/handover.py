@@ -31,11 +31,12 @@ from plywise.env.pricing import original_storage
 from plywise.env.recovery import Recovered
 from plywise.env.recovery_state import STATE_FILE
 from plywise.env.roofline import needed_bytes
-from plywise.env.runtime import HERE, Timing, accuracy_onnx, measure_energy, time_models
+from plywise.env.runtime import ONE_THREAD, Timing, accuracy_onnx, measure_energy, time_models
 from plywise.env.samples import Samples
 from plywise.env.scheme import Scheme
 from plywise.env.score import judge
 from plywise.env.subject import Subject
+from plywise.env.target_program import CPU
 
 UNFINISHED = "UNFINISHED"
 """A file that stands in the folder until everything else does; the report is written last."""
@@ -64,6 +65,7 @@ class Origin:
         seed: of every random choice.
         method: who found the plan.
         evaluations: plans that were scored exactly on the way.
+        stopped: how many of them were stopped early, as none of use.
         started: `time.perf_counter()` at the start of the run.
         validation: what kind of samples plans were scored on.
         refused: layers that cannot take the recipe of the pattern that they match, with the reason.
@@ -77,6 +79,7 @@ class Origin:
     started: float
     validation: str
     refused: Mapping[str, str] = field(default_factory=dict)
+    stopped: int = 0
 
 
 def check_folder(folder: Path) -> None:
@@ -158,7 +161,7 @@ def hand_over(
         export_onnx(uniform, subject.network.example, paths[1])
         uniform_bytes = subject.pack(uniform, Path(scratch) / "uniform")
         device = subject.latency.device
-        execution, batch = device.execution if device.is_here else HERE, device.batch if any_batch else 1
+        execution, batch = device.execution if device.is_here else ONE_THREAD, device.batch if any_batch else 1
         timings = time_models(paths, (batch, *subject.network.example.shape[1:]), execution)
         energies, counter = _energies(subject, paths)
         sizes = [path.stat().st_size for path in paths]
@@ -210,7 +213,7 @@ def _check_files(subject: Subject, model: nn.Module, test: Samples, here: float,
 
 def _energies(subject: Subject, paths: list[Path]) -> tuple[list[float | None], str]:
     """Returns the measured energy of each file, None where there is none, and what is said about counters."""
-    if not subject.latency.device.is_here:
+    if not subject.latency.device.is_here or subject.latency.device.provider != CPU:
         return [None] * len(paths), "not read: the network will run on another device"
     try:
         counter = EnergyCounter()
@@ -289,6 +292,7 @@ def _report(
         "method": origin.method,
         "seed": origin.seed,
         "evaluations": origin.evaluations,
+        "stopped_early": origin.stopped,
         "seconds": time.perf_counter() - origin.started,
         "validation": {
             "samples": len(subject.validation),

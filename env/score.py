@@ -88,6 +88,8 @@ class Outcome:
         score: see the module.
         demand_met: whether every ceiling holds.
         violations: by how much a ceiling is broken: share of the original's cost, or points for `accuracy_drop`.
+        seen: share of the images that the drop was counted on; where it is not 1, the plan was stopped early as one
+            that cannot beat the best, and its costs are estimates.
     """
 
     drop: float
@@ -96,6 +98,7 @@ class Outcome:
     score: float
     demand_met: bool
     violations: dict[str, float]
+    seen: float = 1.0
 
 
 def score_plans(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any]) -> Array:

@@ -6,6 +6,7 @@ random mixed plans with Spearman 0.98). What lies between probes is read off a m
 output error, which the bank knows in closed form. Probes run on the samples that tell the most, see `ProbeSamples`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,9 @@ PROBES = 3
 """Recipes of one kind that are probed on each layer; those that only prune are probed all."""
 LEAST = 1e-7
 """Divergences and output errors below this count as this."""
+
+MOST = 100.0
+"""Nats that outputs which are no numbers count for."""
 
 PROBE_SAMPLES = 128
 """Samples that probes run on."""
@@ -129,7 +133,7 @@ def sensitivities(
         if found is None:
             found = probed.divergence(scorer.run(single(bank.network, layer, recipe))[1])
             store.put(name, found)
-        return max(LEAST, float(found))
+        return max(LEAST, float(found)) if math.isfinite(found) else MOST
 
     for layer in bank.network.layers:
         yield layer.name, _sensitivity(bank, layer, recipes[layer.name], probe)

@@ -2,8 +2,8 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from plywise.compressors.entry_points import load_entry_points, source_of
-from plywise.compressors.errors import DataError, FileFormatError
+from plywise.compressors.errors import DataError, FileFormatError, ModelError
 from plywise.compressors.packed_file import save_packed
 from plywise.compressors.packed_module import packed_size
 from plywise.compressors.plan import Plan
@@ -24,7 +24,7 @@ from plywise.env.cache import cache_folder
 from plywise.env.calibration import calibrate
 from plywise.env.chains import realised_chain
 from plywise.env.channel_groups import NORMS
-from plywise.env.early_stopping import EarlyStopping
+from plywise.env.early_stopping import EarlyStopping, Hopeless, Look
 from plywise.env.energy import energy_mj
 from plywise.env.latency import Latencies, LatencyTable
 from plywise.env.menu import catalogue
@@ -38,7 +38,7 @@ from plywise.env.samples import Samples, model_digest
 from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import ProbeSamples, Sensitivity, divergence, sensitivities
 
-VERSION = "12"
+VERSION = "13"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
@@ -67,14 +67,14 @@ class Measured:
     """A plan looked at for real.
 
     Attributes:
-        accuracy: on the validation samples, percent; on the first of them where it was stopped early.
+        accuracy: on the validation samples, percent.
         divergence: of its outputs from the original's, nats.
-        cost: storage bytes, latency ms, energy mJ; None where it was stopped early.
+        cost: storage bytes, latency ms, energy mJ.
     """
 
     accuracy: float
     divergence: float
-    cost: tuple[float, float, float] | None
+    cost: tuple[float, float, float]
 
 
 class Subject:
@@ -108,7 +108,7 @@ class Subject:
             seed: of every random choice.
 
         Raises:
-            ModelError: if the network does not run or has nothing to compress.
+            ModelError: if the network does not run, gives outputs that are no numbers or has nothing to compress.
             DataError: if there are no samples.
         """
         for samples, what in ((calibration, "calibration"), (validation, "validation")):
@@ -122,6 +122,8 @@ class Subject:
         self.bank = Bank(self.network, calibrated, BankFolder(cache_folder("bank", self.key)))
         self.store = ResultStore(cache_folder() / "results.sqlite")
         self._original = self.validation.logits(self.network.model)
+        if not self._original.isfinite().all():
+            raise ModelError(f"{name}: some outputs are no numbers on the validation samples; are its weights?")
         self.accuracy = self.validation.accuracy(self._original)
         self._track = track
 
@@ -171,29 +173,33 @@ class Subject:
         each = zip(self.network.layers, self.table.recipes, actions, strict=True)
         return Plan(self.network.name, {layer.name: Recipe.parse(slots[action]) for layer, slots, action in each})
 
-    def measure(self, plan: Plan, hopeless: Callable[[float], bool] = lambda _: False) -> Measured:
-        """Looks at a plan for real: stitches it and runs it over the validation samples; no plan twice.
+    def measure(self, plan: Plan) -> Measured:
+        """Looks at a plan for real: stitches it and runs it over the validation samples; no plan twice."""
+        found = self.race(plan, lambda _: False)
+        assert isinstance(found, Measured)
+        return found
 
-        Args:
-            plan: a recipe for each layer.
-            hopeless: given the best accuracy that the plan can still have, percent, whether it may be stopped early.
+    def race(self, plan: Plan, hopeless: Hopeless) -> Measured | Look:
+        """Does what `measure` does, but stops at the first look at which the plan is hopeless, and returns that look.
+
+        All looks are kept, so it makes no difference to what is returned who has looked at the plan before.
         """
         recipes = (f"{layer}={recipe}" for layer, recipe in plan.items())
         name = f"{self.key}/built/{_digest(self.latency.device.fingerprint, *recipes)}"
-        found = self.store.get(name)
-        if found is None or ("most_accuracy" in found and not hopeless(found["most_accuracy"])):
-            found = self._looked_at(plan, EarlyStopping(self.validation.labels, hopeless))
+        found: dict[str, Any] = self.store.get(name) or {"looks": []}
+        stopped = next((look for look in (Look(*each) for each in found["looks"]) if hopeless(look)), None)
+        if stopped is None and "cost" not in found:
+            stopping = EarlyStopping(self.validation.labels, self._original, hopeless)
+            stitched, logits = self._scorer.run(plan, enough=stopping)
+            stopped, found = stopping.stopped, {"looks": [astuple(look) for look in stopping.looks]}
+            if stopped is None:
+                found |= {"accuracy": self.validation.accuracy(logits), "cost": self.cost(stitched)}
+                found["divergence"] = divergence(self._original, logits)
             self.store.put(name, found)
-        cost = found.get("cost")
-        return Measured(found["accuracy"], found["divergence"], None if cost is None else (cost[0], cost[1], cost[2]))
-
-    def _looked_at(self, plan: Plan, stopping: EarlyStopping) -> dict[str, Any]:
-        stitched, logits = self._scorer.run(plan, enough=stopping)
-        nats = divergence(self._original[: len(logits)], logits)
-        found = {"accuracy": self.validation.accuracy(logits), "divergence": nats}
-        # No layer of a hopeless plan is timed: that takes as long as the images.
-        last = {"most_accuracy": stopping.most_accuracy} if stopping.stopped else {"cost": self.cost(stitched)}
-        return found | last
+        if stopped is not None:
+            return stopped
+        storage, latency, energy = found["cost"]
+        return Measured(found["accuracy"], found["divergence"], (storage, latency, energy))
 
     def pack(self, model: nn.Module, path: Path) -> int:
         """Writes the file of packed weights that is handed over and returns its bytes."""

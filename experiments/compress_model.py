@@ -85,15 +85,16 @@ def compress_model(
     if searcher is None:
         assert given is not None
         chosen, refused = given.on(subject.network)
-        evaluations = 0
+        evaluations = stopped = 0
         tell_other_network(given, subject)
         tell_refused(refused)
         tell_off_table(subject, chosen)
     else:
         refused = {}
         check_demand(subject.table, demand)
-        result = searcher.search(ExactEvaluator(subject, demand), walks, seed)
-        chosen, evaluations = subject.plan(result.actions), result.evaluations
+        evaluator = ExactEvaluator(subject, demand)
+        result = searcher.search(evaluator, walks, seed)
+        chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
     origin = Origin(
         model=model,
         data=data,
@@ -103,6 +104,7 @@ def compress_model(
         started=started,
         validation=validation_kind(model, dataset, weights),
         refused=refused,
+        stopped=stopped,
     )
     with claimed(out):
         recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out)
@@ -221,7 +223,10 @@ def show_report(report: Report, console: Console | None = None) -> None:
     if not blocks[2].get("fits_memory", True):
         console.print(f"does NOT fit the memory of {report['device']['name']}: {_memory(report)}")
     console.print(f"recipes a layer {_choices(report)}")
-    console.print(f"demand {_verdict(report)}; score {report['score']:.3f}; plans scored: {report['evaluations']}")
+    scored = f"plans scored: {report['evaluations']}"
+    if report.get("stopped_early"):
+        scored += f", {report['stopped_early']} of them stopped early"
+    console.print(f"demand {_verdict(report)}; score {report['score']:.3f}; {scored}")
 
 
 def _here(block: Mapping[str, Any]) -> str:

@@ -1,10 +1,9 @@
 """The main job on real input: learn over a small zoo, then compress three networks that were never seen."""
 
 import json
-import os
+import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,10 +33,10 @@ def main() -> None:
     seen = seen_networks(DIGITS_ZOO, HELD_OUT)
     price_networks(seen, "digits")
     console.print(f"{len(seen)} networks trained and priced after {time.perf_counter() - started:.0f} s")
-    with pricing_beside(HELD_OUT):
+    left = [name for name in HELD_OUT if not (RUN / "compressed" / name / "report.json").exists()]
+    with pricing_beside(left):
         train_agent(hold_out=HELD_OUT, out=RUN, settings=SETTINGS)
         console.print(f"agent trained after {time.perf_counter() - started:.0f} s")
-    console.print(f"{len(HELD_OUT)} more networks priced after {time.perf_counter() - started:.0f} s")
     console.rule("2  compress: the networks that it has never seen")
     reports = []
     for name in HELD_OUT:
@@ -58,16 +57,18 @@ def main() -> None:
 
 
 @contextmanager
-def pricing_beside(networks: tuple[str, ...]) -> Iterator[None]:
-    """Trains and prices networks while the block runs, which takes one core only, and waits for them at its end."""
-    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,))
-    try:
-        pending = [pool.submit(_price, name) for name in networks]
+def pricing_beside(networks: list[str]) -> Iterator[None]:
+    """Trains and prices networks while the block runs, which takes one core, and waits for them at its end."""
+    with get_context("spawn").Pool(1, _prepare) as pool:  # whatever ends the block early ends its process too
+        priced = pool.imap(_price, networks)
         yield
-        for each in tracked(pending, "pricing the networks that the agent has not seen"):
-            each.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for _ in tracked(priced, "pricing the networks that the agent has not seen", len(networks)):
+            pass
+
+
+def _prepare() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def _price(name: str) -> None:

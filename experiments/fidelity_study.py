@@ -99,12 +99,13 @@ def spread_plans(table: PriceTable, count: int) -> Ints:
 
     Of plain random plans, many lose next to nothing; in what order these come after fine-tuning is chance.
     """
-    plans = random_plans(table, CANDIDATES * count, seed=1)
+    plans = np.unique(random_plans(table, CANDIDATES * count, seed=1), axis=0)
     drops = Surrogate(table).estimate(plans)[1]
-    order = np.argsort(drops, kind="stable")
-    wanted = np.linspace(drops.min(), drops.max(), count)
-    places = np.clip(np.searchsorted(drops[order], wanted), np.arange(count), len(plans) - count + np.arange(count))
-    return plans[order[np.maximum.accumulate(places - np.arange(count)) + np.arange(count)]]  # each plan once
+    free, picked = np.ones(len(plans), bool), []
+    for wanted in np.linspace(drops.min(), drops.max(), count):
+        picked.append(int(np.where(free, np.abs(drops - wanted), np.inf).argmin()))
+        free[picked[-1]] = False
+    return plans[picked]
 
 
 def look_at(studied: Study, dataset: Dataset, actions: Ints, folder: Path) -> Found:

@@ -27,7 +27,7 @@ from plywise.env.network import Network
 from plywise.env.network_latency import PRECISELY, NetworkLatency
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import Pricer
-from plywise.env.runtime import HERE, loaded_run
+from plywise.env.runtime import ONE_THREAD, loaded_run
 from plywise.env.target_program import block_times, relative_times
 from plywise.env.trial_graphs import Shapes, random_plans
 from plywise.experiments.hollow import hollow
@@ -152,7 +152,7 @@ def studied(name: str, plans: int) -> Outcome:
 
 def _time(files: Sequence[Path]) -> tuple[float, Floats]:
     """Returns the milliseconds of the first file, and the times of the others as shares of it."""
-    original = 1e3 * statistics.median(block_times(loaded_run(files[0], SHAPE), HERE))
+    original = 1e3 * statistics.median(block_times(loaded_run(files[0], SHAPE), ONE_THREAD))
     # Several passes, for a host that is busy for some seconds should not spoil the files that run just then; and files
     # loaded anew each time, for where the runtime puts one in memory makes it faster or slower by some percent.
     passes = [[_share(file, files[0]) for file in files[1:]] for _ in range(PASSES)]
@@ -161,7 +161,7 @@ def _time(files: Sequence[Path]) -> tuple[float, Floats]:
 
 def _share(file: Path, original: Path) -> float:
     first, second = loaded_run(file, SHAPE), loaded_run(original, SHAPE)
-    return statistics.median(relative_times(first, second, HERE, *PRECISELY))
+    return statistics.median(relative_times(first, second, ONE_THREAD, *PRECISELY))
 
 
 def _exported(network: Network, plan: Plan, file: Path) -> Shapes:

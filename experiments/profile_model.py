@@ -11,7 +11,6 @@ from plywise.env.device_file import write_questions
 from plywise.env.devices import open_device
 from plywise.env.menu import catalogue, legal_recipes
 from plywise.env.pricing import SLOTS, Pricer
-from plywise.env.runtime import HERE
 from plywise.env.subject import Subject
 from plywise.env.target_program import CPU
 from plywise.experiments.datasets import load_dataset
@@ -35,8 +34,7 @@ def profile_model(
     dataset = load_dataset(data)
     subject = study(model, dataset, weights, latency=latencies).subject
     if ask is not None:
-        execution = latencies.device.execution if latencies.device.is_here else HERE
-        write_questions(Pricer(subject.bank, subject.whole).every_chain(), ask, execution)
+        write_questions(Pricer(subject.bank, subject.whole).every_chain(), ask)
     network, latency = subject.network, subject.latency
     chains = [network.operations[layer.name] for layer in network.layers]
     integers = [tuple(replace(operation, integer=True) for operation in chain) for chain in chains]

@@ -177,8 +177,11 @@ def main() -> None:
     depths = [(depth, _taken(Scored(depth, GROWTH_IMAGES, GROWTH_IMAGES))) for depth in DEPTHS]
     checks, searches = [], []
     for name in NETWORKS:
+        weights, images = resnet_files() if name == "resnet20" else (None, "digits")
+        dataset = load_dataset(images)
+        network = load_model(name, weights, dataset)
         with fresh_cache():
-            check = _price_check(name)
+            check = PriceCheck(name, network, dataset)
             checks.append((check, check.storage_errors(PLANS)))
             searches += [_searched(check, method) for method in SEARCHES]
     page = Page("score_study", "python -m plywise.experiments.score_study", time.perf_counter() - started)
@@ -215,15 +218,10 @@ def _taken(scored: Scored) -> float:
     return min(_seconds(scored.score, plan) for _ in range(2))
 
 
-def _price_check(name: str) -> PriceCheck:
-    weights, images = resnet_files() if name == "resnet20" else (None, "digits")
-    dataset = load_dataset(images)
-    return PriceCheck(name, load_model(name, weights, dataset), dataset)
-
-
 def _searched(check: PriceCheck, method: SearchMethod) -> tuple[str, ...]:
     """Returns a row: what a search takes where hopeless plans are stopped early, and where all are run to the end."""
-    check.search(method, WANTED, BUDGET, early=True)  # compresses the layers
+    for early in (True, False):  # compresses the layers
+        check.search(method, WANTED, BUDGET, early)
     short, stopped, found = check.search(method, WANTED, BUDGET, early=True)
     whole, _, wanted = check.search(method, WANTED, BUDGET, early=False)
     same = "the same" if found.actions == wanted.actions else f"{found.outcome.score - wanted.outcome.score:+.3f}"

@@ -109,7 +109,7 @@ def compress(
         gradients_of: which of them, with commas between: weights, biases, errors; all where not given
         device: where the network will run: a name from 'plywise list devices' (a model of it, labelled declared) or a
             device file that was measured there; this machine with one thread where not given, here:4 with four,
-            here:4x8 with batches of eight as well, cuda for its NVIDIA card
+            here:4x8 with batches of eight as well, cuda or cuda:x8 for its NVIDIA card
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where not given
     """

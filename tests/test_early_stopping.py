@@ -19,10 +19,15 @@ def test_no_more_can_be_right_than_a_draw_allows(right: int, seen: int, total: i
         assert hypergeom.cdf(right, total, most + 1, seen) < 0.01
 
 
+def outputs(answers: np.ndarray) -> torch.Tensor:
+    """Logits that are right (class 1) or wrong."""
+    return torch.stack([torch.from_numpy(~answers), torch.from_numpy(answers)], 1).float()
+
+
 def run(answers: np.ndarray, needed: float, batch: int) -> tuple[EarlyStopping, int]:
     """Tells answers, right or wrong, batch by batch; returns who stops, and how many answers were told."""
-    logits = torch.stack([torch.from_numpy(~answers), torch.from_numpy(answers)], 1).float()
-    stopping, told = EarlyStopping(torch.ones(len(answers), dtype=torch.int64), lambda most: most < needed), 0
+    logits, labels = outputs(answers), torch.ones(len(answers), dtype=torch.int64)
+    stopping, told = EarlyStopping(labels, torch.eye(2)[labels], lambda look: look.most_accuracy < needed), 0
     for part in logits.split(batch):
         told += len(part)
         if stopping(part):
@@ -35,7 +40,7 @@ def test_a_plan_far_off_stops_at_the_first_look_and_a_near_one_never() -> None:
     for share, told in ((0.3, 250), (0.5, 250), (0.95, 2000)):
         stopping, found = run(generator.random(2000) < share, 90.0, 50)
         assert found == told
-        assert stopping.stopped == (told < 2000)
+        assert (stopping.stopped is not None) == (told < 2000)
     assert run(np.arange(2000) % 7 > 0, 90.0, 50)[1] == 500  # 85.7 %
 
 
@@ -43,14 +48,16 @@ def test_plans_good_enough_are_stopped_no_more_often_than_promised() -> None:
     """Exactly as many right answers as needed, in random order: the hardest case."""
     generator = np.random.default_rng(0)
     answers = np.arange(400) < 280
-    stops = sum(run(generator.permutation(answers), 70.0, 10)[0].stopped for _ in range(3000))
-    assert stops <= 3 * RISK * 3000
+    stops = [run(generator.permutation(answers), 70.0, 10)[0].stopped for _ in range(3000)]
+    assert sum(stop is not None for stop in stops) <= 3 * RISK * 3000
 
 
 def test_a_look_falls_due_once_however_large_the_batches() -> None:
-    asked: list[float] = []
-    stopping = EarlyStopping(torch.ones(64, dtype=torch.int64), lambda most: bool(asked.append(most)))
+    labels, original = torch.ones(64, dtype=torch.int64), outputs(np.arange(64) >= 5)
+    stopping = EarlyStopping(labels, original, lambda look: False)
     for size in (20, 4, 4, 4, 4, 28):
-        assert not stopping(torch.eye(2)[torch.zeros(size, dtype=torch.int64)])
-    assert len(asked) == 2  # after 20, which is past an eighth and a quarter, and after 32; all 64 are no early look
-    assert asked[0] >= asked[1]
+        assert not stopping(outputs(np.zeros(size, bool)))
+    # After 20, which is past an eighth and a quarter, and after 32; all 64 are no early look.
+    assert [look.seen for look in stopping.looks] == [20 / 64, 32 / 64]
+    assert [look.drop for look in stopping.looks] == pytest.approx([100 * 15 / 20, 100 * 27 / 32])  # on the same images
+    assert stopping.looks[0].most_accuracy > stopping.looks[1].most_accuracy

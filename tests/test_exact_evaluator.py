@@ -6,7 +6,7 @@ import torch
 from made_up_device import FakeLatency, samples
 from tiny_networks import Plain, build
 
-from plywise.compressors.errors import ConfigurationError, DataError
+from plywise.compressors.errors import ConfigurationError, DataError, ModelError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.demand import Demand
@@ -71,6 +71,15 @@ def test_scores_are_those_of_the_stitched_network(subject, tmp_path):
     assert outcome.cost[0] < 0.2 * subject.table.original[0]
 
 
+def test_a_network_whose_outputs_are_no_numbers_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    model = build(Plain)
+    some = samples(model, 48, 1)
+    some.inputs[7] = float("nan")
+    with pytest.raises(ModelError, match="plain: some outputs are no numbers"):
+        Subject(model, samples(model, 48, 1), some, "plain", FakeLatency())
+
+
 def test_a_hopeless_plan_is_stopped_and_only_where_a_better_one_is_known(monkeypatch, tmp_path):
     monkeypatch.setattr("plywise.env.samples.BATCH", 4)
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
@@ -87,9 +96,13 @@ def test_a_hopeless_plan_is_stopped_and_only_where_a_better_one_is_known(monkeyp
     assert stopped.score < best.score
     assert not stopped.demand_met
     assert evaluator.evaluate(bad) == stopped  # remembered
+    assert 0.0 < stopped.seen < 1.0 == best.seen
     fresh = ExactEvaluator(subject, strict)  # knows of nothing better, so the plan is run to the end
     assert fresh.evaluate(bad) == whole.evaluate(bad)
     assert (fresh.stopped, len(costs)) == (0, 2)
+    later = ExactEvaluator(subject, strict)  # the whole figures are known now, and make no difference
+    assert [later.evaluate([0, 0, 0]), later.evaluate(bad)] == [best, stopped]
+    assert len(costs) == 2
 
 
 def test_no_plan_is_run_twice_not_even_by_another_run(subject, monkeypatch):

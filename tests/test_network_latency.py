@@ -69,6 +69,15 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
     assert NetworkLatency(found, table).overhead == whole.overhead
 
 
+def test_a_share_is_the_median_over_graphs_loaded_anew(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, shares, loaded = network(Residual), iter([[1.2], [0.9], [1.0]]), []
+    monkeypatch.setattr(network_latency, "loaded_run", lambda *_: loaded.append(1) or (lambda: None))
+    monkeypatch.setattr(network_latency, "relative_times", lambda *_: next(shares))
+    whole = NetworkLatency(found, Fake(tmp_path / "latency.sqlite"))
+    assert whole._share((found.operations, {}), (0.1, 0.1), 3) == 1.0
+    assert len(loaded) == 6
+
+
 def test_what_is_not_measured_here_adds_up(declared: Latencies) -> None:
     found = network(Residual)
     whole = NetworkLatency(found, declared)

@@ -30,8 +30,8 @@ GRAPHS = 24
 """Random plans whose whole graphs are timed."""
 
 LOADS = 3
-"""How often both graphs of a plan that is scored are loaded anew: where the runtime puts a graph in memory makes it up
-to 4 % faster or slower for as long as it stays loaded."""
+"""How often both graphs of a plan that is scored are loaded anew: twins of one graph take times that differ by 2 to 7 %
+for as long as both stay loaded."""
 
 PRECISELY, ROUGHLY = (0.017, 0.17), (0.02, 0.1)
 """Standard error that the share of a graph's time shall have, and seconds that it may take: of each load of a plan that

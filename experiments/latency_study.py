@@ -90,8 +90,9 @@ def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
     page.text(
         f"{plans} random plans of each network, 32x32 images, random weights, batch 1, one thread. Each plan is "
         "exported; each file runs in turns with the original's. All times are shares of the original's, for this "
-        "machine changes its speed while the study runs. A plan that is scored exactly has its "
-        "whole graph timed; the price list and the walks use layers timed alone, calibrated on whole graphs of other "
+        "machine changes its speed while the study runs, and medians of "
+        f"{PASSES} passes, in each of which a plan's file and its graph are timed one after the other, for the machine "
+        "changes what a plan saves, too. A plan that is scored exactly has its whole graph timed; the price list and the walks use layers timed alone, calibrated on whole graphs of other "
         "plans."
     )
     rows = [
@@ -138,25 +139,30 @@ def studied(name: str, plans: int) -> Outcome:
         export_onnx(network.model, network.example, files[0])
         pairs = zip(drawn, files[1:], strict=True)
         shapes = [_exported(network, plan, file) for plan, file in tracked(pairs, name, plans)]
-        original, measured = _time(files)
+        original = 1e3 * statistics.median(block_times(loaded_run(files[0], SHAPE), ONE_THREAD))
+        measured, timed, timing = _in_turns(whole, shapes, files)
         chains = [network.operations, *(each for each, _ in shapes)]
         foretold = whole.foretold(chains)
         summed = np.array([table.milliseconds(list(each.values()), progress=False).sum() for each in chains])
         macs = np.array([float(sum(each.macs for chain in plan.values() for each in chain)) for plan in chains])
-        started = time.perf_counter()
-        timed = np.array([whole.measured(*each) for each in shapes]) / (whole.overhead.original or 1.0)
-        timing = (time.perf_counter() - started) / plans
     foretold, summed, macs = (values[1:] / values[0] for values in (foretold, summed, macs))
     return Outcome(measured, timed, foretold, summed, macs, original, calibrating, pricing, timing)
 
 
-def _time(files: Sequence[Path]) -> tuple[float, Floats]:
-    """Returns the milliseconds of the first file, and the times of the others as shares of it."""
-    original = 1e3 * statistics.median(block_times(loaded_run(files[0], SHAPE), ONE_THREAD))
-    # Several passes, for a host that is busy for some seconds should not spoil the files that run just then; and files
-    # loaded anew each time, for where the runtime puts one in memory makes it faster or slower by some percent.
-    passes = [[_share(file, files[0]) for file in files[1:]] for _ in range(PASSES)]
-    return original, np.median(passes, axis=0)
+def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[Path]) -> tuple[Floats, Floats, float]:
+    """Times each plan's file and its graph one after the other, for the host changes by the minute what a plan saves.
+
+    Returns:
+        Both as shares of the original's, `(plans,)`, medians over all passes, and the seconds that a plan's graph takes.
+    """
+    measured, timed, seconds = np.empty((PASSES, len(shapes))), np.empty((PASSES, len(shapes))), 0.0
+    for turn in range(PASSES):
+        for place, (plan, file) in enumerate(zip(shapes, files[1:], strict=True)):
+            measured[turn, place] = _share(file, files[0])
+            started = time.perf_counter()
+            timed[turn, place] = whole.measured(*plan) / (whole.overhead.original or 1.0)
+            seconds += time.perf_counter() - started
+    return np.median(measured, axis=0), np.median(timed, axis=0), seconds / timed.size
 
 
 def _share(file: Path, original: Path) -> float:

@@ -92,8 +92,8 @@ def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
         "exported; each file runs in turns with the original's. All times are shares of the original's, for this "
         "machine changes its speed while the study runs, and medians of "
         f"{PASSES} passes, in each of which a plan's file and its graph are timed one after the other, for the machine "
-        "changes what a plan saves, too. A plan that is scored exactly has its whole graph timed; the price list and the walks use layers timed alone, calibrated on whole graphs of other "
-        "plans."
+        "changes what a plan saves, too. A plan that is scored exactly has its whole graph timed; the price list and "
+        "the walks use layers timed alone, calibrated on whole graphs of other plans."
     )
     rows = [
         (name, words, *_fit(getattr(outcome, how), outcome.measured, how))
@@ -153,7 +153,7 @@ def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[P
     """Times each plan's file and its graph one after the other, for the host changes by the minute what a plan saves.
 
     Returns:
-        Both as shares of the original's, `(plans,)`, medians over all passes, and the seconds that a plan's graph takes.
+        Both as shares of the original's, `(plans,)`, medians over passes, and the seconds that a plan's graph takes.
     """
     measured, timed, seconds = np.empty((PASSES, len(shapes))), np.empty((PASSES, len(shapes))), 0.0
     for turn in range(PASSES):

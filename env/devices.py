@@ -66,7 +66,7 @@ def _card(device: str) -> Device:
     if CUDA not in known:
         raise ConfigurationError(
             f"device {device!r}: onnxruntime {onnxruntime.__version__} here has no {CUDA}, only {', '.join(known)}; "
-            "install onnxruntime-gpu in its place on a machine with an NVIDIA card, or take --device {HERE}"
+            f"install onnxruntime-gpu in its place on a machine with an NVIDIA card, or take --device {HERE}"
         )
     try:
         open_session(operation_graph(()), Execution(provider=CUDA))

@@ -31,9 +31,7 @@ class Samples:
 
     def shuffled(self, seed: int = 0) -> "Samples":
         """Returns the samples in a random order, in which the first few are like all of them."""
-        generator = torch.Generator().manual_seed(seed)
-        # Sorting random numbers rests on the generator alone; `randperm` changed its method between versions.
-        return self.at(torch.rand(len(self), generator=generator, dtype=torch.float64).argsort(stable=True))
+        return self.at(random_order(len(self), torch.Generator().manual_seed(seed)))
 
     def logits(self, model: nn.Module, enough: Callable[[Tensor], bool] = lambda _: False) -> Tensor:
         """Returns the outputs `(n, classes)` of `model`, which must be in eval mode.
@@ -59,6 +57,12 @@ class Samples:
         state = hashlib.sha256(self.inputs.numpy(force=True).tobytes())
         state.update(self.labels.numpy(force=True).tobytes())
         return state.hexdigest()[:16]
+
+
+def random_order(count: int, generator: torch.Generator) -> Tensor:
+    """Returns the indices `(count,)` in random order."""
+    # Sorting random numbers rests on the generator alone; `randperm` changed its method between versions.
+    return torch.rand(count, generator=generator, dtype=torch.float64).argsort(stable=True)
 
 
 def model_digest(model: nn.Module) -> str:

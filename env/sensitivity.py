@@ -58,8 +58,13 @@ class Sensitivity:
 
 def divergence(original: Tensor, changed: Tensor) -> float:
     """Returns the mean Kullback-Leibler divergence from `original` to `changed` logits `(n, classes)`, in nats."""
+    return float(_divergences(original, changed).mean())
+
+
+def _divergences(original: Tensor, changed: Tensor) -> Tensor:
+    """Returns the divergence of each sample, `(n,)`."""
     after, before = F.log_softmax(changed, 1), F.log_softmax(original, 1)
-    return float(F.kl_div(after, before, reduction="batchmean", log_target=True))
+    return F.kl_div(after, before, reduction="none", log_target=True).sum(1)
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,7 @@ class ProbeSamples:
 
     def divergence(self, changed: Tensor) -> float:
         """Returns the estimated mean divergence over all samples, from logits `(n, classes)` on these, in nats."""
-        after, before = F.log_softmax(changed, 1), F.log_softmax(self.logits, 1)
-        return float(F.kl_div(after, before, reduction="none", log_target=True).sum(1) @ self.weights)
+        return float(_divergences(self.logits, changed) @ self.weights)
 
 
 def _chances(sizes: Tensor, count: int) -> Tensor:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,10 +15,8 @@ from rich.console import Console
 from plywise.agent.ppo import PPOSettings
 from plywise.env.demand import Demand
 from plywise.experiments.compress_model import compress_model, show_report
-from plywise.experiments.datasets import load_dataset
 from plywise.experiments.progress import tracked
-from plywise.experiments.study import study
-from plywise.experiments.train_agent import DIGITS_ZOO, price_networks, seen_networks, train_agent
+from plywise.experiments.train_agent import DIGITS_ZOO, price_network, price_networks, seen_networks, train_agent
 
 HELD_OUT = ("digits-resnet-a", "digits-vit", "digits-mobilenet")
 DEMAND = Demand(max_accuracy_drop=1.0, max_storage=0.15)
@@ -60,7 +59,7 @@ def main() -> None:
 def pricing_beside(networks: list[str]) -> Iterator[None]:
     """Trains and prices networks while the block runs, which takes one core, and waits for them at its end."""
     with get_context("spawn").Pool(1, _prepare) as pool:  # whatever ends the block early ends its process too
-        priced = pool.imap(_price, networks)
+        priced = pool.imap(partial(price_network, data="digits"), networks)
         yield
         for _ in tracked(priced, "pricing the networks that the agent has not seen", len(networks)):
             pass
@@ -69,10 +68,6 @@ def pricing_beside(networks: list[str]) -> Iterator[None]:
 def _prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-def _price(name: str) -> None:
-    _ = study(name, load_dataset("digits"), progress=False).subject.table
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from plywise.compressors.errors import DataError
+from plywise.env.samples import random_order
 from plywise.experiments.dataset import CUT, Dataset, Split
 
 VALIDATION_SHARE = 0.1
@@ -47,8 +48,7 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     rounded_up = sorted(range(len(sizes)), key=lambda label: (-quotas[label][1], label))[:missing]
     drawn = []
     for label, (whole, _) in enumerate(quotas):
-        # Sorting random numbers rests on the generator alone; `randperm` changed its method between versions.
-        order = torch.rand(sizes[label], generator=generator, dtype=torch.float64).argsort(stable=True)
+        order = random_order(sizes[label], generator)
         members = torch.nonzero(labels == label).flatten()
         drawn.append(members[order[: whole + (label in rounded_up)]])
     return torch.cat(drawn)

@@ -52,7 +52,7 @@ def price_networks(
     pairs = [(name, device) for name in slowest_first for device in devices]
     # joblib's processes need no guard around the caller's main module, and get one thread each.
     results = Parallel(n_jobs=min(os.cpu_count() or 1, len(pairs)), return_as="generator")(
-        delayed(_price)(name, data, seed, device) for name, device in pairs
+        delayed(price_network)(name, data, seed, device) for name, device in pairs
     )
     tables = dict(zip(pairs, tracked(results, "training and pricing networks", len(pairs)), strict=True))
     return [tables[name, device] for name in networks for device in devices]
@@ -67,7 +67,8 @@ def _pass_seconds(name: str, dataset: Dataset) -> float:
     return time.perf_counter() - started
 
 
-def _price(name: str, data: str, seed: int, device: str) -> PriceTable:
+def price_network(name: str, data: str, seed: int = 0, device: str = HERE) -> PriceTable:
+    """Returns the price table of one network on a device."""
     return study(name, load_dataset(data), seed=seed, progress=False, latency=open_device(device)).subject.table
 
 

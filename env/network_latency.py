@@ -3,9 +3,8 @@
 import hashlib
 import json
 import math
-import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -18,9 +17,8 @@ from plywise.compressors.errors import ModelError
 from plywise.env.latency import Chain, Latencies, LatencyTable, chain_key
 from plywise.env.mould import Mould
 from plywise.env.network import Network
-from plywise.env.runtime import loaded_run
+from plywise.env.runtime import relative_time, time_model
 from plywise.env.sqlite_file import open_sqlite
-from plywise.env.target_program import block_times, relative_times
 from plywise.env.trial_graphs import Shapes, random_plans, shapes_of
 
 TABLE = "overhead_2"
@@ -30,8 +28,7 @@ GRAPHS = 24
 """Random plans whose whole graphs are timed."""
 
 LOADS = 3
-"""How often both graphs of a plan that is scored are loaded anew: twins of one graph take times that differ by 2 to 7 %
-for as long as both stay loaded."""
+"""How often the graph of a plan that is scored is loaded anew, see `plywise.env.runtime.LOADS`."""
 
 PRECISELY, ROUGHLY = (0.017, 0.17), (0.02, 0.1)
 """Standard error that the share of a graph's time shall have, and seconds that it may take: of each load of a plan that
@@ -139,19 +136,15 @@ class NetworkLatency:
 
     def _share(self, plan: Shapes, precision: tuple[float, float], loads: int = 1) -> float | None:
         """Returns the time of a plan's graph over that of the original's; None where the runtime cannot run it."""
-        graph, execution, shares = self._mould.filled(*plan), self.latency.device.execution, []
-        for _ in range(loads):
-            try:
-                run = self._loaded(graph)
-                run()
-            except ModelError:
-                return None
-            shares.append(statistics.median(relative_times(run, self._loaded(self._original), execution, *precision)))
-        return statistics.median(shares)
+        graph, original, execution = self._mould.filled(*plan), self._original, self.latency.device.execution
+        try:
+            return relative_time(graph, original, self._shape, execution, loads, precision)
+        except ModelError:
+            return None
 
-    def _loaded(self, graph: bytes) -> Callable[[], object]:
-        device = self.latency.device
-        return loaded_run(graph, (device.batch, *self.network.example.shape[1:]), device.execution)
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.latency.device.batch, *self.network.example.shape[1:]
 
     @cached_property
     def _original(self) -> bytes:
@@ -163,7 +156,7 @@ class NetworkLatency:
 
     def _calibrated(self) -> Overhead:
         try:
-            original = 1e3 * statistics.median(block_times(self._loaded(self._original), self.latency.device.execution))
+            original = time_model(self._original, self._shape, self.latency.device.execution)
         except ModelError as error:
             warnings.warn(f"{self.network.name}: latencies are sums over layers, for {error}", stacklevel=2)
             return Overhead()

@@ -1,5 +1,6 @@
 """ONNX Runtime, always set up the same way: on one thread of the processor where nothing else is asked for."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from plywise.compressors.errors import ModelError
 from plywise.env import target_program
 from plywise.env.energy_counter import EnergyCounter
-from plywise.env.target_program import WARM_UP_RUNS, Execution
+from plywise.env.target_program import BUDGET_SECONDS, SPREAD, WARM_UP_RUNS, Execution, block_times, relative_times
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,38 @@ def loaded_run(model: Path | bytes, shape: Sequence[int], execution: Execution =
     """
     session = open_session(model, execution)
     return partial(run_session, session, random_inputs(session, shape))
+
+
+def time_model(model: Path | bytes, shape: Sequence[int], execution: Execution = ONE_THREAD) -> float:
+    """Returns the milliseconds of one run; raises as `loaded_run` and its run do, arguments as there."""
+    return 1e3 * statistics.median(block_times(loaded_run(model, shape, execution), execution))
+
+
+def relative_time(
+    model: Path | bytes,
+    other: Path | bytes,
+    shape: Sequence[int],
+    execution: Execution = ONE_THREAD,
+    loads: int = 1,
+    precision: tuple[float, float] = (SPREAD, BUDGET_SECONDS),
+) -> float:
+    """Returns the time of a model over that of another one, timed in turns.
+
+    Args:
+        model, other: files or serialised models.
+        shape: of the inputs, with their batch.
+        execution: how they are run.
+        loads: how often both are loaded anew; the median counts.
+        precision: standard error that each load's result shall have, as a share of it, and seconds that it may take.
+
+    Raises:
+        ModelError: with the runtime's reason, where it refuses one of them or fails.
+    """
+    shares = []
+    for _ in range(loads):
+        run, reference = loaded_run(model, shape, execution), loaded_run(other, shape, execution)
+        shares.append(statistics.median(relative_times(run, reference, execution, *precision)))
+    return statistics.median(shares)
 
 
 def time_models(

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cholesky, solve_triangular
 
 from plywise.env.evaluator import PlanEstimator
 from plywise.env.prices import Ints, PriceTable
@@ -53,6 +53,7 @@ class Surrogate:
         self._seen = np.zeros((0, table.num_layers))  # estimated drops by layer of the plans seen
         self._surprise = np.zeros(0)  # what each of them lost beyond the sum of these
         self._noise = np.zeros(0)
+        self._root = np.zeros((0, 0))  # of the covariance of what was seen: lower triangular, times its transpose
         self._weights = np.zeros(0)
 
     @property
@@ -67,7 +68,9 @@ class Surrogate:
         self._seen = np.concatenate([self._seen, drops])
         self._surprise = np.append(self._surprise, total + (drop - expected) / slope - drops.sum())
         self._noise = np.append(self._noise, _noise(expected, seen) / slope**2)
-        self._weights = self._solved(self._surprise)
+        covariance = _shared(self._seen, self._seen) + np.diag(self._noise)
+        self._root = cholesky(covariance, lower=True)
+        self._weights = solve_triangular(self._root, self._halfway(self._surprise), lower=True, trans=1)
 
     def estimate(self, plans: Ints) -> tuple[Array, Array, Array]:
         """Returns what is expected of plans `(P, L)`.
@@ -77,9 +80,8 @@ class Surrogate:
         """
         drops = self._by_layer(plans)
         _, drop, slope = self._lost(drops)
-        shared = _linear(drops, self._seen) + _pairwise(drops, self._seen)
         variance = (NETWORK**2 + PAIR**2) * drops.sum(1) ** 2 + LAYER**2 * np.square(drops).sum(1)
-        variance -= (shared * self._solved(shared.T).T).sum(1)
+        variance -= np.square(self._halfway(_shared(self._seen, drops))).sum(0)
         spread = np.sqrt(np.maximum(variance, 0.0) * slope**2 + _noise(drop))
         return self._estimator.estimate(plans)[0], drop, spread
 
@@ -98,17 +100,20 @@ class Surrogate:
         share = 1.0 / (1.0 + total / max(room, LEAST_COUNTED))
         return total, total * share, share * share
 
-    def _solved(self, values: Array) -> Array:
-        """Returns the covariance of what was seen, inverted, times `values` `(n,)` or `(n, k)`."""
-        if not len(self._seen):
-            return values
-        covariance = _linear(self._seen, self._seen) + _pairwise(self._seen, self._seen) + np.diag(self._noise)
-        solved: Array = cho_solve(cho_factor(covariance), values)
+    def _halfway(self, values: Array) -> Array:
+        """Returns the root of the covariance, inverted, times `values` `(n,)` or `(n, k)`."""
+        solved: Array = solve_triangular(self._root, values, lower=True)
         return solved
 
     def _by_layer(self, plans: Ints) -> Array:
         drops: Array = self.prior.drop[np.arange(plans.shape[1]), plans].astype(np.float64)
         return drops
+
+
+def _shared(plans: Array, others: Array) -> Array:
+    """Returns the covariance of what plans `(P, L)` and others `(N, L)` lose, `(P, N)`, but for noise."""
+    found: Array = _linear(plans, others) + _pairwise(plans, others)
+    return found
 
 
 def _linear(plans: Array, others: Array) -> Array:

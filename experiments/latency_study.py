@@ -3,7 +3,6 @@
 Random plans over the whole range are exported for real and timed; weights are random, for time does not depend on them.
 """
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +26,7 @@ from plywise.env.network import Network
 from plywise.env.network_latency import PRECISELY, NetworkLatency
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import Pricer
-from plywise.env.runtime import ONE_THREAD, loaded_run
-from plywise.env.target_program import block_times, relative_times
+from plywise.env.runtime import relative_time, time_model
 from plywise.env.trial_graphs import Shapes, random_plans
 from plywise.experiments.hollow import hollow
 from plywise.experiments.progress import tracked
@@ -139,7 +137,7 @@ def studied(name: str, plans: int) -> Outcome:
         export_onnx(network.model, network.example, files[0])
         pairs = zip(drawn, files[1:], strict=True)
         shapes = [_exported(network, plan, file) for plan, file in tracked(pairs, name, plans)]
-        original = 1e3 * statistics.median(block_times(loaded_run(files[0], SHAPE), ONE_THREAD))
+        original = time_model(files[0], SHAPE)
         measured, timed, timing = _in_turns(whole, shapes, files)
         chains = [network.operations, *(each for each, _ in shapes)]
         foretold = whole.foretold(chains)
@@ -158,16 +156,11 @@ def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[P
     measured, timed, seconds = np.empty((PASSES, len(shapes))), np.empty((PASSES, len(shapes))), 0.0
     for turn in range(PASSES):
         for place, (plan, file) in enumerate(zip(shapes, files[1:], strict=True)):
-            measured[turn, place] = _share(file, files[0])
+            measured[turn, place] = relative_time(file, files[0], SHAPE, precision=PRECISELY)
             started = time.perf_counter()
             timed[turn, place] = whole.measured(*plan) / (whole.overhead.original or 1.0)
             seconds += time.perf_counter() - started
     return np.median(measured, axis=0), np.median(timed, axis=0), seconds / timed.size
-
-
-def _share(file: Path, original: Path) -> float:
-    first, second = loaded_run(file, SHAPE), loaded_run(original, SHAPE)
-    return statistics.median(relative_times(first, second, ONE_THREAD, *PRECISELY))
 
 
 def _exported(network: Network, plan: Plan, file: Path) -> Shapes:

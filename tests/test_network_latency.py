@@ -3,7 +3,7 @@ import pytest
 from tiny_networks import Concatenated, Depthwise, Flattened, Grouped, Residual, build, images
 from torch import nn
 
-from plywise.env import network_latency
+from plywise.env import network_latency, runtime
 from plywise.env.latency import Latencies, LatencyTable
 from plywise.env.mould import Mould
 from plywise.env.network import Network
@@ -59,7 +59,7 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
         return float(whole[1] / whole[0])
 
     monkeypatch.setattr(NetworkLatency, "_share", share)
-    monkeypatch.setattr(network_latency, "block_times", lambda run, execution: [1e-3])
+    monkeypatch.setattr(network_latency, "time_model", lambda *_: 1.0)
     whole = NetworkLatency(found, table)
     plans = [shapes_of(found, plan) for plan in random_plans(found, 10, seed=5)]
     expected = [share(whole, plan) for plan in plans]
@@ -71,8 +71,8 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
 
 def test_a_share_is_the_median_over_graphs_loaded_anew(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, shares, loaded = network(Residual), iter([[1.2], [0.9], [1.0]]), []
-    monkeypatch.setattr(network_latency, "loaded_run", lambda *_: loaded.append(1) or (lambda: None))
-    monkeypatch.setattr(network_latency, "relative_times", lambda *_: next(shares))
+    monkeypatch.setattr(runtime, "loaded_run", lambda *_: loaded.append(1) or (lambda: None))
+    monkeypatch.setattr(runtime, "relative_times", lambda *_: next(shares))
     whole = NetworkLatency(found, Fake(tmp_path / "latency.sqlite"))
     assert whole._share((found.operations, {}), (0.1, 0.1), 3) == 1.0
     assert len(loaded) == 6

@@ -57,6 +57,7 @@ class Network:
         groups: channels that are cut together.
         skipped: for modules with weights that stay as they are, the reason.
         example: one batch of inputs `(n, ...)`.
+        memory_format: in which `model` takes its inputs: images with their channels last where it can, which is faster.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Network:
     groups: tuple[ChannelGroup, ...]
     skipped: Mapping[str, str]
     example: Tensor
+    memory_format: torch.memory_format
 
     @classmethod
     def of(cls, model: nn.Module, example: Tensor, name: str = "network") -> "Network":
@@ -111,7 +113,7 @@ class Network:
             )
             for call in usable
         )
-        return cls(name, model, folded, layers, tuple(groups), skipped, example)
+        return cls(name, model, folded, layers, tuple(groups), skipped, example, _memory_format(folded, example))
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -142,13 +144,29 @@ class Network:
 
 def _check_same(model: nn.Module, prepared: nn.Module, example: Tensor, name: str) -> None:
     with torch.no_grad():
-        expected, found = model(example), prepared(example)
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+        same = _alike(prepared(example), model(example))
+    if not same:
         raise ModelError(
             f"{name} gives other outputs once its attention is taken apart into linear layers. Where nn."
             "TransformerEncoder gets a mask of padding, build it with enable_nested_tensor=False: else torch puts "
             "zeros where tokens are masked, in inference only. Write any other attention with nn.Linear"
         )
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def _memory_format(model: nn.Module, example: Tensor) -> torch.memory_format:
+    """Returns channels last for networks over images that give the same outputs so."""
+    if example.dim() != 4:
+        return torch.contiguous_format
+    with torch.no_grad():
+        try:
+            same = _alike(model(example.to(memory_format=torch.channels_last)), model(example))
+        except Exception:  # a user's forward may raise anything: `view`, for one, refuses other strides
+            return torch.contiguous_format
+    return torch.channels_last if same else torch.contiguous_format
 
 
 def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, str]]:

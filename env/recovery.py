@@ -193,7 +193,8 @@ class _Run:
         order = torch.randperm(len(self._images.labels), generator=_generator(self._settings.seed, 0, epoch))
         chosen = order[place * self._settings.batch_size :][: self._settings.batch_size]
         pixels = self._augmentation(self._images.images[chosen], _generator(self._settings.seed, 1, self.step))
-        return normalised(self._images, pixels), self._images.labels[chosen]
+        inputs = normalised(self._images, pixels).to(memory_format=self._subject.network.memory_format)
+        return inputs, self._images.labels[chosen]
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = self.network(inputs)

@@ -34,6 +34,10 @@ class Samples:
         """Returns the samples in a random order, in which the first few are like all of them."""
         return self.at(random_order(len(self), torch.Generator().manual_seed(seed)))
 
+    def laid_out(self, memory_format: torch.memory_format) -> "Samples":
+        """Returns the same samples with their inputs in another order in memory."""
+        return Samples(self.inputs.to(memory_format=memory_format), self.labels)
+
     def logits(self, model: nn.Module, enough: Callable[[Tensor], bool] = lambda _: False) -> Tensor:
         """Returns the outputs `(n, classes)` of `model`, which must be in eval mode.
 

@@ -38,7 +38,7 @@ from plywise.env.samples import Samples, model_digest
 from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import ProbeSamples, Sensitivity, divergence, sensitivities
 
-VERSION = "13"
+VERSION = "14"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
@@ -115,10 +115,11 @@ class Subject:
             if len(samples) == 0:
                 raise DataError(f"there are no {what} samples; at least a few hundred are needed")
         self.network = Network.of(model, calibration.inputs[:4], name)
-        self.validation = validation.shuffled()
+        self.validation = validation.shuffled().laid_out(self.network.memory_format)
         self.latency: Latencies = latency or LatencyTable()
         self.key = self._key(model, calibration, validation, seed)
-        calibrated = calibrate(self.network, calibration.inputs, calibration.labels, seed)
+        laid_out = calibration.laid_out(self.network.memory_format)
+        calibrated = calibrate(self.network, laid_out.inputs, laid_out.labels, seed)
         self.bank = Bank(self.network, calibrated, BankFolder(cache_folder("bank", self.key)))
         self.store = ResultStore(cache_folder() / "results.sqlite")
         self._original = self.validation.logits(self.network.model)

@@ -108,7 +108,8 @@ class PriceCheck:
             return self.subject.pack(stitched.model, Path(folder) / "weights")
 
     def _forward(self, inputs: Tensor) -> float:
-        calibration, taken = Samples(inputs, torch.zeros(len(inputs), dtype=torch.int64)), []
+        given = Samples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+        calibration, taken = given.laid_out(torch.contiguous_format), []
         for _ in range(FORWARD_PASSES):
             started = time.process_time()
             calibration.logits(self.subject.network.model)

@@ -74,15 +74,17 @@ class Scored:
         generator = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
         self.network = Network.of(cifar_resnet(depth), torch.randn(4, 3, 32, 32, generator=generator))
-        self._calibration = _samples(calibration, generator)
-        self._validation = _samples(images, generator)
+        self._calibration = _samples(calibration, generator).laid_out(self.network.memory_format)
+        self._given = _samples(images, generator)
+        self._validation = self._given.laid_out(self.network.memory_format)
         self._bank = self._calibrated(self.network)
         self._original = self.forward()
 
     def first(self, images: int) -> "Scored":
         """Returns the same network with the same bank over fewer images."""
         fewer = copy.copy(self)
-        fewer._validation, fewer._original = self._validation.first(images), self._original[:images]
+        fewer._given, fewer._validation = self._given.first(images), self._validation.first(images)
+        fewer._original = self._original[:images]
         return fewer
 
     def plan(self, recipe: str) -> Plan:
@@ -90,7 +92,11 @@ class Scored:
         return Scheme.of({"*": recipe}).on(self.network)[0]
 
     def forward(self) -> torch.Tensor:
-        """Runs the original over the validation images."""
+        """Runs the original over the validation images as they are given."""
+        return self._given.logits(self.network.model)
+
+    def forward_laid_out(self) -> torch.Tensor:
+        """Does so with the images in memory as scores have them."""
         return self._validation.logits(self.network.model)
 
     def fill(self, plan: Plan) -> None:
@@ -172,7 +178,7 @@ def main() -> None:
     scored = largest.first(IMAGES)
     before = _peak()
     search = SearchCost(*scored.search(), before, _peak())
-    costs = _score_costs(scored)
+    costs, laid_out = _score_costs(scored)
     counts = [(count, _taken(largest.first(count))) for count in COUNTS]
     depths = [(depth, _taken(Scored(depth, GROWTH_IMAGES, GROWTH_IMAGES))) for depth in DEPTHS]
     checks, searches = [], []
@@ -185,30 +191,39 @@ def main() -> None:
             checks.append((check, check.storage_errors(PLANS)))
             searches += [_searched(check, method) for method in SEARCHES]
     page = Page("score_study", "python -m plywise.experiments.score_study", time.perf_counter() - started)
-    _write_costs(page, costs, search)
+    _write_costs(page, costs, laid_out, search)
     _write_growth(page, depths, counts)
     _write_prices(page, checks)
     _write_searches(page, searches)
     page.write(Console())
 
 
-def _score_costs(scored: Scored) -> dict[str, ScoreCost]:
-    """Measures all recipes in turns, so that what others do on the machine meets all alike."""
+def _score_costs(scored: Scored) -> tuple[dict[str, ScoreCost], float]:
+    """Measures all recipes in turns, so that what others do on the machine meets all alike.
+
+    Returns:
+        By recipe, and the original's pass with its images laid out as scores have them.
+    """
     plans = {recipe: scored.plan(recipe) for recipe in RECIPES}
     fills = {recipe: _seconds(scored.fill, plan) for recipe, plan in plans.items()}
     rounds = [
-        (_seconds(scored.forward), {recipe: _seconds(scored.score, plan) for recipe, plan in plans.items()})
+        (
+            _seconds(scored.forward),
+            _seconds(scored.forward_laid_out),
+            {recipe: _seconds(scored.score, plan) for recipe, plan in plans.items()},
+        )
         for _ in range(REPEATS)
     ]
-    forward = median(taken for taken, _ in rounds)
-    return {
+    forward = median(taken for taken, _, _ in rounds)
+    costs = {
         recipe: ScoreCost(
             fills[recipe] / forward,
-            sorted(scores[recipe] / taken for taken, scores in rounds),
+            sorted(scores[recipe] / taken for taken, _, scores in rounds),
             _seconds(scored.score_copy, plan) / forward,
         )
         for recipe, plan in plans.items()
     }
+    return costs, median(laid_out / taken for taken, laid_out, _ in rounds)
 
 
 def _taken(scored: Scored) -> float:
@@ -229,14 +244,17 @@ def _searched(check: PriceCheck, method: SearchMethod) -> tuple[str, ...]:
     return check.name, method.name, plans, f"{whole:.1f}", f"{short:.1f}", f"{100 * (1 - short / whole):.0f} %", same
 
 
-def _write_costs(page: Page, costs: dict[str, ScoreCost], search: SearchCost) -> None:
+def _write_costs(page: Page, costs: dict[str, ScoreCost], laid_out: float, search: SearchCost) -> None:
     page.text(
         "Seconds of the processor, one thread, in one run; random weights and images. A score puts the plan together "
         f"from a warm bank, matches moments on {REPAIR_INPUTS} images, runs the validation images, packs the weights "
         "and counts their bytes; the latencies of the layers are looked up in a file, which is left out. `by copy` "
         f"calibrates a copy on {CALIBRATION_IMAGES} images, compresses its layers and does the same; one run each."
     )
-    page.text(f"ResNet-{DEPTHS[0]}, {IMAGES:,} images; 1 is a forward pass of the original, medians of {REPEATS}:")
+    page.text(
+        f"ResNet-{DEPTHS[0]}, {IMAGES:,} images; 1 is a forward pass of the original over the images as they are given "
+        f"({laid_out:.2f} with their channels last in memory, which is how scores run them), medians of {REPEATS}:"
+    )
     page.table(
         ("recipe on all layers", "exact score", "lowest to highest", "by copy", "filling the bank"),
         [

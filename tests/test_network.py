@@ -188,6 +188,28 @@ class OnlyNorm(nn.Module):
         return self.norm(inputs).flatten(1)
 
 
+def test_images_run_with_their_channels_last_where_that_gives_the_same_outputs():
+    viewed = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Viewed(), nn.Linear(512, 5)).eval()
+    strided = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Viewed(strided=True), nn.Linear(512, 5)).eval()
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
+    wanted = {build(Plain): torch.channels_last, viewed: torch.contiguous_format, strided: torch.contiguous_format}
+    for model, memory_format in wanted.items():
+        assert Network.of(model, images(4)).memory_format == memory_format
+    assert Network.of(flat[1:], images(4).flatten(1)).memory_format == torch.contiguous_format
+
+
+class Viewed(nn.Module):
+    """Flattens images as old code does, which refuses channels that come last, or as they lie in memory."""
+
+    def __init__(self, strided=False):
+        super().__init__()
+        self.strided = strided
+
+    def forward(self, inputs):
+        size = len(inputs), inputs[0].numel()
+        return inputs.as_strided(size, (size[1], 1)) if self.strided else inputs.view(size)
+
+
 def test_macs_are_those_of_the_shapes():
     network = Network.of(build(Plain), images(4))
     assert network.macs == {"conv1": 64 * 16 * 27, "conv2": 16 * 24 * 144, "head": 24 * 5}

@@ -88,6 +88,9 @@ def test_contract(technique, kind):
     assert not module.training
     with torch.no_grad():
         expected, actual = layer(inputs), module(inputs)
+        if inputs.dim() == 4:
+            channels_last = module(inputs.to(memory_format=torch.channels_last))
+            assert float((channels_last - actual).norm()) <= 1e-3 * float(actual.norm())
     shape = list(expected.shape)
     if technique.name == "filter_pruning":
         shape[1] = kept_count(out_channels(layer), technique.ratio)

@@ -1,6 +1,7 @@
 """Compressed layers as files, so that another run or process need not compress them again."""
 
 import hashlib
+import warnings
 from pathlib import Path
 
 from torch import nn
@@ -39,12 +40,19 @@ class BankFolder:
             return None  # made again, and written over
 
     def put(self, key: str, layer: nn.Module, module: nn.Module) -> None:
-        """Stores an entry, unless the folder is full or no file can hold the module."""
+        """Stores an entry, unless the folder is full or no file can hold the module; warns where the disk is."""
         if self._used < CEILING:
             try:
                 self._used += save_packed(module, layer, self._path(key), {})
             except ModelError:
                 return  # a module of someone else's making
+            except OSError as error:  # the search needs no file: the layer is in memory
+                self._used = CEILING
+                warnings.warn(
+                    f"compressed layers are not kept for other runs: {error.strerror}: {self._folder}; make room, or "
+                    "set PLYWISE_CACHE to another folder",
+                    stacklevel=2,
+                )
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"

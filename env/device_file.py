@@ -16,7 +16,7 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
 from plywise.env import target_program
 from plywise.env.device import MEASURED_ELSEWHERE, Device
-from plywise.env.latency import Chain, chain_key, net_milliseconds
+from plywise.env.latency import UNKNOWN, Chain, chain_key, net_milliseconds
 from plywise.env.operation_graph import operation_graph
 from plywise.env.runtime import ONE_THREAD
 from plywise.env.target_program import ANSWERS, Execution
@@ -53,6 +53,9 @@ class DeviceFile:
                 latency_source=MEASURED_ELSEWHERE,
                 threads=int(threads),
             )
+            self._reasons = {
+                answer["chain"]: str(answer["reason"]) for answer in content["chains"] if "reason" in answer
+            }
             self._empty = self._measured[chain_key(())]
             self._works = {key: _work(json.loads(key)) for key, found in self._measured.items() if found is not None}
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -63,6 +66,10 @@ class DeviceFile:
     def milliseconds(self, chains: Sequence[Chain], progress: bool = True) -> NDArray[np.float64]:
         """Returns the latency of each chain, `(n,)` milliseconds; nan where the target's runtime refuses it."""
         return np.array([self._milliseconds(chain) for chain in chains], float)
+
+    def why_refused(self, chain: Chain) -> str:
+        """Returns the reason of the target's runtime."""
+        return self._reasons.get(chain_key(chain), UNKNOWN)
 
     def source_of(self, chains: Sequence[Chain]) -> str:
         """Returns in words how the latencies of chains are known."""

@@ -43,13 +43,20 @@ class EnergyCounter:
             ) from error
 
     def millijoules(self, run: Callable[[], object]) -> float:
-        """Returns the energy of one call of `run`, from as many calls as half a second takes."""
+        """Returns the energy of one call of `run`, from as many calls as half a second takes.
+
+        Raises:
+            ConfigurationError: if the counters stand still, as some virtual machines' do.
+        """
         before, calls, started = self._read(), 0, time.perf_counter()
         while calls == 0 or time.perf_counter() - started < SECONDS:
             run()
             calls += 1
         each = zip(self._read(), before, self._ranges, strict=True)
-        return sum((after - first) % full for after, first, full in each) / calls / 1e3
+        counted = sum((after - first) % full for after, first, full in each)
+        if counted == 0:
+            raise ConfigurationError(f"the energy counters stand still while {calls:,} inferences run")
+        return counted / calls / 1e3
 
     def of_all(self, runs: Sequence[Callable[[], object]]) -> list[float]:
         """Returns the median energy of each run, millijoules; interleaved, so that what else runs hits all alike."""

@@ -27,6 +27,7 @@ from plywise.env.energy_counter import EnergyCounter
 from plywise.env.latency import Chain
 from plywise.env.menu import legal_recipes
 from plywise.env.onnx_export import export_onnx
+from plywise.env.prices import METRICS
 from plywise.env.pricing import original_storage
 from plywise.env.recovery import Recovered
 from plywise.env.recovery_state import STATE_FILE
@@ -216,10 +217,9 @@ def _energies(subject: Subject, paths: list[Path]) -> tuple[list[float | None], 
     if not subject.latency.device.is_here or subject.latency.device.provider != CPU:
         return [None] * len(paths), "not read: the network will run on another device"
     try:
-        counter = EnergyCounter()
+        found = measure_energy(paths, (1, *subject.network.example.shape[1:]), EnergyCounter())
     except ConfigurationError as error:
         return [None] * len(paths), f"not read: {error}"
-    found = measure_energy(paths, (1, *subject.network.example.shape[1:]), counter)
     return list(found), "read: whole processor packages, with all that they do besides"
 
 
@@ -310,6 +310,11 @@ def _report(
     }
 
 
+def _share(after: float, before: float) -> float | None:
+    """Returns None where the layer as it was takes nothing that could be measured."""
+    return float(after / before) if before > 0 else None
+
+
 def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[dict[str, Any]]:
     """The recipe of each layer with its prices against `identity`, then the layers left as they are and why."""
     table, rows = subject.table, []
@@ -323,9 +328,7 @@ def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[di
             slot = table.recipes[index].index(recipe)
             before, after = table.cost[:, index, 0, 0, 0], table.cost[:, index, slot, 0, 0]
             row["price"] = {
-                "storage": float(after[0] / before[0]),
-                "latency": float(after[1] / before[1]),
-                "energy": float(after[2] / before[2]),
+                **{name: _share(*pair) for name, *pair in zip(METRICS, after, before, strict=True)},
                 "estimated_accuracy_drop": float(table.drop[index, slot]),
             }
         elif recipe != "identity":
@@ -336,6 +339,9 @@ def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[di
             row["refused"] = refused[layer.name]
         if layer.uncut is not None:
             row["not_pruned"] = layer.uncut
+        not_run = {recipe: reason for name, recipe, reason in table.refused if name == layer.name}
+        if not_run:
+            row["not_run"] = not_run
         rows.append(row)
     rows += [{"name": name, "recipe": "identity", "note": reason} for name, reason in subject.network.skipped.items()]
     return rows

@@ -37,6 +37,7 @@ QUIET_SECONDS = 2.0
 ROUGH = 0.1
 """Share of the latencies that may vary much before the machine is said to be busy."""
 SMALLEST_MS = 1e-4
+UNKNOWN = "its runtime does not say why"
 
 
 class Latencies(Protocol):
@@ -46,6 +47,9 @@ class Latencies(Protocol):
 
     def milliseconds(self, chains: Sequence[Chain], progress: bool = True) -> NDArray[np.float64]:
         """Returns the latency of each chain, `(n,)` milliseconds; nan where it cannot run."""
+
+    def why_refused(self, chain: Chain) -> str:
+        """Returns the device's reason for not running a chain whose latency is nan."""
 
     def source_of(self, chains: Sequence[Chain]) -> str:
         """Returns in words how the latencies of chains are known."""
@@ -104,6 +108,8 @@ class LatencyTable:
                     f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?, ?)",
                     (self.device.fingerprint, wanted[chain], known[chain], varied, self.reasons.get(chain)),
                 )
+                # Where another process was first, its figure counts: all others are relative to the reference's.
+                known |= self._known(connection, {chain: wanted[chain]})
         if rough > ROUGH * len(missing):
             warnings.warn(
                 f"{rough} of {len(missing)} latencies vary by over {100 * NOISY:.0f} % from one moment to the next; "
@@ -112,6 +118,10 @@ class LatencyTable:
             )
         empty = known[()] or 0.0
         return np.array([net_milliseconds(chain, known[chain], empty) for chain in chains])
+
+    def why_refused(self, chain: Chain) -> str:
+        """Returns the runtime's reason."""
+        return self.reasons.get(chain, UNKNOWN)
 
     def source_of(self, chains: Sequence[Chain]) -> str:
         """Returns in words how the latencies of chains are known."""

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from plywise.compressors.errors import ModelError
-from plywise.env.latency import Chain, Latencies, LatencyTable, chain_key
+from plywise.env.latency import ROUGH, Chain, Latencies, LatencyTable, chain_key
 from plywise.env.mould import Mould
 from plywise.env.network import Network
 from plywise.env.runtime import relative_time, time_model
 from plywise.env.sqlite_file import open_sqlite
+from plywise.env.target_program import NOISY
+from plywise.env.trace import operators
 from plywise.env.trial_graphs import Shapes, random_plans, shapes_of
 
-TABLE = "overhead_2"
+TABLE = "overhead_3"
 """Name and version in one, in the file of the latencies."""
 
 GRAPHS = 24
@@ -98,7 +100,11 @@ class NetworkLatency:
             ).fetchone()
         if row is not None:
             return Overhead(**json.loads(row[0]))
-        overhead = self._calibrated()
+        try:
+            overhead = self._calibrated()
+        except ModelError as error:  # not kept: the runtime may have failed for once
+            warnings.warn(f"{self.network.name}: latencies are sums over layers, for {error}", stacklevel=2)
+            return Overhead()
         with open_sqlite(self.latency.path) as connection:
             connection.execute(
                 f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)", (device, key, json.dumps(asdict(overhead)))
@@ -131,16 +137,32 @@ class NetworkLatency:
             norms: channels of the normalisations that have lost some, by name.
         """
         original = self.overhead.original
-        share = None if original is None else self._share((chains, norms), PRECISELY, LOADS)
-        return float(self.foretold([chains])[0]) if share is None or original is None else share * original
+        if original is not None:
+            try:
+                share, varied = self._share((chains, norms), PRECISELY, LOADS)
+            except ModelError as error:
+                warnings.warn(
+                    f"{self.network.name}: latencies of some plans are estimated from those of their layers, for the "
+                    f"whole cannot be timed: {error}",
+                    stacklevel=2,
+                )
+            else:
+                self._tell_rough(int(varied > NOISY), 1)
+                return share * original
+        return float(self.foretold([chains])[0])
 
-    def _share(self, plan: Shapes, precision: tuple[float, float], loads: int = 1) -> float | None:
-        """Returns the time of a plan's graph over that of the original's; None where the runtime cannot run it."""
-        graph, original, execution = self._mould.filled(*plan), self._original, self.latency.device.execution
-        try:
-            return relative_time(graph, original, self._shape, execution, loads, precision)
-        except ModelError:
-            return None
+    def _share(self, plan: Shapes, precision: tuple[float, float], loads: int = 1) -> tuple[float, float]:
+        """Returns the time of a plan's graph over that of the original's, and by how much it varies, relative to it."""
+        graph, execution = self._mould.filled(*plan), self.latency.device.execution
+        return relative_time(graph, self._original, self._shape, execution, loads, precision)
+
+    def _tell_rough(self, rough: int, count: int) -> None:
+        if rough > ROUGH * count:
+            warnings.warn(
+                f"{self.network.name}: the latency of {rough} of {count} whole graphs varies by over "
+                f"{100 * NOISY:.0f} % from one moment to the next; give the machine less to do for better ones",
+                stacklevel=3,
+            )
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -155,13 +177,9 @@ class NetworkLatency:
         return Mould(self.network, self.latency.device.batch)
 
     def _calibrated(self) -> Overhead:
-        try:
-            original = time_model(self._original, self._shape, self.latency.device.execution)
-        except ModelError as error:
-            warnings.warn(f"{self.network.name}: latencies are sums over layers, for {error}", stacklevel=2)
-            return Overhead()
+        original = time_model(self._original, self._shape, self.latency.device.execution)
         graphs = [shapes_of(self.network, plan) for plan in random_plans(self.network, GRAPHS)]
-        shares = np.array([1.0] + [self._share(graph, ROUGHLY) or np.nan for graph in graphs])
+        shares = self._shares(graphs)
         parts = self._parts([self.network.operations, *(chains for chains, _ in graphs)])
         weight = np.where(np.arange(len(shares)) == 0, ORIGINAL_WEIGHT**0.5, 1.0) / shares  # errors count as shares
         timed = np.isfinite(shares) & np.isfinite(parts).all(1)
@@ -169,6 +187,19 @@ class NetworkLatency:
         found *= original / (parts[0] @ found)  # plans are judged by their share of the original's
         floats, integers, border, number, rest = map(float, found)
         return Overhead(floats, integers, border, number, rest, original)
+
+    def _shares(self, graphs: Sequence[Shapes]) -> Floats:
+        """Returns the times of graphs over the original's, `(1 + n,)`, its own first; nan where one cannot run."""
+        shares, rough = [1.0], 0
+        for graph in graphs:
+            try:
+                share, varied = self._share(graph, ROUGHLY)
+            except ModelError:
+                share, varied = math.nan, 0.0
+            shares.append(share)
+            rough += varied > NOISY
+        self._tell_rough(rough, len(graphs))
+        return np.array(shares)
 
     def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
         """Returns what an `Overhead` weighs, `(n, 5)`: two sums of layers alone, borders, numbers across them, one."""
@@ -188,7 +219,7 @@ class NetworkLatency:
     def _digest(self) -> str:
         """Returns a hash of all that decides about time: shapes and wires, not weights."""
         layers = [(name, chain_key(chain)) for name, chain in self.network.operations.items()]
-        content = json.dumps([repr(self.network.model), layers])
+        content = json.dumps([repr(self.network.model), layers, operators(self.network.model, self.network.example)])
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

@@ -12,8 +12,8 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
 from plywise.env.prices import PriceTable
 
-FORMAT = "prices/2"
-PLAIN = ("network", "layers", "recipes", "accuracy", "chance")
+FORMAT = "prices/3"
+PLAIN = ("network", "layers", "recipes", "accuracy", "chance", "refused")
 """Fields that are no arrays."""
 
 
@@ -45,6 +45,7 @@ def load_prices(path: Path) -> PriceTable:
             recipes=tuple(map(tuple, plain["recipes"])),
             accuracy=float(plain["accuracy"]),
             chance=float(plain["chance"]),
+            refused=tuple((str(layer), str(recipe), str(reason)) for layer, recipe, reason in plain["refused"]),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"{path} cannot be read as a price table ({error}); delete it to price again") from error

@@ -76,6 +76,7 @@ class PriceTable:
         original: `(M,)` cost of the original network, fixed part included.
         accuracy: validation accuracy of the original, percent.
         chance: accuracy of guessing, percent: no drop is larger than `accuracy - chance`.
+        refused: layer, recipe and reason of what is not offered because the device does not run it.
     """
 
     network: str
@@ -98,6 +99,7 @@ class PriceTable:
     original: Floats
     accuracy: float
     chance: float
+    refused: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def num_layers(self) -> int:

@@ -1,7 +1,8 @@
 """Builds the price table of a network: the recipes of each layer, what they cost on the device and what they lose."""
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from plywise.compressors.channels import kept_count
+from plywise.compressors.errors import ModelError
 from plywise.compressors.filter_pruning import FilterPruning
 from plywise.compressors.layers import (
     WEIGHTED,
@@ -111,6 +113,7 @@ class Pricer:
         self.latency = whole.latency
         self._sizes: dict[tuple[str, Recipe], Sizes] = {}
         self._chains: dict[tuple[str, Recipe, bool, int, int], Chain] = {}
+        self._refused: dict[tuple[str, Recipe], str] = {}  # by layer and recipe, why the device does not run it
         self.recipes: dict[str, tuple[Recipe, ...]] = {
             layer.name: legal_recipes(layer, self.network.modules[layer.name]) for layer in self.network.layers
         }
@@ -130,20 +133,56 @@ class Pricer:
             points_per_nat: accuracy points lost for each nat of divergence.
             bytes_beside: of a plan's packed file, those that no layer accounts for.
             accuracy, chance: of the original and of guessing, percent.
+
+        Raises:
+            ModelError: where the device does not run a layer as it is.
         """
-        chosen: dict[str, tuple[Recipe, ...]] = {}
-        rows: dict[str, NDArray[np.int64]] = {}
-        for layer, prices in zip(self.network.layers, self._first_prices(sensitivities), strict=True):
-            recipes = self.recipes[layer.name]
-            picked = undominated(prices, [_level(recipe) for recipe in recipes], SLOTS)
-            chosen[layer.name] = tuple(recipes[index] for index in picked)
-            rows[layer.name] = np.array(picked)
+        layers, levels = self.network.layers, range(len(KEEP_LEVELS))
+        prices = self._first_prices(sensitivities)
+        self._refuse((layer, recipe, 0, 0) for layer in layers for recipe in self.recipes[layer.name])
+        for (name, recipe), reason in self._refused.items():
+            if not recipe.techniques:
+                raise ModelError(f"{self.latency.device.name} does not run {name} as it is: {reason}")
+        while True:
+            rows = {layer.name: self._picked(layer, each) for layer, each in zip(layers, prices, strict=True)}
+            chosen = {name: tuple(self.recipes[name][place] for place in picked) for name, picked in rows.items()}
+            offered = [(layer, recipe) for layer in layers for recipe in chosen[layer.name] if recipe.techniques]
+            asked = ((*each, a, b) for each in offered for a in levels for b in levels)
+            if not self._refuse(asked):
+                break
+        self._tell_refused()
         return self._table(chosen, rows, sensitivities, points_per_nat, bytes_beside, accuracy, chance)
+
+    def _picked(self, layer: Layer, prices: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Returns the places of the recipes that a layer is offered, `(slots,)`."""
+        recipes = self.recipes[layer.name]
+        usable = np.array([place for place, recipe in enumerate(recipes) if (layer.name, recipe) not in self._refused])
+        picked: NDArray[np.int64] = usable[undominated(prices[usable], [_level(recipes[i]) for i in usable], SLOTS)]
+        return picked
+
+    def _refuse(self, asked: Iterable[tuple[Layer, Recipe, int, int]]) -> bool:
+        """Masks the recipes among (layer, recipe, keep levels) that the device does not run; whether there are any."""
+        chains = {(x.name, recipe, a, b): self._priced_chain(x, recipe, a, b) for x, recipe, a, b in asked}
+        latencies = self._latencies(list(chains.values()))
+        found = {
+            key[:2]: self.latency.why_refused(chain) for key, chain in chains.items() if np.isnan(latencies[chain])
+        }
+        self._refused |= found
+        return bool(found)
+
+    def _tell_refused(self) -> None:
+        if self._refused:
+            (name, recipe), reason = next(iter(self._refused.items()))
+            warnings.warn(
+                f"{self.network.name}: {len(self._refused)} recipes are not offered, for {self.latency.device.name} "
+                f"does not run them; the first is {recipe} on {name}: {reason}",
+                stacklevel=2,
+            )
 
     def _first_prices(self, sensitivities: Mapping[str, Sensitivity]) -> list[NDArray[np.float64]]:
         """Costs in the original's shapes and divergence of all recipes, `(recipes, 4)` for each layer."""
         chains = {
-            layer.name: [self._chain(layer, recipe, 0, _level(recipe)) for recipe in self.recipes[layer.name]]
+            layer.name: [self._priced_chain(layer, recipe, 0, 0) for recipe in self.recipes[layer.name]]
             for layer in self.network.layers
         }
         latencies = self._latencies([chain for layer in chains.values() for chain in layer])
@@ -171,7 +210,7 @@ class Pricer:
         network, levels, units = self.network, len(KEEP_LEVELS), self.latency.device.energies
         count, slots = len(network.layers), max(map(len, chosen.values()))
         chains = {
-            (layer.name, slot, a, b): self._chain(layer, recipe, a, b if _level(recipe) == 0 else _level(recipe))
+            (layer.name, slot, a, b): self._priced_chain(layer, recipe, a, b)
             for layer in network.layers
             for slot, recipe in enumerate(chosen[layer.name])
             for a in range(levels)
@@ -194,9 +233,11 @@ class Pricer:
                 size = self.sizes(layer, recipe)
                 for a in range(levels):
                     for b in range(levels):
-                        chain = chains[layer.name, slot, a, b]
+                        chain, uncut = chains[layer.name, slot, a, b], chains[layer.name, slot, 0, 0]
                         storage = size.bytes_of(chain)
-                        cost[:, row, slot, a, b] = storage, latencies[chain], energy_mj(chain, storage, units)
+                        # A device that does not run the bare layer with fewer channels saves nothing by cutting them.
+                        latency = latencies[chain if np.isfinite(latencies[chain]) else uncut]
+                        cost[:, row, slot, a, b] = storage, latency, energy_mj(chain, storage, units)
         fixed = np.array([bytes_beside, self.whole.overhead.rest, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
@@ -221,13 +262,14 @@ class Pricer:
             original=original,
             accuracy=accuracy,
             chance=chance,
+            refused=tuple((name, str(recipe), reason) for (name, recipe), reason in self._refused.items()),
         )
 
     def every_chain(self) -> list[Chain]:
         """Returns every chain whose latency the price table may ask for, each once."""
         levels = range(len(KEEP_LEVELS))
         chains = (
-            self._chain(layer, recipe, a, b if _level(recipe) == 0 else _level(recipe))
+            self._priced_chain(layer, recipe, a, b)
             for layer in self.network.layers
             for recipe in self.recipes[layer.name]
             for a in levels
@@ -252,6 +294,10 @@ class Pricer:
         size = self._sizes[layer.name, base]
         extra = 0 if base == recipe else RANGES_BYTES
         return replace(size, fixed=size.fixed + extra, total=size.total + extra)
+
+    def _priced_chain(self, layer: Layer, recipe: Recipe, in_level: int, out_level: int) -> Chain:
+        """Returns the chain of a recipe; one that prunes sets the keep level of the outputs itself."""
+        return self._chain(layer, recipe, in_level, _level(recipe) or out_level)
 
     def _chain(self, layer: Layer, recipe: Recipe, in_level: int, out_level: int) -> Chain:
         module = self.network.modules[layer.name]

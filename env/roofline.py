@@ -52,6 +52,10 @@ class Roofline:
         """Returns the modelled latency of each chain, `(n,)` milliseconds; nothing is measured."""
         return np.array([sum(map(self._milliseconds, chain)) for chain in chains], float)
 
+    def why_refused(self, chain: Chain) -> str:
+        """It refuses nothing."""
+        raise NotImplementedError
+
     def source_of(self, chains: Sequence[Chain]) -> str:
         """Returns in words how the latencies of chains are known."""
         return f"{device.DECLARED}: roofline model of {self.declared.title}"

@@ -16,7 +16,15 @@ from torch import Tensor
 from plywise.compressors.errors import ModelError
 from plywise.env import target_program
 from plywise.env.energy_counter import EnergyCounter
-from plywise.env.target_program import BUDGET_SECONDS, SPREAD, WARM_UP_RUNS, Execution, block_times, relative_times
+from plywise.env.target_program import (
+    BUDGET_SECONDS,
+    SPREAD,
+    WARM_UP_RUNS,
+    Execution,
+    block_times,
+    relative_times,
+    variation,
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,8 @@ def relative_time(
     execution: Execution = ONE_THREAD,
     loads: int = 1,
     precision: tuple[float, float] = (SPREAD, BUDGET_SECONDS),
-) -> float:
-    """Returns the time of a model over that of another one, timed in turns.
+) -> tuple[float, float]:
+    """Times a model in turns with another one.
 
     Args:
         model, other: files or serialised models.
@@ -102,14 +110,19 @@ def relative_time(
         loads: how often both are loaded anew; the median counts.
         precision: standard error that each load's result shall have, as a share of it, and seconds that it may take.
 
+    Returns:
+        The time of the model over that of the other one, and by how much it varies, as a share of it.
+
     Raises:
         ModelError: with the runtime's reason, where it refuses one of them or fails.
     """
-    shares = []
+    shares, varied = [], []
     for _ in range(loads):
         run, reference = loaded_run(model, shape, execution), loaded_run(other, shape, execution)
-        shares.append(statistics.median(relative_times(run, reference, execution, *precision)))
-    return statistics.median(shares)
+        blocks = relative_times(run, reference, execution, *precision)
+        shares.append(statistics.median(blocks))
+        varied.append(variation(blocks))
+    return statistics.median(shares), statistics.median(varied)
 
 
 def time_models(

@@ -177,6 +177,8 @@ def score_of(demand: Demand, ratios: ArrayLike, drop: float) -> float:
 def judge(demand: Demand, original: ArrayLike, cost: ArrayLike, drop: float) -> Outcome:
     """Returns the outcome of a plan of known cost and drop, whether estimated or measured.
 
+    A cost that is no number meets no demand and is the worst there is.
+
     Args:
         demand: what the user wants.
         original: `(M,)` cost of the original network: bytes, ms, mJ.
@@ -185,6 +187,9 @@ def judge(demand: Demand, original: ArrayLike, cost: ArrayLike, drop: float) -> 
     """
     costs = np.asarray(cost, float)
     ratios = costs / np.asarray(original, float)
+    unknown = {name: math.inf for name, ratio in zip(METRICS, ratios, strict=True) if not math.isfinite(ratio)}
+    if unknown:  # what the device does not run, for one
+        return Outcome(drop, tuple(costs.tolist()), tuple(ratios.tolist()), -math.inf, False, unknown)
     violations = {
         name: float(ratio - ceiling)
         for name, ratio, ceiling in zip(METRICS, ratios, demand.ceilings, strict=True)

@@ -44,6 +44,9 @@ VERSION = "14"
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
 """Nats per share of storage at which trial plans are made, to learn what a nat costs in accuracy."""
 
+DIGESTED = 16
+"""Calibration inputs on which networks of the same modules and weights are told apart by what they put out."""
+
 USUAL_POINTS_PER_NAT = 40.0
 """What a nat costs where trial plans tell nothing; counts as one trial of one point."""
 
@@ -167,7 +170,12 @@ class Subject:
 
     @property
     def _table_path(self) -> Path:
-        return cache_folder("prices") / f"{_digest(self.key, self.latency.device.fingerprint)}.safetensors"
+        return cache_folder("prices") / f"{_digest(self.key, *self._measures)}.safetensors"
+
+    @cached_property
+    def _measures(self) -> tuple[str, str]:
+        """What latencies rest on: figures of another measurement must not meet them."""
+        return self.latency.device.fingerprint, repr(self.whole.overhead)
 
     def plan(self, actions: Sequence[int]) -> Plan:
         """Returns the plan of one slot per layer of the price table."""
@@ -186,7 +194,7 @@ class Subject:
         All looks are kept, so it makes no difference to what is returned who has looked at the plan before.
         """
         recipes = (f"{layer}={recipe}" for layer, recipe in plan.items())
-        name = f"{self.key}/built/{_digest(self.latency.device.fingerprint, *recipes)}"
+        name = f"{self.key}/built/{_digest(*self._measures, *recipes)}"
         found: dict[str, Any] = self.store.get(name) or {"looks": []}
         stopped = next((look for look in (Look(*each) for each in found["looks"]) if hopeless(look)), None)
         if stopped is None and "cost" not in found:
@@ -265,7 +273,14 @@ class Subject:
     def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int) -> str:
         outside = load_entry_points(Technique)
         recipes = _digest(*map(str, catalogue()), *filter(None, [source_of(outside)]))
-        parts = (VERSION, model_digest(model), calibration.digest(), validation.digest(), recipes, str(seed))
+        parts = (
+            VERSION,
+            model_digest(model, calibration.inputs[:DIGESTED]),
+            calibration.digest(),
+            validation.digest(),
+            recipes,
+            str(seed),
+        )
         return _digest(*parts)
 
 

@@ -73,6 +73,27 @@ def trace(model: nn.Module, example: Tensor) -> list[Call]:
     return calls
 
 
+class _Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the name of each operator and the shapes that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.found.append(f"{func} {shapes}")
+        return func(*args, **(kwargs or {}))
+
+
+def operators(model: nn.Module, example: Tensor) -> list[str]:
+    """Returns what a forward pass on `example` `(n, ...)` runs, in order: what decides about time besides modules."""
+    names = _Names()
+    with torch.no_grad(), names:
+        model(example)
+    return names.found
+
+
 @contextmanager
 def _hooks(model: nn.Module, calls: list[Call], watch: _Watch) -> Iterator[None]:
     handles = []

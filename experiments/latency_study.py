@@ -156,7 +156,7 @@ def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[P
     measured, timed, seconds = np.empty((PASSES, len(shapes))), np.empty((PASSES, len(shapes))), 0.0
     for turn in range(PASSES):
         for place, (plan, file) in enumerate(zip(shapes, files[1:], strict=True)):
-            measured[turn, place] = relative_time(file, files[0], SHAPE, precision=PRECISELY)
+            measured[turn, place] = relative_time(file, files[0], SHAPE, precision=PRECISELY)[0]
             started = time.perf_counter()
             timed[turn, place] = whole.measured(*plan) / (whole.overhead.original or 1.0)
             seconds += time.perf_counter() - started

@@ -1,5 +1,7 @@
 """Calibration, the bank of compressed layers, plans stitched from it, and the repair of moments."""
 
+import errno
+
 import pytest
 import torch
 from tiny_networks import NETWORKS, Concatenated, Depthwise, Identity, Plain, Sequence, build, images, labels
@@ -341,3 +343,16 @@ def test_a_full_folder_takes_no_more(tmp_path, monkeypatch):
     bank = Bank(first.network, first.calibration, BankFolder(tmp_path))
     assert equal(bank.stitch(plan).model, first.stitch(plan).model)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_ends_no_search(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("plywise.env.bank_folder.save_packed", full)
+    first = banked(Plain)
+    plan = plan_of(first.network, conv1="uniform_quantization(bits=4)", head="uniform_quantization(bits=4)")
+    bank = Bank(first.network, first.calibration, BankFolder(tmp_path))
+    with pytest.warns(UserWarning, match="not kept for other runs: No space left") as told:
+        assert equal(bank.stitch(plan).model, first.stitch(plan).model)
+    assert len(told) == 1

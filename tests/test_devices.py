@@ -281,7 +281,8 @@ def test_counters_give_the_energy_of_one_run_and_may_start_over(tmp_path, monkey
 def test_machines_without_counters_say_so(tmp_path) -> None:
     with pytest.raises(ConfigurationError, match="holds no energy counters"):
         EnergyCounter(tmp_path / "missing")
-    counters(tmp_path, 5)
+    with pytest.raises(ConfigurationError, match="stand still while"):
+        EnergyCounter(counters(tmp_path, 5)).millijoules(lambda: None)
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
     with pytest.raises(ConfigurationError, match=r"cannot be read.*chmod"):
         EnergyCounter(tmp_path)

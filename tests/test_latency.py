@@ -180,6 +180,24 @@ def test_two_users_share_a_table(tmp_path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM latency_3").fetchone() == (4,)
 
 
+def test_who_measures_second_goes_by_the_reference_of_the_first(tmp_path: Path, monkeypatch) -> None:
+    path, turns = tmp_path / "table.sqlite", []
+
+    def measured(chain, device, reference):
+        if chain == REFERENCE and not turns:
+            turns.append(chain)
+            LatencyTable(path).milliseconds([SMALL], progress=False)  # another process is faster
+            return 2.0, 0.0
+        return (1.0 if chain == REFERENCE else 0.5 * reference), 0.0
+
+    monkeypatch.setattr(latency, "_time_chain", measured)
+    found = LatencyTable(path).milliseconds([SMALL, LARGE], progress=False)
+    assert (found == LatencyTable(path).milliseconds([SMALL, LARGE], progress=False)).all()
+    with sqlite3.connect(path) as connection:
+        kept = [row for (row,) in connection.execute("SELECT milliseconds FROM latency_3")]
+    assert sorted(kept) == [0.5, 0.5, 0.5, 1.0]
+
+
 def test_a_long_measurement_shows_the_time_left(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setattr(latency, "QUIET_SECONDS", 0.0)

@@ -3,6 +3,7 @@ import pytest
 from tiny_networks import Concatenated, Depthwise, Flattened, Grouped, Residual, build, images
 from torch import nn
 
+from plywise.compressors.errors import ModelError
 from plywise.env import network_latency, runtime
 from plywise.env.latency import Latencies, LatencyTable
 from plywise.env.mould import Mould
@@ -53,16 +54,16 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
     found, table = network(Residual), Fake(tmp_path / "latency.sqlite")
     truth = Overhead(0.8, 1.2, 0.05, 0.0, 0.3, 1.0)
 
-    def share(self: NetworkLatency, plan, precision=None, loads=1) -> float:
+    def share(self: NetworkLatency, plan, precision=None, loads=1) -> tuple[float, float]:
         parts = self._parts([self.network.operations, plan[0]])
         whole = parts[:, [0, 1, 2, 4]] @ np.array([truth.floats, truth.integers, truth.border, truth.rest])
-        return float(whole[1] / whole[0])
+        return float(whole[1] / whole[0]), 0.0
 
     monkeypatch.setattr(NetworkLatency, "_share", share)
     monkeypatch.setattr(network_latency, "time_model", lambda *_: 1.0)
     whole = NetworkLatency(found, table)
     plans = [shapes_of(found, plan) for plan in random_plans(found, 10, seed=5)]
-    expected = [share(whole, plan) for plan in plans]
+    expected = [share(whole, plan)[0] for plan in plans]
     np.testing.assert_allclose(whole.foretold([chains for chains, _ in plans]), expected, rtol=1e-3)
     assert whole.measured(*plans[0]) == pytest.approx(expected[0])
     monkeypatch.setattr(NetworkLatency, "_calibrated", None)
@@ -70,12 +71,59 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
 
 
 def test_a_share_is_the_median_over_graphs_loaded_anew(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, shares, loaded = network(Residual), iter([[1.2], [0.9], [1.0]]), []
+    found, shares, loaded = network(Residual), iter([[1.2] * 5, [0.9] * 5, [1.0] * 5]), []
     monkeypatch.setattr(runtime, "loaded_run", lambda *_: loaded.append(1) or (lambda: None))
     monkeypatch.setattr(runtime, "relative_times", lambda *_: next(shares))
     whole = NetworkLatency(found, Fake(tmp_path / "latency.sqlite"))
-    assert whole._share((found.operations, {}), (0.1, 0.1), 3) == 1.0
+    assert whole._share((found.operations, {}), (0.1, 0.1), 3) == (1.0, 0.0)
     assert len(loaded) == 6
+
+
+def test_a_runtime_that_fails_once_is_tried_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, table = network(Residual), Fake(tmp_path / "latency.sqlite")
+    monkeypatch.setattr(network_latency, "time_model", failing)
+    with pytest.warns(UserWarning, match="sums over layers, for out of memory"):
+        assert NetworkLatency(found, table).overhead == Overhead()
+    monkeypatch.setattr(network_latency, "time_model", lambda *_: 1.0)
+    monkeypatch.setattr(network_latency, "relative_time", lambda *_: (0.9, 0.0))
+    assert NetworkLatency(found, table).overhead.original == 1.0
+
+
+def test_what_cannot_be_timed_or_varies_much_is_said(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = network(Residual)
+    monkeypatch.setattr(network_latency, "time_model", lambda *_: 1.0)
+    monkeypatch.setattr(network_latency, "relative_time", lambda *_: (0.9, 0.5))
+    whole = NetworkLatency(found, Fake(tmp_path / "latency.sqlite"))
+    with pytest.warns(UserWarning, match="latency of 24 of 24 whole graphs varies by over 20 %"):
+        assert whole.overhead.original == 1.0
+    monkeypatch.setattr(network_latency, "relative_time", failing)
+    with pytest.warns(UserWarning, match="whole cannot be timed: out of memory"):
+        assert whole.measured(found.operations) == pytest.approx(whole.foretold([found.operations])[0])
+
+
+def test_calibration_is_not_that_of_another_forward(tmp_path) -> None:
+    table, digests = Fake(tmp_path / "latency.sqlite"), set()
+    for squared in (False, True):
+        digests.add(NetworkLatency(Network.of(build(Forward, squared=squared), images(4)), table)._digest())
+    assert len(digests) == 2
+
+
+class Forward(nn.Module):
+    """Networks of the same modules whose forward differs."""
+
+    def __init__(self, squared):
+        super().__init__()
+        self.squared = squared
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, inputs):
+        out = self.conv(inputs).mean((2, 3))
+        return self.head(out.square() if self.squared else out)
+
+
+def failing(*_):
+    raise ModelError("out of memory")
 
 
 def test_what_is_not_measured_here_adds_up(declared: Latencies) -> None:

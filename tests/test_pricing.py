@@ -1,15 +1,21 @@
 """The price table of tiny networks on a made-up device, and what it promises to everyone who reads it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from made_up_device import FakeLatency
 from tiny_networks import NETWORKS, Depthwise, Encoder, Identity, Perceptron, Plain, build, images, labels
 
-from plywise.compressors.errors import DataError, FileFormatError
+from plywise.agent.knapsack import Knapsack
+from plywise.agent.random_search import RandomSearch
+from plywise.compressors.errors import DataError, FileFormatError, ModelError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.chains import realised_chain
+from plywise.env.demand import Demand
+from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.menu import legal_recipes, undominated
 from plywise.env.network import Network
 from plywise.env.operation import operations
@@ -161,6 +167,53 @@ def test_measuring_a_plan_twice_gives_the_stored_figures(subjects):
     assert subject.measure(plan) == found
 
 
+class Refusing(FakeLatency):
+    """Has no integer kernels for convolutions, and none for 8 channels."""
+
+    def milliseconds(self, chains, progress=True):
+        refused = [any(map(self.refuses, chain)) for chain in chains]
+        return np.where(refused, np.nan, super().milliseconds(chains))
+
+    @staticmethod
+    def refuses(operation):
+        return operation.kind == "conv2d" and (operation.integer or operation.out_channels == 8)
+
+    def why_refused(self, chain):
+        return "no kernel"
+
+
+def test_what_the_device_does_not_run_is_masked_with_its_reason(monkeypatch, tmp_path):
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    subject = Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", Refusing())
+    with pytest.warns(UserWarning, match=r"recipes are not offered, for made up does not run them.*no kernel"):
+        table = subject.table
+    assert np.isfinite(table.cost).all()
+    offered = {layer: set(slots) for layer, slots in zip(table.layers, table.recipes, strict=True)}
+    assert not any("activation" in recipe for recipe in offered["conv1"] | offered["conv2"])
+    assert any("activation" in recipe for recipe in offered["head"])
+    assert "filter_pruning(ratio=0.5)" not in {recipe.split(" + ")[0] for recipe in offered["conv1"]}
+    refused = {(layer, recipe): reason for layer, recipe, reason in table.refused}
+    assert refused["conv1", "filter_pruning(ratio=0.5)"] == "no kernel"
+    assert load_prices(next((tmp_path / "prices").iterdir())).refused == table.refused
+    for method in (Knapsack(), RandomSearch()):
+        assert method.search(ExactEvaluator(subject, Demand(5.0, max_latency=0.9)), 4, 0).outcome.score > -math.inf
+
+
+def test_a_device_that_does_not_run_the_original_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    monkeypatch.setattr(Refusing, "milliseconds", lambda self, chains, progress=True: np.full(len(chains), np.nan))
+    with pytest.raises(ModelError, match="made up does not run conv1 as it is: no kernel"):
+        _ = Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", Refusing()).table
+
+
+def test_prices_do_not_outlive_the_latencies_that_they_rest_on(monkeypatch, tmp_path):
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    subject = Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", FakeLatency())
+    assert subject.table.num_layers == 3
+    monkeypatch.setattr("plywise.env.network_latency.Overhead.__repr__", lambda _: "measured again")
+    assert not Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", FakeLatency()).priced
+
+
 def test_a_second_study_reads_the_first(subjects, monkeypatch):
     first = subjects(Identity)
     monkeypatch.setattr("plywise.env.subject.Pricer", lambda *_: pytest.fail("prices were made again"))
@@ -206,12 +259,22 @@ def test_price_files_keep_every_bit_and_refuse_others(subjects, tmp_path):
         assert getattr(loaded, name) == value if same is None else same, name
     assert [path.name for path in tmp_path.iterdir()] == ["prices"]
     data = (tmp_path / "prices").read_bytes()
-    for broken in (b"", data[:100], data[:-1], b"\x00" * 64, data.replace(b"prices/2", b"prices/9")):
+    for broken in (b"", data[:100], data[:-1], b"\x00" * 64, data.replace(b"prices/3", b"prices/9")):
         (tmp_path / "prices").write_bytes(broken)
         with pytest.raises(FileFormatError, match="delete it to price again"):
             load_prices(tmp_path / "prices")
     with pytest.raises(FileFormatError):
         load_prices(tmp_path / "nothing")
+
+
+def test_a_result_store_that_was_deleted_begins_anew(tmp_path):
+    store = ResultStore(tmp_path / "results")
+    store.put("a", 1)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert store.get("a") is None
+    store.put("a", 2)
+    assert store.get("a") == 2
 
 
 def test_result_store_keeps_values(tmp_path):
@@ -226,6 +289,9 @@ def test_result_store_keeps_values(tmp_path):
 
 
 def test_digests_tell_networks_and_samples_apart():
-    assert model_digest(build(Plain)) == model_digest(build(Plain))
-    assert model_digest(build(Plain)) != model_digest(build(Plain, seed=1))
+    some, first = images(4), build(Plain)
+    assert model_digest(first, some) == model_digest(build(Plain), some) != model_digest(build(Plain, seed=1), some)
+    edited = build(Plain)
+    edited.forward = lambda inputs: first(inputs).roll(1, 1)  # modules and weights are the same
+    assert model_digest(edited, some) != model_digest(first, some)
     assert samples(4, 1).digest() == samples(4, 1).digest() != samples(4, 2).digest()

@@ -59,6 +59,13 @@ def test_outcome_names_what_is_broken():
     assert judge(Demand(0.0, max_storage=0.2), (100, 2, 4), (20, 1, 4), 0.0).demand_met
 
 
+def test_a_cost_that_is_no_number_meets_no_demand():
+    outcome = judge(Demand(1.0, max_latency=0.5), (100, 2, 4), (20, math.nan, 4), 0.0)
+    assert not outcome.demand_met
+    assert outcome.violations == {"latency": math.inf}
+    assert outcome.score == -math.inf
+
+
 def test_many_plans_score_as_one_by_one():
     rng = np.random.default_rng(0)
     demands = [Demand(1.0, max_latency=0.4, energy_weight=0.3), Demand(None, max_storage=0.2)]

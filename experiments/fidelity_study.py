@@ -7,7 +7,7 @@ interrupted run goes on where it stopped.
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from scipy.stats import norm, spearmanr
+from torch import nn
 
-from plywise.env.prices import Ints, PriceTable
+from plywise.compressors.plan import Plan
+from plywise.env.prices import Floats, Ints, PriceTable
 from plywise.env.recovery import recover
 from plywise.env.recovery_settings import RecoverySettings
+from plywise.env.samples import Samples
 from plywise.env.surrogate import Surrogate
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.datasets import load_dataset
@@ -30,6 +33,10 @@ from plywise.experiments.study import Study, random_part, study
 
 DIGITS = ("digits-resnet-a", "digits-vit", "digits-mobilenet")
 PLANS, RESNET_PLANS, IMAGES = 40, 40, 10_000
+SEEDS = 3
+"""Times that a plan of a digits network is fine-tuned, with other orders and distortions of the images."""
+
+HALVINGS = 200
 CANDIDATES = 50
 """Random plans for each of those that are spread evenly."""
 INTERVAL = 0.9
@@ -42,15 +49,19 @@ class Found(NamedTuple):
     Attributes:
         actions: one slot for each layer.
         scored, bare: accuracy on the validation images without training, with and without repair, percent.
-        tuned: accuracy on the test images after fine-tuning, percent.
-        seconds: that fine-tuning took.
+        tuned: accuracy on the test images after fine-tuning, percent, with each seed.
+        seconds: that fine-tuning took once.
+        missed: validation images that the scored network gets wrong.
+        missed_tuned: test images that the fine-tuned one gets wrong, with each seed.
     """
 
     actions: list[int]
     scored: float
     bare: float
-    tuned: float
+    tuned: list[float]
     seconds: float
+    missed: list[int]
+    missed_tuned: list[list[int]]
 
 
 def main(folder: Path = Path("runs/fidelity_study"), plans: int = RESNET_PLANS, images: int = IMAGES) -> None:
@@ -64,25 +75,26 @@ def main(folder: Path = Path("runs/fidelity_study"), plans: int = RESNET_PLANS, 
     started = time.perf_counter()
     torch.set_num_threads(1)
     networks: dict[str, tuple[Study, int, list[Found]]] = {}
-    for studied, dataset, drawn, how in _cases(plans):
+    for studied, dataset, drawn, how, seeds in _cases(plans):
         dataset = dataclasses.replace(dataset, train=random_part(dataset.train, images))
         name = f"{studied.subject.network.name}{how}"
-        found = [look_at(studied, dataset, plan, folder) for plan in tracked(drawn, f"{name}: plans", len(drawn))]
+        every = tracked(drawn, f"{name}: plans", len(drawn))
+        found = [look_at(studied, dataset, plan, folder, seeds) for plan in every]
         networks[name] = studied, len(dataset.train), found
         write_page(networks, time.perf_counter() - started)
 
 
-def _cases(plans: int) -> Iterator[tuple[Study, Dataset, Ints, str]]:
-    """Yields a network, its data, plans, and how they were drawn where it was not at random."""
+def _cases(plans: int) -> Iterator[tuple[Study, Dataset, Ints, str, int]]:
+    """Yields a network, its data, plans, how they were drawn where not at random, and how often each is tuned."""
     data = load_dataset("digits")
     for name in DIGITS:
         studied = study(name, data)
-        yield studied, data, random_plans(studied.subject.table, PLANS), ""
-        yield studied, data, spread_plans(studied.subject.table, PLANS), ", spread"
+        yield studied, data, random_plans(studied.subject.table, PLANS), "", SEEDS
+        yield studied, data, spread_plans(studied.subject.table, PLANS), ", spread", SEEDS
     weights, images = resnet_files()
     dataset = load_dataset(images)
     studied = study("resnet20", dataset, weights)
-    yield studied, dataset, random_plans(studied.subject.table, plans), ""
+    yield studied, dataset, random_plans(studied.subject.table, plans), "", 1
 
 
 def random_plans(table: PriceTable, count: int, seed: int = 0) -> Ints:
@@ -108,21 +120,47 @@ def spread_plans(table: PriceTable, count: int) -> Ints:
     return plans[picked]
 
 
-def look_at(studied: Study, dataset: Dataset, actions: Ints, folder: Path) -> Found:
+def look_at(studied: Study, dataset: Dataset, actions: Ints, folder: Path, seeds: int = 1) -> Found:
     """Returns what is known of a plan; an earlier run with the same code is gone on with."""
-    subject, settings = studied.subject, RecoverySettings()
+    subject = studied.subject
     plan = subject.plan(actions.tolist())
-    asked = [subject.key, len(dataset.train), settings.as_json(), list(map(str, plan.values()))]
+    tuned = [_tuned(studied, dataset, plan, RecoverySettings(seed=seed), folder) for seed in range(seeds)]
+    missed = _missed(subject.validation, subject.bank.stitch(plan).model)
+    bare = _missed(subject.validation, subject.bank.stitch(plan, 0).model)
+    return Found(
+        actions.tolist(),
+        _right(missed, subject.validation),
+        _right(bare, subject.validation),
+        [_right(wrong, studied.test) for wrong, _ in tuned],
+        statistics.fmean(seconds for _, seconds in tuned),
+        missed,
+        [wrong for wrong, _ in tuned],
+    )
+
+
+def _tuned(
+    studied: Study, dataset: Dataset, plan: Plan, settings: RecoverySettings, folder: Path
+) -> tuple[list[int], float]:
+    """Returns which test images a plan gets wrong once it is fine-tuned, and the seconds that this took."""
+    asked = [studied.subject.key, len(dataset.train), settings.as_json(), list(map(str, plan.values()))]
 
     def run(state: Path) -> dict[str, Any]:
-        bare = subject.validation.accuracy(subject.validation.logits(subject.bank.stitch(plan, 0).model))
         started = time.process_time()
-        recovered = recover(subject, plan, dataset.train, dataset.augmentation, settings, state)
-        seconds = time.process_time() - started
-        tuned = studied.test.accuracy(studied.test.logits(recovered.model))
-        return Found(actions.tolist(), recovered.accuracies[0], bare, tuned, seconds)._asdict()
+        recovered = recover(studied.subject, plan, dataset.train, dataset.augmentation, settings, state)
+        return {"seconds": time.process_time() - started, "missed": _missed(studied.test, recovered.model)}
 
-    return Found(**kept_run(folder, asked, run))
+    found = kept_run(folder, asked, run)
+    return found["missed"], found["seconds"]
+
+
+def _missed(samples: Samples, model: nn.Module) -> list[int]:
+    """Returns the places of the samples that a network gets wrong."""
+    found: list[int] = (samples.logits(model).argmax(1) != samples.labels).nonzero().flatten().tolist()
+    return found
+
+
+def _right(missed: list[int], samples: Samples) -> float:
+    return 100.0 * (1.0 - len(missed) / len(samples))
 
 
 def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: float) -> None:
@@ -131,11 +169,13 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
     page.text(
         "Random plans: a random share of the layers takes a random recipe of its menu each. Spread: of "
         f"{CANDIDATES * PLANS:,} such plans, {PLANS} whose estimated drops lie evenly between the least and the "
-        "largest. Scored: accuracy on the "
-        "validation images without training, as plans are scored. Tuned: accuracy on the test images after "
-        f"{RecoverySettings().epochs} epochs of `--recover finetune` over a part of the training images. Spearman's "
-        "rank correlations between them, and of the surrogate's estimate, which has seen none of the plans, with the "
-        "score. Interval: how many of the scored drops lie in the surrogate's interval of "
+        "largest. Scored: accuracy on the validation images without training, as plans are scored. Tuned: accuracy on "
+        f"the test images after {RecoverySettings().epochs} epochs of `--recover finetune` over a part of the training "
+        f"images; plans of the digits are tuned with {SEEDS} seeds each, and the mean counts. Spearman's rank "
+        "correlations between them, and of the surrogate's estimate, which has seen none of the plans, with the score. "
+        "Attainable: what images so few allow at most, from how well each of the two accuracies agrees with itself on "
+        "random halves of its images (brought to all of them by the formula of Spearman and Brown, 1910). Interval: "
+        "how many of the scored drops lie in the surrogate's interval of "
         f"{100 * INTERVAL:.0f} %, and in that of a surrogate that learns from one plan after the other."
     )
     rows = {name: _row(studied, found) for name, (studied, _, found) in networks.items()}
@@ -144,14 +184,23 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
         [(name, str(len(found)), f"{images:,}", *rows[name][:3]) for name, (_, images, found) in networks.items()],
     )
     page.table(
-        ("network", "scored, tuned", "without repair, tuned", "surrogate, scored", "in interval", "while learning"),
+        (
+            "network",
+            "scored, tuned",
+            "attainable",
+            "without repair, tuned",
+            "surrogate, scored",
+            "in interval",
+            "while learning",
+        ),
         [(name, *row[3:]) for name, row in rows.items()],
     )
     page.write(Console())
 
 
 def _row(studied: Study, found: list[Found]) -> tuple[str, ...]:
-    scored, bare, tuned = (np.array([getattr(each, field) for each in found]) for field in ("scored", "bare", "tuned"))
+    scored, bare = (np.array([getattr(each, field) for each in found]) for field in ("scored", "bare"))
+    tuned = np.array([statistics.fmean(each.tuned) for each in found])
     plans = np.array([each.actions for each in found])
     drops = studied.subject.accuracy - scored
     _, expected, spread = Surrogate(studied.subject.table).estimate(plans)
@@ -161,11 +210,37 @@ def _row(studied: Study, found: list[Found]) -> tuple[str, ...]:
         f"{scored.min():.1f} to {scored.max():.1f}",
         f"{tuned.min():.1f} to {tuned.max():.1f}",
         f"{spearmanr(scored, tuned).statistic:.2f}",
+        f"{attainable(studied, found):.2f}",
         f"{spearmanr(bare, tuned).statistic:.2f}",
         f"{spearmanr(-expected, scored).statistic:.2f}",
         f"{100 * fixed.mean():.0f} %",
         f"{100 * _inside_while_learning(studied.subject.table, plans, drops):.0f} %",
     )
+
+
+def attainable(studied: Study, found: Sequence[Found]) -> float:
+    """Returns the rank correlation that accuracies have which differ by nothing but the images counted on."""
+    scored = _hits([[each.missed] for each in found], len(studied.subject.validation))
+    tuned = _hits([each.missed_tuned for each in found], len(studied.test))
+    return float(np.sqrt(reliability(scored) * reliability(tuned)))
+
+
+def _hits(missed: Sequence[list[list[int]]], images: int) -> Floats:
+    """Returns how often each plan gets each image right, `(plans, images)`."""
+    hits = np.ones((len(missed), images), np.float32)
+    for row, runs in zip(hits, missed, strict=True):
+        for wrong in runs:
+            row[wrong] -= 1.0 / len(runs)
+    return hits
+
+
+def reliability(hits: Floats) -> float:
+    """Returns the rank correlation of accuracies with those on as many other images, from random halves."""
+    generator, half = np.random.default_rng(0), hits.shape[1] // 2
+    orders = [generator.permutation(hits.shape[1]) for _ in range(HALVINGS)]
+    both = ((hits[:, order[:half]].mean(1), hits[:, order[half:]].mean(1)) for order in orders)
+    agreement = statistics.fmean(float(spearmanr(*pair).statistic) for pair in both)
+    return 2.0 * agreement / (1.0 + agreement)
 
 
 def _inside_while_learning(table: PriceTable, plans: Ints, drops: np.ndarray) -> float:

@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from plywise.env.surrogate import FACTORS, LEAST_COUNTED, PAIR, PLAN, Surrogate
 from plywise.env.synthetic import synthetic_table
 from plywise.env.uncertainty import COUNTING, LAYER, NETWORK
-from plywise.experiments.fidelity_study import random_plans, spread_plans
+from plywise.experiments.fidelity_study import random_plans, reliability, spread_plans
 
 LAYERS, PLANS = 12, 400
 NO_PAIRS = np.zeros((LAYERS, LAYERS))
@@ -119,3 +120,12 @@ def test_layers_stay_possible_and_are_never_free(table, plans):
         surrogate.observe(plan, 500.0)
     assert (surrogate.table.drop <= table.drop * FACTORS[1] * 1.0001).all()
     assert (surrogate.estimate(plans)[1] <= table.accuracy - table.chance).all()
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.2])
+def test_what_few_images_allow_is_foretold_from_their_halves(spread):
+    generator = np.random.default_rng(0)
+    right = generator.random((400, 1, 1)) * spread + 0.7 > generator.random((400, 2, 200))
+    first, second = right[:, 0].astype(np.float32), right[:, 1].astype(np.float32)
+    agreement = spearmanr(first.mean(1), second.mean(1)).statistic
+    assert reliability(first) == pytest.approx(agreement, abs=0.1)

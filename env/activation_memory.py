@@ -65,7 +65,13 @@ class ActivationMemory:
         self.used += size
 
 
-@lru_cache(1)
 def shared_memory() -> ActivationMemory:
-    """Returns the memory that all networks of this process share."""
-    return ActivationMemory(ceiling_of_outputs())
+    """Returns the memory that all networks of this process share, below the ceiling that is asked for now."""
+    memory = _shared()
+    memory.ceiling = ceiling_of_outputs()
+    return memory
+
+
+@lru_cache(1)
+def _shared() -> ActivationMemory:
+    return ActivationMemory(0)

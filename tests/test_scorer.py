@@ -12,7 +12,7 @@ from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env import memory as memory_module
-from plywise.env.activation_memory import ActivationMemory
+from plywise.env.activation_memory import ActivationMemory, shared_memory
 from plywise.env.bank import Bank
 from plywise.env.calibration import calibrate
 from plywise.env.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory
@@ -156,6 +156,9 @@ def test_layers_and_outputs_share_what_is_asked_for(asked):
     limit_memory(0.5)
     assert ceiling_of_layers() + ceiling_of_outputs() == GIB // 2 < usual
     assert min(ceiling_of_layers(), ceiling_of_outputs()) > 0
+    assert shared_memory().ceiling == ceiling_of_outputs()
+    limit_memory(0.25)
+    assert shared_memory().ceiling == ceiling_of_outputs() < GIB // 4
 
 
 @pytest.mark.parametrize("gibibytes", [0.0, -1.0, 1e9, float("nan")])

@@ -1,6 +1,10 @@
-"""One pass over calibration data: what every closed-form repair needs to know of each layer."""
+"""One pass over calibration data: what every closed-form repair needs to know of each layer.
+
+It runs in batches, so that what it takes in memory does not grow with the data.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +17,8 @@ from plywise.compressors.statistics import LayerStatistics, isotropic
 from plywise.env.channel_importance import channel_importance
 from plywise.env.layer_outputs import layer_outputs
 from plywise.env.network import Network
+from plywise.env.row_moments import RowMoments
+from plywise.env.samples import BATCH
 
 ROWS = 16384
 """Patches that a layer's moments are taken from."""
@@ -62,26 +68,26 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
 
     Args:
         network: what to calibrate.
-        inputs: `(n, ...)` normalised training inputs; the whole set runs as one batch.
+        inputs: `(n, ...)` normalised training inputs.
         labels: `(n,)`.
         seed: of the choice of patches and values, and of the random importance.
 
     Raises:
         ModelError: if activations are not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    recorder = _Recorder(network, generator)
+    recorder = _Recorder(network, len(inputs), torch.Generator().manual_seed(seed))
     with torch.no_grad(), layer_outputs(network, recorder.record):
-        network.model(inputs)
-    covariances = {name: found.covariance for name, found in recorder.statistics.items()}
-    deviations = {name: recorder.moments[name].deviation for name in covariances}
+        for start in range(0, len(inputs), BATCH):
+            network.model(inputs[start : start + BATCH])
+    seen, outputs = recorder.statistics(), {name: _joined(found) for name, found in recorder.outputs.items()}
+    covariances = {name: found.covariance for name, found in seen.items()}
+    deviations = {name: outputs[name].deviation for name in covariances}
     importance = channel_importance(network, inputs, labels, covariances, deviations, seed)
     units = {group.leader: group.unit for group in network.groups}
     statistics = {
-        name: replace(found, importance=importance[name], unit=units.get(name, 1))
-        for name, found in recorder.statistics.items()
+        name: replace(found, importance=importance[name], unit=units.get(name, 1)) for name, found in seen.items()
     }
-    return Calibration(inputs, statistics, {len(inputs): recorder.moments})
+    return Calibration(inputs, statistics, {len(inputs): outputs})
 
 
 def moments(outputs: Tensor, last: bool) -> Moments:
@@ -94,52 +100,86 @@ def moments(outputs: Tensor, last: bool) -> Moments:
     return Moments(mean, variance.sqrt())
 
 
+def _joined(parts: Sequence[tuple[int, Moments]]) -> Moments:
+    """Returns the moments over all parts, each with its weight (Chan et al., Updating Formulae, 1979)."""
+    weights = torch.tensor([float(count) for count, _ in parts])
+    means = torch.stack([found.mean for _, found in parts])
+    mean = torch.einsum("p,pc->c", weights, means) / weights.sum()
+    squares = torch.stack([found.deviation.square() for _, found in parts]) + (means - mean).square()
+    return Moments(mean, (torch.einsum("p,pc->c", weights, squares) / weights.sum()).sqrt())
+
+
 class _Recorder:
-    def __init__(self, network: Network, generator: torch.Generator) -> None:
+    """Collects what is seen of each layer, batch by batch.
+
+    Attributes:
+        outputs: for each layer and BatchNorm, by name, the moments of each batch and how many inputs it had.
+    """
+
+    def __init__(self, network: Network, inputs: int, generator: torch.Generator) -> None:
         self.layers = {layer.name: layer for layer in network.layers}
+        self.modules = network.modules
         self.generator = generator
-        self.statistics: dict[str, LayerStatistics] = {}
-        self.moments: dict[str, Moments] = {}
+        self.outputs: dict[str, list[tuple[int, Moments]]] = {}
+        self._inputs = inputs
+        self._rows: dict[str, RowMoments] = {}
+        self._values: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self._counts: dict[str, Tensor] = {}
 
     def record(self, name: str, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        """Takes in a batch of one layer."""
         if not bool(torch.isfinite(outputs).all()):
             raise ModelError(f"{name} gives values that are not finite on the calibration data; check weights and data")
-        self.moments[name] = moments(outputs, channels_last(module))
+        self.outputs.setdefault(name, []).append((len(inputs), moments(outputs, channels_last(module))))
         layer = self.layers.get(name)
         if layer is None:
             return
-        covariance, mean = input_moments(module, inputs, self.generator)
-        if not bool(torch.isfinite(covariance).all()):
-            raise ModelError(f"{name} sees inputs too large to square on the calibration data; normalise the data")
-        seen = outputs if layer.relu is None else outputs.clamp(*layer.relu)
-        frequency = row_frequency(module, inputs) if isinstance(module, nn.Embedding) else None
-        self.statistics[name] = LayerStatistics(
-            covariance, mean, self._values(inputs.float()), self._values(seen), frequency=frequency
-        )
+        share = len(inputs) / self._inputs
+        if isinstance(module, nn.Embedding):
+            self._counts[name] = self._counts.get(name, 0) + row_counts(module, inputs)
+        else:
+            rows = patches(module, inputs, math.ceil(ROWS * share), self.generator)
+            self._rows.setdefault(name, RowMoments()).add(rows)
+            if not bool(torch.isfinite(self._rows[name].scatter).all()):
+                raise ModelError(f"{name} sees inputs too large to square on the calibration data; normalise the data")
+        before, after = self._values.setdefault(name, ([], []))
+        before.append(self._some(inputs.float(), share))
+        after.append(self._some(outputs if layer.relu is None else outputs.clamp(*layer.relu), share))
 
-    def _values(self, values: Tensor) -> Tensor:
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Returns what was seen of each layer, by name."""
+        found = {}
+        for name in self.layers:
+            before, after = (torch.cat(values).sort().values for values in self._values[name])
+            if name in self._rows:
+                rows = self._rows[name]
+                found[name] = LayerStatistics(rows.covariance, rows.mean, before, after)
+            else:
+                table = self.modules[name]
+                assert isinstance(table, nn.Embedding)
+                covariance, mean = isotropic(table.embedding_dim)
+                frequency = row_frequency(self._counts[name])
+                found[name] = LayerStatistics(covariance, mean, before, after, frequency=frequency)
+        return found
+
+    def _some(self, values: Tensor, share: float) -> Tensor:
+        """Returns random values, the least and the largest among them."""
         flat = values.flatten()
-        picked = flat[torch.randint(flat.numel(), (VALUES,), generator=self.generator)]
-        return torch.cat([picked, flat.amin()[None], flat.amax()[None]]).sort().values
+        picked = flat[torch.randint(flat.numel(), (math.ceil(VALUES * share),), generator=self.generator)]
+        return torch.cat([picked, flat.amin()[None], flat.amax()[None]])
 
 
-def input_moments(layer: nn.Module, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns covariance `(groups, features, features)` and mean `(groups, features)` of the unfolded inputs."""
-    if isinstance(layer, nn.Embedding):
-        return isotropic(layer.embedding_dim)
-    rows = patches(layer, inputs, ROWS, generator)  # (rows, groups, features)
-    mean = rows.mean(0)
-    centred = (rows - mean).transpose(0, 1)  # (groups, rows, features)
-    return centred.transpose(1, 2) @ centred / rows.shape[0], mean
+def row_counts(layer: nn.Embedding, inputs: Tensor) -> Tensor:
+    """Returns how often each row of an embedding is read `(rows,)`."""
+    return torch.bincount(inputs.flatten(), minlength=layer.num_embeddings).float()
 
 
-def row_frequency(layer: nn.Embedding, inputs: Tensor) -> Tensor:
+def row_frequency(counts: Tensor) -> Tensor:
     """Returns how often each row of an embedding is read `(rows,)`, one on average.
 
     Each row counts as read once more than it was, since a few hundred samples do not show every row.
     """
-    counts = torch.bincount(inputs.flatten(), minlength=layer.num_embeddings).float() + 1.0
-    return counts / counts.mean()
+    return (counts + 1.0) / (counts + 1.0).mean()
 
 
 def patches(layer: nn.Module, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:

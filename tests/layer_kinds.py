@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from plywise.compressors.layers import out_channels
-from plywise.compressors.statistics import CRITERIA, LayerStatistics
-from plywise.env.calibration import input_moments, row_frequency
+from plywise.compressors.statistics import CRITERIA, LayerStatistics, isotropic
+from plywise.env.calibration import ROWS, patches, row_counts, row_frequency
+from plywise.env.row_moments import RowMoments
 
 IMAGE, SIGNAL = (32, 12, 7, 7), (32, 12, 9)
 
@@ -62,7 +63,10 @@ def inputs_of(kind):
 def statistics_of(layer, inputs, seed=2):
     """Returns what calibration would record at a layer."""
     generator = torch.Generator().manual_seed(seed)
-    covariance, mean = input_moments(layer, inputs, generator)
+    rows, table = RowMoments(), isinstance(layer, nn.Embedding)
+    if not table:
+        rows.add(patches(layer, inputs, ROWS, generator))
+    covariance, mean = isotropic(layer.embedding_dim) if table else (rows.covariance, rows.mean)
     with torch.no_grad():
         outputs = layer(inputs)
     importance = {name: torch.rand(out_channels(layer), generator=generator) for name in CRITERIA}
@@ -72,7 +76,7 @@ def statistics_of(layer, inputs, seed=2):
         inputs.float().flatten().sort().values,
         outputs.flatten().sort().values,
         importance,
-        row_frequency(layer, inputs) if isinstance(layer, nn.Embedding) else None,
+        row_frequency(row_counts(layer, inputs)) if table else None,
     )
 
 

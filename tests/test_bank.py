@@ -70,6 +70,27 @@ def test_calibration_is_the_same_for_the_same_seed():
     assert not torch.equal(first.statistics["conv1"].inputs, other.statistics["conv1"].inputs)
 
 
+EMBEDDED = nn.Sequential(nn.Embedding(40, 8), nn.Flatten(), nn.Linear(48, 5)).eval()
+WORDS = torch.randint(40, (32, 6), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("model", "inputs"), [(build(Depthwise), images(32)), (EMBEDDED, WORDS)])
+def test_calibration_in_batches_sees_what_one_batch_sees(model, inputs, monkeypatch):
+    network = Network.of(model, inputs[:4])
+    whole = calibrate(network, inputs, labels(32))
+    monkeypatch.setattr("plywise.env.calibration.BATCH", 5)
+    parts = calibrate(network, inputs, labels(32))
+    for name, found in whole.statistics.items():
+        other = parts.statistics[name]
+        torch.testing.assert_close(other.covariance, found.covariance, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.mean, found.mean, rtol=1e-4, atol=1e-5)
+        assert (other.inputs[0], other.inputs[-1]) == (found.inputs[0], found.inputs[-1])
+        assert other.frequency is found.frequency or torch.equal(other.frequency, found.frequency)
+    for name, seen in whole.moments(network).items():
+        torch.testing.assert_close(parts.moments(network)[name].mean, seen.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parts.moments(network)[name].deviation, seen.deviation, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_of_a_group_rank_its_channels_alike():
     bank = banked(Identity)
     for criterion in ("l2", "taylor"):

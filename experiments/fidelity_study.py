@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from scipy.stats import norm, spearmanr
 from torch import nn
+from torch.nn import functional as F
 
 from plywise.compressors.plan import Plan
 from plywise.env.prices import Floats, Ints, PriceTable
@@ -23,13 +24,14 @@ from plywise.env.recovery import recover
 from plywise.env.recovery_settings import RecoverySettings
 from plywise.env.samples import Samples
 from plywise.env.surrogate import Surrogate
-from plywise.experiments.dataset import Dataset
+from plywise.experiments.dataset import Dataset, Split
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.kept_runs import kept_run
 from plywise.experiments.progress import tracked
-from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
+from plywise.experiments.splits import channel_moments
 from plywise.experiments.study import Study, random_part, study
+from plywise.experiments.study_files import mnist_files, resnet_files
 
 DIGITS = ("digits-resnet-a", "digits-vit", "digits-mobilenet")
 PLANS, RESNET_PLANS, IMAGES = 40, 40, 10_000
@@ -85,7 +87,11 @@ def main(folder: Path = Path("runs/fidelity_study"), plans: int = RESNET_PLANS, 
 
 
 def _cases(plans: int) -> Iterator[tuple[Study, Dataset, Ints, str, int]]:
-    """Yields a network, its data, plans, how they were drawn where not at random, and how often each is tuned."""
+    """Yields a network, its data, plans, what is special about both, and how often each plan is tuned."""
+    many = shrunk_mnist()
+    for name in DIGITS:
+        studied = study(name, many)
+        yield studied, many, random_plans(studied.subject.table, PLANS), ", MNIST", 1
     data = load_dataset("digits")
     for name in DIGITS:
         studied = study(name, data)
@@ -95,6 +101,20 @@ def _cases(plans: int) -> Iterator[tuple[Study, Dataset, Ints, str, int]]:
     dataset = load_dataset(images)
     studied = study("resnet20", dataset, weights)
     yield studied, dataset, random_plans(studied.subject.table, plans), "", 1
+
+
+def shrunk_mnist() -> Dataset:
+    """Returns MNIST in the 8x8 pixels that networks for the digits take.
+
+    It has images enough to tell plans apart by: 10,000 to train on and 10,000 to test on, where the digits have 1,077
+    and 360.
+    """
+    whole = load_dataset(mnist_files())
+    parts = (random_part(whole.train, IMAGES), whole.validation, whole.test)
+    small = [F.avg_pool2d(F.pad(part.images.float(), (2, 2, 2, 2)), 4).round().byte() for part in parts]
+    mean, std = channel_moments(small[0])
+    train, validation, test = (Split(images, part.labels, mean, std) for images, part in zip(small, parts, strict=True))
+    return dataclasses.replace(whole, train=train, validation=validation, test=test)
 
 
 def random_plans(table: PriceTable, count: int, seed: int = 0) -> Ints:
@@ -167,8 +187,10 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
     """Prints the tables and writes them below `experiments/results`."""
     page = Page("fidelity_study", "python -m plywise.experiments.fidelity_study", seconds)
     page.text(
-        "Random plans: a random share of the layers takes a random recipe of its menu each. Spread: of "
-        f"{CANDIDATES * PLANS:,} such plans, {PLANS} whose estimated drops lie evenly between the least and the "
+        f"MNIST: networks for the digits, trained on {IMAGES:,} images of MNIST shrunk to their 8x8 pixels; it has "
+        "images enough to tell plans apart by. Random plans: a random share of the layers takes a random recipe of its "
+        f"menu each. Spread: of {CANDIDATES * PLANS:,} such plans, {PLANS} whose estimated drops lie evenly between the "
+        "least and the "
         "largest. Scored: accuracy on the validation images without training, as plans are scored. Tuned: accuracy on "
         f"the test images after {RecoverySettings().epochs} epochs of `--recover finetune` over a part of the training "
         f"images; plans of the digits are tuned with {SEEDS} seeds each, and the mean counts. Spearman's rank "

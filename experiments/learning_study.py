@@ -27,9 +27,9 @@ from plywise.experiments.datasets import load_dataset
 from plywise.experiments.model_loading import load_model
 from plywise.experiments.parts import Parts
 from plywise.experiments.price_check import fresh_cache
-from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
 from plywise.experiments.study import study_network
+from plywise.experiments.study_files import resnet_files
 
 SETTINGS = PPOSettings(total_steps=60_000, num_envs=128)
 DEMANDS = {

@@ -26,9 +26,9 @@ from plywise.env.samples import Samples
 from plywise.env.scheme import Scheme
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.model_loading import load_model
-from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
 from plywise.experiments.study import samples
+from plywise.experiments.study_files import resnet_files
 
 DIGITS = ("digits-lenet", "digits-vgg", "digits-resnet-a")
 PRUNED, RANK, ZEROS, BITS = (

@@ -23,9 +23,9 @@ from plywise.experiments.dataset import Dataset
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.kept_runs import kept_run
 from plywise.experiments.progress import tracked
-from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
 from plywise.experiments.study import Study, random_part, study
+from plywise.experiments.study_files import resnet_files
 from plywise.experiments.technique_rows import HALF_PRUNED, plan_of
 
 CASES = {

@@ -38,9 +38,9 @@ from plywise.experiments.datasets import load_dataset
 from plywise.experiments.model_loading import load_model
 from plywise.experiments.price_check import PriceCheck, fresh_cache
 from plywise.experiments.resnet import cifar_resnet
-from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
 from plywise.experiments.study import CALIBRATION_IMAGES
+from plywise.experiments.study_files import resnet_files
 
 IMAGES = 2000
 GROWTH_IMAGES = 64

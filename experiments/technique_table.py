@@ -35,10 +35,10 @@ from plywise.experiments.contrasts import Made, Maker, plain_decomposition, stat
 from plywise.experiments.contrasts import torchao_weights as torchao
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.progress import tracked
-from plywise.experiments.resnet_files import resnet_files
 from plywise.experiments.results_page import Page
 from plywise.experiments.source_digest import source_digest
 from plywise.experiments.study import Study, samples, study
+from plywise.experiments.study_files import resnet_files
 from plywise.experiments.technique_rows import (
     GLOBAL_THRESHOLD,
     HALF,

@@ -189,9 +189,9 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
     page.text(
         f"MNIST: networks for the digits, trained on {IMAGES:,} images of MNIST shrunk to their 8x8 pixels; it has "
         "images enough to tell plans apart by. Random plans: a random share of the layers takes a random recipe of its "
-        f"menu each. Spread: of {CANDIDATES * PLANS:,} such plans, {PLANS} whose estimated drops lie evenly between the "
-        "least and the "
-        "largest. Scored: accuracy on the validation images without training, as plans are scored. Tuned: accuracy on "
+        f"menu each. Spread: of {CANDIDATES * PLANS:,} such plans, {PLANS} whose estimated drops lie evenly between "
+        "the least and the largest. Scored: accuracy on the validation images without training, as plans are scored. "
+        "Tuned: accuracy on "
         f"the test images after {RecoverySettings().epochs} epochs of `--recover finetune` over a part of the training "
         f"images; plans of the digits are tuned with {SEEDS} seeds each, and the mean counts. Spearman's rank "
         "correlations between them, and of the surrogate's estimate, which has seen none of the plans, with the score. "

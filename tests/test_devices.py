@@ -316,6 +316,19 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     assert "latency, ms (ONNX Runtime, here)" in said.getvalue()
     assert "judged by the latency on stm32f746" in said.getvalue()
 
+    # Of a device that is too small for it.
+    subject.latency.device = dataclasses.replace(latency.device, memory_bytes=1000)
+    with claimed(tmp_path / "small"):
+        small = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "small", origin)
+    assert report["demand_met"]
+    assert not small["demand_met"]
+    assert small["violations"] == {"memory": pytest.approx(block["memory_needed_bytes"] / 1000 - 1)}
+    assert small["score"] == report["score"]
+    show_report(small, Console(file=said, width=80))
+    there = f"needs at least {block['memory_needed_bytes']:,} bytes while it runs, and there are 1,000; give a lower"
+    assert any(there in line for line in said.getvalue().splitlines())
+    assert "NOT met: beyond the ceiling of memory by" in said.getvalue()
+
     # The same network for this machine, first without and then with a counter.
     subject.latency = LatencyTable(tmp_path / "table.sqlite")
     monkeypatch.setattr(handover, "EnergyCounter", partial(EnergyCounter, tmp_path / "none"))

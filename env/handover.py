@@ -213,12 +213,16 @@ def _check_files(subject: Subject, model: nn.Module, test: Samples, here: float,
 
 def _energies(subject: Subject, paths: list[Path]) -> tuple[list[float | None], str]:
     """Returns the measured energy of each file, None where there is none, and what is said about counters."""
-    if not subject.latency.device.is_here or subject.latency.device.provider != CPU:
-        return [None] * len(paths), "not read: the network will run on another device"
+    device = subject.latency.device
+    unread: list[float | None] = [None] * len(paths)
+    if not device.is_here:
+        return unread, "not read: the network will run on another device"
+    if device.provider != CPU:
+        return unread, "not read: they count the processor; energy on the card is not measured but modelled"
     try:
         counter = EnergyCounter()
     except ConfigurationError as error:
-        return [None] * len(paths), f"not read: {error}"
+        return unread, f"not read: {error}"
     found = measure_energy(paths, (1, *subject.network.example.shape[1:]), counter)
     return list(found), "read: whole processor packages, with all that they do besides"
 

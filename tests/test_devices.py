@@ -344,3 +344,10 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
         report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "counted", origin)
     assert [report[name]["energy_mj"] for name in ("original", "uniform_int8", "compressed")] == [3.0, 2.0, 1.0]
     assert report["compressed"]["energy_source"] == "measured"
+
+    # For the card in it, with the processor in its place.
+    subject.latency = LatencyTable(tmp_path / "table.sqlite", dataclasses.replace(Device.here(), provider=CUDA))
+    assert handover._energies(subject, [tmp_path]) == (
+        [None],
+        "not read: they count the processor; energy on the card is not measured but modelled",
+    )

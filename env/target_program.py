@@ -199,6 +199,8 @@ def main(arguments: Sequence[str]) -> str | None:
         "fingerprint": fingerprint(execution),
         "runtime": f"onnxruntime {onnxruntime.__version__}",
         "threads": execution.threads,
+        "provider": execution.provider,
+        "batch": questions["batch"],
         "chains": answers,
     }
     with open(arguments[1] + ".part", "w", encoding="utf-8") as file:

@@ -216,6 +216,49 @@ def test_the_questions_measure_themselves_without_plywise(tmp_path) -> None:
     assert "estimated" not in table.source_of([small])
 
 
+class Answers:
+    """Answers at once, and stops the program where it is asked a question too many."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.asked, self.most = 0, most
+
+    def __call__(self, model: bytes, shape: list[int], execution: Execution) -> dict:
+        if self.asked == self.most:
+            raise KeyboardInterrupt
+        self.asked += 1
+        return {"median_ms": 1.0 + self.asked, "low_ms": 1.0, "high_ms": 1.0 + self.asked}
+
+
+def test_questions_may_ask_for_threads_and_batches(tmp_path) -> None:
+    seen, embedding = [], operations(nn.Embedding(5, 3), (7,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target_program, "answer", lambda *asked: seen.append(asked[1:]) or Answers()(*asked))
+        write_questions([WIDE, embedding], tmp_path / "questions.zip", Execution(3), batch=4)
+        assert target_program.main([str(tmp_path / "questions.zip"), str(tmp_path / "device.json")]) is None
+    shapes = [[4, 1], [4, 64, 32, 32], [4, 7]]
+    assert seen == [(shape, Execution(3)) for shape in shapes]
+    table = DeviceFile(tmp_path / "device.json")
+    assert (table.device.execution, table.device.batch) == (Execution(3), 4)
+    assert table.source_of([WIDE]).endswith(", threads: 3, batch: 4")
+
+
+def test_device_files_of_a_card_and_from_before_batches(tmp_path) -> None:
+    old = device_file(tmp_path).device
+    assert (old.execution, old.batch, old.running) == (Execution(1), 1, "threads: 1, batch: 1")
+    card = device_file(tmp_path, provider=CUDA, batch=8).device
+    assert (card.execution, card.batch, card.running) == (Execution(1, CUDA), 8, f"{CUDA}, batch: 8")
+    assert not card.is_here
+
+
+def test_estimates_of_chains_count_the_batch(tmp_path) -> None:
+    """Twice the inputs of a layer of many weights are hardly more work for one image, and twice as much for many."""
+    heavy, twice = operations(nn.Linear(100, 100), (4, 100)), operations(nn.Linear(100, 100), (8, 100))
+    chains = [answers()["chains"][0], {"chain": chain_key(heavy), "median_ms": 1.5}]
+    one, many = (device_file(tmp_path, chains=chains, batch=batch).milliseconds([twice])[0] for batch in (1, 1000))
+    assert one < 1.9
+    assert many == pytest.approx(2.0, rel=1e-3)
+
+
 def test_a_device_file_takes_the_empty_graph_off_and_estimates_what_was_not_asked(tmp_path) -> None:
     table = device_file(tmp_path)
     twice = operations(nn.Conv2d(64, 128, 3, padding=1), (64, 32, 32))
@@ -248,6 +291,38 @@ def test_a_device_file_takes_the_empty_graph_off_and_estimates_what_was_not_aske
 )
 def test_damaged_device_files_are_one_clear_error(tmp_path, changes) -> None:
     with pytest.raises(FileFormatError, match=r"device\.json"):
+        device_file(tmp_path, **changes)
+
+
+def damaged(**changes) -> list[dict]:
+    """Answers whose second chain has other entries."""
+    chains = answers()["chains"]
+    return [chains[0], chains[1] | {"chain": json.dumps([dataclasses.asdict(WIDE[0]) | changes])}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"threads": -5}, r"threads=-5 must be a whole number from 1"),
+        ({"threads": True}, r"threads=True must be"),
+        ({"batch": 0}, r"batch=0 must be"),
+        ({"batch": 2.5}, r"batch=2\.5 must be"),
+        ({"provider": "abacus"}, r"provider='abacus' must be CPUExecutionProvider or CUDAExecutionProvider"),
+        ({"name": 3}, r"name=3 must be text"),
+        ({"chains": {}}, r"chains=\{\} must be a list"),
+        ({"chains": damaged(groups=0)}, r"chains\[1\]: groups=0 must be a whole number from 1"),
+        ({"chains": damaged(in_channels=0)}, r"chains\[1\]: in_channels=0 must be"),
+        ({"chains": damaged(input_shape=[64, 10**300, 32])}, r"chains\[1\]: input_shape=10+ must be"),
+        ({"chains": damaged(input_shape=[2**31 - 1] * 8)}, r"chains\[1\]: its work of .* is beyond"),
+        ({"chains": damaged(input_shape=[1] * 9)}, r"chains\[1\]: input_shape must have at most 8 axes"),
+        ({"chains": damaged(input_shape=-4)}, r"chains\[1\]: input_shape=-4 must be a list"),
+        ({"chains": damaged(kernel=[3, -3])}, r"chains\[1\]: kernel=-3 must be"),
+        ({"chains": damaged(stride=[0, 1])}, r"chains\[1\]: stride=0 must be"),
+        ({"chains": [answers()["chains"][0], {"median_ms": 1.0}]}, r"chains\[1\]: 'chain' is missing"),
+    ],
+)
+def test_a_damaged_entry_is_named_on_loading(tmp_path, changes, named) -> None:
+    with pytest.raises(FileFormatError, match=rf"device\.json is damaged: {named}.*; make it anew with 'python3"):
         device_file(tmp_path, **changes)
 
 

@@ -216,6 +216,9 @@ def test_the_questions_measure_themselves_without_plywise(tmp_path) -> None:
     assert "estimated" not in table.source_of([small])
 
 
+SMALL = [operations(nn.Linear(4, width), (4,)) for width in range(1, 6)]
+
+
 class Answers:
     """Answers at once, and stops the program where it is asked a question too many."""
 
@@ -227,6 +230,75 @@ class Answers:
             raise KeyboardInterrupt
         self.asked += 1
         return {"median_ms": 1.0 + self.asked, "low_ms": 1.0, "high_ms": 1.0 + self.asked}
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """Runs the program on six questions with answers that cost nothing; returns how it ended and what it was asked."""
+    write_questions(SMALL, tmp_path / "questions.zip")
+
+    def run(most: int = 99, path: Path = tmp_path / "device.json"):
+        answers = Answers(most)
+        monkeypatch.setattr(target_program, "answer", answers)
+        return target_program.main([str(tmp_path / "questions.zip"), str(path)]), answers.asked
+
+    return run
+
+
+def test_a_bad_path_is_told_before_anything_is_measured(ask, tmp_path) -> None:
+    said, asked = ask(path=tmp_path / "no" / "device.json")
+    assert "device.json.part: No such file or directory; name another file" in said
+    assert asked == 0
+    said, asked = ask(path=tmp_path)
+    assert said.endswith("is a folder; name a file, such as device.json")
+    assert asked == 0
+
+
+def test_ctrl_c_keeps_what_was_measured_and_the_same_command_goes_on(ask, tmp_path, capsys) -> None:
+    assert ask(most=3) == (130, 3)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("and the same command goes on from there")
+    assert not (tmp_path / "device.json").exists()
+    with (tmp_path / "device.json.part").open("a") as file:
+        file.write('{"chain": "[{')  # a kill in the middle of a line
+    assert ask(most=2) == (130, 2)
+    assert ask() == (None, 1)
+    assert DeviceFile(tmp_path / "device.json").source_of(SMALL).endswith("threads: 1, batch: 1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.json", "questions.zip"]
+
+
+@pytest.mark.parametrize("changed", ["questions", "machine", "runtime"])
+def test_what_was_measured_of_something_else_is_not_gone_on_with(ask, tmp_path, monkeypatch, capsys, changed) -> None:
+    assert ask(most=3) == (130, 3)
+    if changed == "questions":
+        write_questions(SMALL, tmp_path / "questions.zip", batch=2)
+    elif changed == "machine":
+        monkeypatch.setattr(target_program, "processor", lambda: ("another", ""))
+    else:
+        monkeypatch.setattr("onnxruntime.__version__", "99.0")
+    assert ask() == (None, 6)
+    assert "measuring anew" in capsys.readouterr().err
+
+
+def test_what_the_runtime_refuses_is_asked_again(ask, tmp_path, monkeypatch) -> None:
+    ask(most=6)
+    monkeypatch.setattr(target_program, "answer", lambda *_: {"reason": "no kernel"})
+    command = [str(tmp_path / "questions.zip"), str(tmp_path / "other.json")]
+    assert "refuses every model (no kernel)" in target_program.main(command)
+    assert ask(path=tmp_path / "other.json") == (None, 6)
+
+
+def test_a_full_disk_keeps_what_was_measured(tmp_path) -> None:
+    write_questions(SMALL, tmp_path / "questions.zip")
+    command = [sys.executable, "-I", "questions.zip", "device.json"]
+    limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command]  # 1024 bytes in a file
+    full = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].startswith("File too large; what was measured is kept in device.json.part")
+    assert "Traceback" not in full.stderr
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "device.json.part holds" in again.stderr
+    assert np.isfinite(DeviceFile(tmp_path / "device.json").milliseconds(SMALL)).all()
 
 
 def test_questions_may_ask_for_threads_and_batches(tmp_path) -> None:

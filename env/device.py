@@ -40,6 +40,11 @@ class Device:
         return self.latency_source == MEASURED
 
     @property
+    def running(self) -> str:
+        """How models are run on it, in words."""
+        return f"{f'threads: {self.threads}' if self.provider == CPU else self.provider}, batch: {self.batch}"
+
+    @property
     def execution(self) -> Execution:
         """How models are run on it."""
         return Execution(self.threads, self.provider)

@@ -21,7 +21,7 @@ from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
 from plywise.env.chains import realised_chain
 from plywise.env.demand import Demand
-from plywise.env.device import DECLARED
+from plywise.env.device import DECLARED, Device
 from plywise.env.energy import energy_mj
 from plywise.env.energy_counter import EnergyCounter
 from plywise.env.latency import Chain
@@ -214,12 +214,16 @@ def _check_files(subject: Subject, model: nn.Module, test: Samples, here: float,
 
 def _energies(subject: Subject, paths: list[Path]) -> tuple[list[float | None], str]:
     """Returns the measured energy of each file, None where there is none, and what is said about counters."""
-    if not subject.latency.device.is_here or subject.latency.device.provider != CPU:
-        return [None] * len(paths), "not read: the network will run on another device"
+    device = subject.latency.device
+    unread: list[float | None] = [None] * len(paths)
+    if not device.is_here:
+        return unread, "not read: the network will run on another device"
+    if device.provider != CPU:
+        return unread, "not read: they count the processor; energy on the card is not measured but modelled"
     try:
         found = measure_energy(paths, (1, *subject.network.example.shape[1:]), EnergyCounter())
     except ConfigurationError as error:
-        return [None] * len(paths), f"not read: {error}"
+        return unread, f"not read: {error}"
     return list(found), "read: whole processor packages, with all that they do besides"
 
 
@@ -267,6 +271,13 @@ def _on_device(subject: Subject, chains: list[Chain]) -> dict[str, Any]:
     return found
 
 
+def _memory_violation(device: Device, block: Mapping[str, Any]) -> dict[str, float]:
+    """Returns by how much a network is too large for a device, as a share of its memory, named; no search sees this."""
+    if block.get("fits_memory", True) or device.memory_bytes is None:
+        return {}
+    return {"memory": block["memory_needed_bytes"] / device.memory_bytes - 1.0}
+
+
 def _report(
     subject: Subject,
     plan: Plan,
@@ -280,14 +291,15 @@ def _report(
     latency = "latency_ms" if subject.latency.device.is_here else "device_latency_ms"
     costs = [[block["storage_bytes"], block[latency], block["energy_mj"]] for block in blocks]
     outcome = judge(demand, costs[0], costs[2], original["accuracy"] - compressed["accuracy"])
+    violations = outcome.violations | _memory_violation(subject.latency.device, compressed)
     return {
         "model": origin.model,
         "data": origin.data,
         "device": asdict(subject.latency.device),
         "demand_latency": latency,
         "demand": asdict(demand),
-        "demand_met": outcome.demand_met,
-        "violations": outcome.violations,
+        "demand_met": not violations,
+        "violations": violations,
         "score": outcome.score,
         "method": origin.method,
         "seed": origin.seed,

@@ -35,6 +35,8 @@ NOISY = 0.2
 """Share of the median by which quartiles may differ before a machine counts as busy."""
 PATIENCE = 4
 """How many times longer a busy machine may be measured."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of plywise's own commands."""
 
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -173,39 +175,118 @@ def answer(model: bytes, shape: Sequence[int], execution: Execution) -> dict[str
     return {"median_ms": median, "low_ms": low, "high_ms": high}
 
 
-def main(arguments: Sequence[str]) -> str | None:
-    """Times the models of the archive that this program lies in and writes the device file."""
+def main(arguments: Sequence[str]) -> str | int | None:
+    """Times the models of the archive that this program lies in and writes the device file.
+
+    Every time is kept at once in a file beside it (`.part`), from which the same command goes on.
+
+    Returns:
+        what `sys.exit` takes: None where the file is written, else what went wrong, or 130 after Ctrl-C.
+    """
     if len(arguments) != 2:
         return "usage: python3 questions.zip device.json"
-    with zipfile.ZipFile(arguments[0]) as archive:
-        questions = json.loads(archive.read("questions.json"))
-        execution, asked, answers = Execution(*questions["execution"]), questions["chains"], []
-        for place, question in enumerate(asked):
-            found = answer(archive.read(question["model"]), question["shape"], execution)
-            answers.append({"chain": question["chain"], **found})
-            print(f"\r{place + 1} of {len(asked)} layers measured", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    archive, path = arguments
+    problem = _unwritable(path)
+    if problem is not None:
+        return problem
+    kept = f"what was measured is kept in {path}.part, and the same command goes on from there"
+    try:
+        return write_answers(archive, path)
+    except KeyboardInterrupt:
+        print(f"stopped; {kept}", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        return f"{error.strerror or error}; {kept}"
+
+
+def _unwritable(path: str) -> str | None:
+    """Returns why a device file cannot be written, None where it can be."""
+    if os.path.isdir(path):
+        return f"{path} is a folder; name a file, such as device.json"
+    try:
+        with open(path + ".part", "a", encoding="utf-8"):
+            return None
+    except OSError as error:
+        return f"cannot write {path}.part: {error.strerror}; name another file"
+
+
+def write_answers(archive: str, path: str) -> str | None:
+    """Times the models of an archive and writes the device file; returns what went wrong, None where nothing did."""
+    with zipfile.ZipFile(archive) as questions:
+        asked = json.loads(questions.read("questions.json"))
+        execution = Execution(*asked["execution"])
+        head = {
+            "format": ANSWERS,
+            "name": graphics_card() if execution.provider == CUDA else processor()[0],
+            "fingerprint": fingerprint(execution),
+            "runtime": f"onnxruntime {onnxruntime.__version__}",
+            "threads": execution.threads,
+            "provider": execution.provider,
+            "batch": asked["batch"],
+        }
+        answers = _answers(questions, asked["chains"], execution, head, path + ".part")
     timed = [found for found in answers if "median_ms" in found]
     if len(timed) == 0:
-        return (
-            f"onnxruntime {onnxruntime.__version__} refuses every model ({answers[0]['reason']}); install a newer one"
-        )
+        os.remove(path + ".part")
+        return f"{head['runtime']} refuses every model ({answers[0]['reason']}); install a newer one"
     noisy = sum(found["high_ms"] - found["low_ms"] > NOISY * found["median_ms"] for found in timed)
     if noisy:
         print(f"{noisy} of {len(timed)} times vary by over 20 %; a machine with less to do gives better ones")
-    content = {
-        "format": ANSWERS,
-        "name": graphics_card() if execution.provider == CUDA else processor()[0],
-        "fingerprint": fingerprint(execution),
-        "runtime": f"onnxruntime {onnxruntime.__version__}",
-        "threads": execution.threads,
-        "chains": answers,
-    }
-    with open(arguments[1] + ".part", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-    os.replace(arguments[1] + ".part", arguments[1])
-    print(f"written to {arguments[1]}; give it to plywise as --device {arguments[1]}")
+    with open(path + ".whole", "w", encoding="utf-8") as file:
+        json.dump({**head, "chains": answers}, file, indent=1)
+    os.replace(path + ".whole", path)
+    os.remove(path + ".part")
+    print(f"written to {path}; give it to plywise as --device {path}")
     return None
+
+
+def _answers(
+    questions: zipfile.ZipFile, chains: Sequence[Any], execution: Execution, head: dict[str, Any], part: str
+) -> list[dict[str, Any]]:
+    """Returns the answer to each question, from the file of what was measured before, or measured now and put there.
+
+    What the runtime refuses is not kept: it takes no time, and another run may find what was missing.
+    """
+    # Names and checksums of all that the archive holds: archives of the same questions differ in their dates.
+    digest = hashlib.sha256(repr([(each.filename, each.CRC) for each in questions.infolist()]).encode()).hexdigest()
+    mark = json.dumps({**head, "questions": digest})
+    known = _kept(part, mark)
+    with open(part, "a" if known else "w", encoding="utf-8", buffering=1) as file:
+        file.write("\n" if known else mark + "\n")  # an empty line behind one that a kill has cut short
+        try:
+            for place, question in enumerate(chains):
+                key = question["chain"]
+                if key not in known:
+                    found = answer(questions.read(question["model"]), question["shape"], execution)
+                    known[key] = {"chain": key, **found}
+                    if "median_ms" in found:
+                        file.write(json.dumps(known[key]) + "\n")
+                print(f"\r{place + 1} of {len(chains)} layers measured", end="", file=sys.stderr, flush=True)
+        finally:
+            print(file=sys.stderr)
+    return [known[question["chain"]] for question in chains]
+
+
+def _kept(part: str, mark: str) -> dict[str, dict[str, Any]]:
+    """Returns what an earlier run has measured, by chain; nothing where its questions, machine or runtime differ."""
+    with open(part, encoding="utf-8", errors="replace") as file:
+        first = file.readline()
+        found = [_parsed(line) for line in file]
+    if first != mark + "\n":
+        if first:
+            print(f"{part} is of other questions, another machine or another runtime; measuring anew", file=sys.stderr)
+        return {}
+    known = {each["chain"]: each for each in found if each is not None}
+    print(f"{part} holds {len(known)} layers already; going on", file=sys.stderr)
+    return known
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except ValueError:  # cut short
+        return None
+    return found
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def show_report(report: Report, console: Console | None = None) -> None:
     if "device_latency_source" in blocks[2]:
         console.print(f"judged by the latency on {report['device']['name']}; {blocks[2]['device_latency_source']}")
     if not blocks[2].get("fits_memory", True):
-        console.print(f"does NOT fit the memory of {report['device']['name']}: {_memory(report)}")
+        console.print(f"does NOT fit the memory of {report['device']['name']}: {_memory(report)}", soft_wrap=True)
     console.print(f"recipes a layer {_choices(report)}")
     scored = f"plans scored: {report['evaluations']}"
     if report.get("stopped_early"):
@@ -244,13 +244,14 @@ def _choices(report: Report) -> str:
 
 def _memory(report: Report) -> str:
     needed, there = report["compressed"]["memory_needed_bytes"], report["device"]["memory_bytes"]
-    return f"it needs at least {needed:,} bytes while it runs, and there are {there:,}"
+    mend = "give a lower --max-latency (fewer channels, 8-bit activations) or take a device with more memory"
+    return f"it needs at least {needed:,} bytes while it runs, and there are {there:,}; {mend}"
 
 
 def _verdict(report: Report) -> str:
     if report["demand_met"]:
         return "met"
-    units = {"accuracy_drop": "points"}
+    units = {"accuracy_drop": "points", "memory": "of the device's"}
     excess = (
         f"{name} by {value:.3g} {units.get(name, 'of the original')}" for name, value in report["violations"].items()
     )

@@ -12,7 +12,6 @@ from plywise.env.devices import open_device
 from plywise.env.menu import catalogue, legal_recipes
 from plywise.env.pricing import SLOTS, Pricer
 from plywise.env.subject import Subject
-from plywise.env.target_program import CPU
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.study import study
 
@@ -33,13 +32,14 @@ def profile_model(
     latencies = open_device(device)
     dataset = load_dataset(data)
     subject = study(model, dataset, weights, latency=latencies).subject
-    if ask is not None:
-        write_questions(Pricer(subject.bank, subject.whole).every_chain(), ask)
     network, latency = subject.network, subject.latency
+    asked = latency.device if latency.device.is_here else Device.here()  # how questions are run on the target
+    if ask is not None:
+        write_questions(Pricer(subject.bank, subject.whole).every_chain(), ask, asked.execution, asked.batch)
     chains = [network.operations[layer.name] for layer in network.layers]
     integers = [tuple(replace(operation, integer=True) for operation in chain) for chain in chains]
     plain, whole = latency.milliseconds(chains), latency.milliseconds(integers)
-    table = Table(title=f"{model} on {latency.device.name} ({_how(latency.device)}, batch 1, layers one by one)")
+    table = Table(title=f"{model} on {latency.device.name} ({_how(latency.device)}, layers one by one)")
     for heading in ("layer", "input", "output", "macs", "weights", "fp32 ms", "int8 ms", "recipes", "channels"):
         table.add_column(heading, justify="left" if heading in ("layer", "channels") else "right")
     for row, layer in enumerate(network.layers):
@@ -69,14 +69,16 @@ def profile_model(
     for name, reason in network.skipped.items():
         console.print(f"left as it is: {name}: {reason}")
     if ask is not None:
-        console.print(f"written to {ask}; on the target, with numpy and onnxruntime: python3 {ask.name} device.json")
+        console.print(
+            f"written to {ask} ({asked.running}); on the target, with numpy and onnxruntime: "
+            f"python3 {ask.name} device.json"
+        )
 
 
 def _how(device: Device) -> str:
     if device.latency_source == DECLARED:
-        return DECLARED
-    how = f"threads: {device.threads}" if device.provider == CPU else device.provider
-    return f"{device.latency_source}, ONNX Runtime, {how}, batch: {device.batch}"
+        return f"{DECLARED}, batch: {device.batch}"
+    return f"{device.latency_source}, ONNX Runtime, {device.running}"
 
 
 def _choices(subject: Subject, row: int) -> str:

@@ -154,7 +154,8 @@ def profile(
         weights: state dict of the network
         device: as in 'plywise compress'
         ask: archive to write, such as questions.zip; 'python3 questions.zip device.json' on another machine that has
-            numpy and onnxruntime measures the network's layers there, for --device device.json
+            numpy and onnxruntime measures the network's layers there, for --device device.json; with as many threads
+            and inputs of one run as --device here:4x8 says
     """
     from plywise.experiments.profile_model import profile_model
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import warnings
+import zipfile
 from contextlib import closing, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -27,11 +29,13 @@ from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
 from plywise.compressors.technique import TECHNIQUES
 from plywise.env import handover
+from plywise.env.latency import LatencyTable
 from plywise.env.network_latency import Overhead
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.result_store import ResultStore
 from plywise.env.runtime import Timing
 from plywise.env.subject import Subject
+from plywise.env.target_program import CPU
 from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
 from plywise.experiments.mistakes import telling_mistakes
@@ -572,6 +576,22 @@ def test_profile_lists_layers(done, place, capsys, monkeypatch):
     assert f"{row['legal']}/{row['offered']}" in shown
     assert "4,608" in shown  # 64 places x 8 channels x 9 weights
     assert "sum" in shown
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("device", "execution", "batch"), [("here:2x3", [2, CPU], 3), ("raspberry-pi-4", [1, CPU], 1), (None, [1, CPU], 1)]
+)
+def test_questions_ask_for_the_threads_and_the_batch_of_the_device(device, execution, batch, monkeypatch, capsys):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(LatencyTable, "milliseconds", lambda table, chains, progress=True: np.ones(len(chains)))
+    options = {"--model": "net.py:make", "--data": "digits", "--ask": "questions.zip"}
+    main(command("profile", options if device is None else {**options, "--device": device}))
+    with zipfile.ZipFile("questions.zip") as archive:
+        questions = json.loads(archive.read("questions.json"))
+    assert (questions["execution"], questions["batch"]) == (execution, batch)
+    assert {question["shape"][0] for question in questions["chains"]} == {batch}
+    assert f"(threads: {execution[0]}, batch: {batch})" in " ".join(capsys.readouterr().out.split())
 
 
 # Interruptions, and caches that cannot be used

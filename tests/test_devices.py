@@ -216,6 +216,121 @@ def test_the_questions_measure_themselves_without_plywise(tmp_path) -> None:
     assert "estimated" not in table.source_of([small])
 
 
+SMALL = [operations(nn.Linear(4, width), (4,)) for width in range(1, 6)]
+
+
+class Answers:
+    """Answers at once, and stops the program where it is asked a question too many."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.asked, self.most = 0, most
+
+    def __call__(self, model: bytes, shape: list[int], execution: Execution) -> dict:
+        if self.asked == self.most:
+            raise KeyboardInterrupt
+        self.asked += 1
+        return {"median_ms": 1.0 + self.asked, "low_ms": 1.0, "high_ms": 1.0 + self.asked}
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """Runs the program on six questions with answers that cost nothing; returns how it ended and what it was asked."""
+    write_questions(SMALL, tmp_path / "questions.zip")
+
+    def run(most: int = 99, path: Path = tmp_path / "device.json"):
+        answers = Answers(most)
+        monkeypatch.setattr(target_program, "answer", answers)
+        return target_program.main([str(tmp_path / "questions.zip"), str(path)]), answers.asked
+
+    return run
+
+
+def test_a_bad_path_is_told_before_anything_is_measured(ask, tmp_path) -> None:
+    said, asked = ask(path=tmp_path / "no" / "device.json")
+    assert "device.json.part: No such file or directory; name another file" in said
+    assert asked == 0
+    said, asked = ask(path=tmp_path)
+    assert said.endswith("is a folder; name a file, such as device.json")
+    assert asked == 0
+
+
+def test_ctrl_c_keeps_what_was_measured_and_the_same_command_goes_on(ask, tmp_path, capsys) -> None:
+    assert ask(most=3) == (130, 3)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("and the same command goes on from there")
+    assert not (tmp_path / "device.json").exists()
+    with (tmp_path / "device.json.part").open("a") as file:
+        file.write('{"chain": "[{')  # a kill in the middle of a line
+    assert ask(most=2) == (130, 2)
+    assert ask() == (None, 1)
+    assert DeviceFile(tmp_path / "device.json").source_of(SMALL).endswith("threads: 1, batch: 1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.json", "questions.zip"]
+
+
+@pytest.mark.parametrize("changed", ["questions", "machine", "runtime"])
+def test_what_was_measured_of_something_else_is_not_gone_on_with(ask, tmp_path, monkeypatch, capsys, changed) -> None:
+    assert ask(most=3) == (130, 3)
+    if changed == "questions":
+        write_questions(SMALL, tmp_path / "questions.zip", batch=2)
+    elif changed == "machine":
+        monkeypatch.setattr(target_program, "processor", lambda: ("another", ""))
+    else:
+        monkeypatch.setattr("onnxruntime.__version__", "99.0")
+    assert ask() == (None, 6)
+    assert "measuring anew" in capsys.readouterr().err
+
+
+def test_what_the_runtime_refuses_is_asked_again(ask, tmp_path, monkeypatch) -> None:
+    ask(most=6)
+    monkeypatch.setattr(target_program, "answer", lambda *_: {"reason": "no kernel"})
+    command = [str(tmp_path / "questions.zip"), str(tmp_path / "other.json")]
+    assert "refuses every model (no kernel)" in target_program.main(command)
+    assert ask(path=tmp_path / "other.json") == (None, 6)
+
+
+def test_a_full_disk_keeps_what_was_measured(tmp_path) -> None:
+    write_questions(SMALL, tmp_path / "questions.zip")
+    command = [sys.executable, "-I", "questions.zip", "device.json"]
+    limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command]  # 1024 bytes in a file
+    full = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].startswith("File too large; what was measured is kept in device.json.part")
+    assert "Traceback" not in full.stderr
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "device.json.part holds" in again.stderr
+    assert np.isfinite(DeviceFile(tmp_path / "device.json").milliseconds(SMALL)).all()
+
+
+def test_questions_may_ask_for_threads_and_batches(tmp_path) -> None:
+    seen, embedding = [], operations(nn.Embedding(5, 3), (7,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target_program, "answer", lambda *asked: seen.append(asked[1:]) or Answers()(*asked))
+        write_questions([WIDE, embedding], tmp_path / "questions.zip", Execution(3), batch=4)
+        assert target_program.main([str(tmp_path / "questions.zip"), str(tmp_path / "device.json")]) is None
+    shapes = [[4, 1], [4, 64, 32, 32], [4, 7]]
+    assert seen == [(shape, Execution(3)) for shape in shapes]
+    table = DeviceFile(tmp_path / "device.json")
+    assert (table.device.execution, table.device.batch) == (Execution(3), 4)
+    assert table.source_of([WIDE]).endswith(", threads: 3, batch: 4")
+
+
+def test_device_files_of_a_card_and_from_before_batches(tmp_path) -> None:
+    old = device_file(tmp_path).device
+    assert (old.execution, old.batch, old.running) == (Execution(1), 1, "threads: 1, batch: 1")
+    card = device_file(tmp_path, provider=CUDA, batch=8).device
+    assert (card.execution, card.batch, card.running) == (Execution(1, CUDA), 8, f"{CUDA}, batch: 8")
+    assert not card.is_here
+
+
+def test_estimates_of_chains_count_the_batch(tmp_path) -> None:
+    """Twice the inputs of a layer of many weights are hardly more work for one image, and twice as much for many."""
+    heavy, twice = operations(nn.Linear(100, 100), (4, 100)), operations(nn.Linear(100, 100), (8, 100))
+    chains = [answers()["chains"][0], {"chain": chain_key(heavy), "median_ms": 1.5}]
+    one, many = (device_file(tmp_path, chains=chains, batch=batch).milliseconds([twice])[0] for batch in (1, 1000))
+    assert one < 1.9
+    assert many == pytest.approx(2.0, rel=1e-3)
+
+
 def test_a_device_file_takes_the_empty_graph_off_and_estimates_what_was_not_asked(tmp_path) -> None:
     table = device_file(tmp_path)
     twice = operations(nn.Conv2d(64, 128, 3, padding=1), (64, 32, 32))
@@ -224,7 +339,10 @@ def test_a_device_file_takes_the_empty_graph_off_and_estimates_what_was_not_aske
     assert np.isnan(found[1])
     assert found[2] == pytest.approx(4.0, rel=0.05)
     assert found[3] == 0.0
-    assert table.source_of([WIDE, twice]).endswith("1 of 2 layers estimated from others like them")
+    assert table.source_of([WIDE, twice]).endswith("1 of 2 layers estimated from others")
+    rounded = tuple(dataclasses.replace(operation, integer=True) for operation in twice)
+    words = "2 of 2 layers estimated from others, 1 of which are of a kind that was not measured at all"
+    assert table.source_of([twice, rounded]).endswith(words)
     again = [*answers()["chains"][:1], answers()["chains"][1] | {"median_ms": 9.0}]
     assert device_file(tmp_path, chains=again).device.fingerprint != table.device.fingerprint
 
@@ -248,6 +366,38 @@ def test_a_device_file_takes_the_empty_graph_off_and_estimates_what_was_not_aske
 )
 def test_damaged_device_files_are_one_clear_error(tmp_path, changes) -> None:
     with pytest.raises(FileFormatError, match=r"device\.json"):
+        device_file(tmp_path, **changes)
+
+
+def damaged(**changes) -> list[dict]:
+    """Answers whose second chain has other entries."""
+    chains = answers()["chains"]
+    return [chains[0], chains[1] | {"chain": json.dumps([dataclasses.asdict(WIDE[0]) | changes])}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"threads": -5}, r"threads=-5 must be a whole number from 1"),
+        ({"threads": True}, r"threads=True must be"),
+        ({"batch": 0}, r"batch=0 must be"),
+        ({"batch": 2.5}, r"batch=2\.5 must be"),
+        ({"provider": "abacus"}, r"provider='abacus' must be CPUExecutionProvider or CUDAExecutionProvider"),
+        ({"name": 3}, r"name=3 must be text"),
+        ({"chains": {}}, r"chains=\{\} must be a list"),
+        ({"chains": damaged(groups=0)}, r"chains\[1\]: groups=0 must be a whole number from 1"),
+        ({"chains": damaged(in_channels=0)}, r"chains\[1\]: in_channels=0 must be"),
+        ({"chains": damaged(input_shape=[64, 10**300, 32])}, r"chains\[1\]: input_shape=10+ must be"),
+        ({"chains": damaged(input_shape=[2**31 - 1] * 8)}, r"chains\[1\]: its work of .* is beyond"),
+        ({"chains": damaged(input_shape=[1] * 9)}, r"chains\[1\]: input_shape must have at most 8 axes"),
+        ({"chains": damaged(input_shape=-4)}, r"chains\[1\]: input_shape=-4 must be a list"),
+        ({"chains": damaged(kernel=[3, -3])}, r"chains\[1\]: kernel=-3 must be"),
+        ({"chains": damaged(stride=[0, 1])}, r"chains\[1\]: stride=0 must be"),
+        ({"chains": [answers()["chains"][0], {"median_ms": 1.0}]}, r"chains\[1\]: 'chain' is missing"),
+    ],
+)
+def test_a_damaged_entry_is_named_on_loading(tmp_path, changes, named) -> None:
+    with pytest.raises(FileFormatError, match=rf"device\.json is damaged: {named}.*; make it anew with 'python3"):
         device_file(tmp_path, **changes)
 
 
@@ -317,6 +467,19 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     assert "latency, ms (ONNX Runtime, here)" in said.getvalue()
     assert "judged by the latency on stm32f746" in said.getvalue()
 
+    # Of a device that is too small for it.
+    subject.latency.device = dataclasses.replace(latency.device, memory_bytes=1000)
+    with claimed(tmp_path / "small"):
+        small = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "small", origin)
+    assert report["demand_met"]
+    assert not small["demand_met"]
+    assert small["violations"] == {"memory": pytest.approx(block["memory_needed_bytes"] / 1000 - 1)}
+    assert small["score"] == report["score"]
+    show_report(small, Console(file=said, width=80))
+    there = f"needs at least {block['memory_needed_bytes']:,} bytes while it runs, and there are 1,000; give a lower"
+    assert any(there in line for line in said.getvalue().splitlines())
+    assert "NOT met: beyond the ceiling of memory by" in said.getvalue()
+
     # The same network for this machine, first without and then with a counter.
     subject.latency = LatencyTable(tmp_path / "table.sqlite")
     monkeypatch.setattr(handover, "EnergyCounter", partial(EnergyCounter, tmp_path / "none"))
@@ -332,3 +495,10 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
         report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "counted", origin)
     assert [report[name]["energy_mj"] for name in ("original", "uniform_int8", "compressed")] == [3.0, 2.0, 1.0]
     assert report["compressed"]["energy_source"] == "measured"
+
+    # For the card in it, with the processor in its place.
+    subject.latency = LatencyTable(tmp_path / "table.sqlite", dataclasses.replace(Device.here(), provider=CUDA))
+    assert handover._energies(subject, [tmp_path]) == (
+        [None],
+        "not read: they count the processor; energy on the card is not measured but modelled",
+    )

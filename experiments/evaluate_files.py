@@ -11,7 +11,7 @@ from plywise.compressors.errors import FileFormatError
 from plywise.env.runtime import accuracy_onnx, time_models
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.loading import WEIGHTS, architecture, load_compressed
-from plywise.experiments.model_loading import check_runs
+from plywise.experiments.model_loading import check_fits
 from plywise.experiments.study import samples
 
 FIGURES = ("accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
@@ -32,7 +32,7 @@ def evaluate_files(folder: Path, data: str | None = None, model: str | None = No
     said = report["compressed"]
     network = load_compressed(folder, None if model is None else architecture(model))
     dataset = load_dataset(data or str(report["data"]))
-    check_runs(network, dataset)
+    check_fits(network, dataset)
     test, onnx = samples(dataset.test), folder / "model.onnx"
     timing = time_models([onnx], (1, *dataset.input_shape))[0]
     rows = (

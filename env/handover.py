@@ -109,22 +109,48 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps other runs out of it; a run that is killed lets go of it.
+
+    A folder that was not there and is still empty at the end is removed again.
+
+    Raises:
+        ConfigurationError: if another run is writing to it.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(f"another run is writing to {folder}; wait for it or name another") from error
+        try:
+            yield
+        finally:
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+    finally:
+        os.close(lock)
+
+
+@contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Makes a folder, marked as not whole yet, and keeps other runs out of it; a run that is killed lets go of it.
+    """Makes a folder, marked as not whole yet, and keeps other runs out of it; where nothing comes in, no mark is left.
 
     Raises:
         ConfigurationError: if another run is writing to it or has finished there.
     """
     check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
-    with (folder / UNFINISHED).open() as mark:
-        try:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigurationError(f"another run is writing to {folder}; wait for it or name another") from error
+    mark = folder / UNFINISHED
+    with alone_in(folder):
         check_folder(folder)
-        yield
+        mark.write_text("the same command goes on from here; what is in this folder is not whole yet\n")
+        try:
+            yield
+        finally:
+            if list(folder.iterdir()) == [mark]:
+                mark.unlink()
 
 
 def hand_over(

@@ -80,33 +80,33 @@ def compress_model(
     searcher = find_method(method, agent) if given is None else None
     latency = open_device(device)
     network, dataset = load_both(model, data, weights)
-    studied = study_network(network, model, dataset, seed, latency=latency)
-    subject = studied.subject
-    if searcher is None:
-        assert given is not None
-        chosen, refused = given.on(subject.network)
-        evaluations = stopped = 0
-        tell_other_network(given, subject)
-        tell_refused(refused)
-        tell_off_table(subject, chosen)
-    else:
-        refused = {}
-        check_demand(subject.table, demand)
-        evaluator = ExactEvaluator(subject, demand)
-        result = searcher.search(evaluator, walks, seed)
-        chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
-    origin = Origin(
-        model=model,
-        data=data,
-        seed=seed,
-        method="plan" if searcher is None else searcher.name,
-        evaluations=evaluations,
-        started=started,
-        validation=validation_kind(model, dataset, weights),
-        refused=refused,
-        stopped=stopped,
-    )
     with claimed(out):
+        studied = study_network(network, model, dataset, seed, latency=latency)
+        subject = studied.subject
+        if searcher is None:
+            assert given is not None
+            chosen, refused = given.on(subject.network)
+            evaluations = stopped = 0
+            tell_other_network(given, subject)
+            tell_refused(refused)
+            tell_off_table(subject, chosen)
+        else:
+            refused = {}
+            check_demand(subject.table, demand)
+            evaluator = ExactEvaluator(subject, demand)
+            result = searcher.search(evaluator, walks, seed)
+            chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
+        origin = Origin(
+            model=model,
+            data=data,
+            seed=seed,
+            method="plan" if searcher is None else searcher.name,
+            evaluations=evaluations,
+            started=started,
+            validation=validation_kind(model, dataset, weights),
+            refused=refused,
+            stopped=stopped,
+        )
         recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
 

@@ -18,7 +18,7 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.env.demand_sampler import DemandSampler
 from plywise.env.devices import HERE, open_device
-from plywise.env.handover import check_writable
+from plywise.env.handover import alone_in, check_writable
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.prices import PriceTable
 from plywise.env.vector_env import BatchedCompressionEnv
@@ -97,20 +97,21 @@ def train_agent(
     check_seed(settings.seed)
     seen = seen_networks(networks, hold_out)
     asked = {"networks": list(seen), "data": data, "devices": list(devices), **dataclasses.asdict(settings)}
-    check_run(out, asked)
-    if (out / "agent" / "agent.json").exists():
-        return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
-    tables = price_networks(seen, data, devices=devices)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
-    return train(
-        BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),
-        settings,
-        out / "agent",
-        context_features=CONTEXT_FEATURES,
-        recipe_features=ROW_FEATURES,
-        tensorboard=out / "tensorboard",
-    )
+    check_writable(out)
+    with alone_in(out):
+        check_run(out, asked)
+        if (out / "agent" / "agent.json").exists():
+            return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
+        tables = price_networks(seen, data, devices=devices)
+        write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
+        return train(
+            BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),
+            settings,
+            out / "agent",
+            context_features=CONTEXT_FEATURES,
+            recipe_features=ROW_FEATURES,
+            tensorboard=out / "tensorboard",
+        )
 
 
 def seen_networks(networks: Sequence[str], hold_out: Sequence[str]) -> tuple[str, ...]:
@@ -127,19 +128,16 @@ def seen_networks(networks: Sequence[str], hold_out: Sequence[str]) -> tuple[str
 
 
 def check_run(out: Path, asked: dict[str, Any]) -> None:
-    """Makes sure that a folder is new, or holds the same run, finished or not; changes nothing.
+    """Makes sure that a folder is empty, or holds the same run, finished or not; changes nothing.
 
     Raises:
-        ConfigurationError: it holds another run or files that are not of a run, or is not writable.
+        ConfigurationError: it holds another run or files that are not of a run.
         FileFormatError: its description of the run is damaged.
     """
-    check_writable(out)
     if not (out / RUN).exists():
-        taken = [name for name in ("agent", "tensorboard") if (out / name).exists()]
-        if taken:
-            raise ConfigurationError(
-                f"{out} holds {' and '.join(taken)} of another run (it has no {RUN}); name another folder or delete it"
-            )
+        some = ", ".join(sorted(path.name for path in out.iterdir())[:5])
+        if some:
+            raise ConfigurationError(f"{out} holds other files ({some}) and no {RUN}; name a new or an empty folder")
         return
     try:
         there = json.loads((out / RUN).read_bytes())

@@ -27,6 +27,7 @@ from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
 from plywise.compressors.technique import TECHNIQUES
 from plywise.env import handover
+from plywise.env.handover import alone_in, claimed
 from plywise.env.network_latency import Overhead
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.result_store import ResultStore
@@ -366,6 +367,12 @@ def test_a_finished_run_is_not_overwritten(done, place, refused):
     said = refused(command("compress", {**KNAPSACK, "--out": str(done)}))
     assert "done holds a finished run; name another folder or delete it" in said
     assert (done / "report.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("cheap", "place")
+def test_a_folder_that_another_run_writes_to_is_refused_before_the_search(refused):
+    with claimed(Path("out")):
+        assert "another run is writing to out" in refused(command("compress", KNAPSACK))
 
 
 # Plans
@@ -730,8 +737,18 @@ def test_a_folder_of_another_training_run(tmp_path, refused, monkeypatch):
     assert "out/run.json is damaged" in refused(["train", "--out", "out"])
     Path("out/run.json").unlink()
     Path("out/tensorboard").mkdir()
-    assert "out holds tensorboard of another run" in refused(["train", "--out", "out"])
+    assert "out holds other files (tensorboard) and no run.json" in refused(["train", "--out", "out"])
     assert Path("out/tensorboard").exists()
+
+
+def test_a_folder_that_another_run_trains_in(tmp_path):
+    with alone_in(tmp_path / "out"), pytest.raises(ConfigurationError, match="another run is writing to"):
+        train_agent(["digits-mlp"], out=tmp_path / "out")
+
+
+@pytest.mark.usefixtures("cheap")
+def test_an_agent_is_not_trained_into_a_compressed_network(done, refused):
+    assert "holds other files (model.onnx, plan.yaml" in refused(command("train", {"--out": str(done)}))
 
 
 def test_a_device_that_is_not_known_is_refused_before_networks_are_trained(tmp_path, refused, monkeypatch):

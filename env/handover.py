@@ -1,6 +1,7 @@
 """What a user gets: plan, ONNX file, packed weights and report, each checked against what was scored."""
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -40,6 +41,9 @@ from plywise.env.target_program import CPU
 
 UNFINISHED = "UNFINISHED"
 """A file that stands in the folder until everything else does; the report is written last."""
+
+CHECKED = ("weights.safetensors", "model.onnx")
+"""Files whose checksums stand in the report; the plan is there to be edited."""
 
 VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
 """What figures depend on, for the report."""
@@ -203,6 +207,7 @@ def hand_over(
     ]
     _check_files(subject, model, test, blocks[-1]["accuracy"], folder)
     report = _report(subject, plan, demand, origin, blocks, recovered) | {"energy_counter": counter}
+    report["checksums"] = {name: checksum(folder / name) for name in CHECKED}
     write_json(report, folder / "report.json")
     for name in (STATE_FILE, UNFINISHED):
         (folder / name).unlink(missing_ok=True)
@@ -212,6 +217,12 @@ def hand_over(
 def uniform_plan(subject: Subject) -> Plan:
     """Returns 8-bit weights and activations on every layer that can take them."""
     return Scheme.of({"*": UNIFORM}).on(subject.network)[0]
+
+
+def checksum(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(content: Any, path: Path) -> None:

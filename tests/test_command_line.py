@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import runpy
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -542,6 +543,26 @@ def test_evaluate_finds_what_the_report_says(done, place, capsys, monkeypatch):
 )
 def test_mistakes_of_evaluate(done, refused, changes, said):
     assert said in refused(command("evaluate", {"--folder": str(done), **changes}))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.safetensors"])
+def test_evaluate_notices_files_that_are_not_those_handed_over(done, place, refused, name):
+    folder = shutil.copytree(done, place / "copy")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    arguments = ["evaluate", "--folder", str(folder), "--model", "net.py:make"]
+    assert f"copy/{name} is damaged or altered" in refused(arguments)
+    (folder / name).unlink()
+    assert f"copy/{name} is missing" in refused(arguments)
+
+
+def test_evaluate_takes_reports_that_know_no_checksums(done, place):
+    folder = shutil.copytree(done, place / "copy")
+    report = json.loads((folder / "report.json").read_text())
+    del report["checksums"]
+    (folder / "report.json").write_text(json.dumps(report))
+    main(["evaluate", "--folder", str(folder), "--model", "net.py:make"])
 
 
 @pytest.mark.usefixtures("place")

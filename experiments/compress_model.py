@@ -127,6 +127,10 @@ def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:
         raise ConfigurationError(
             "a plan is applied as it is, nobody looks for another: leave out either --plan or --agent and --method"
         )
+    if plan.is_dir():
+        inner = plan / "plan.yaml"
+        hint = f"did you mean {inner}?" if inner.is_file() else "give a plan.yaml, such as 'plywise compress' writes"
+        raise FileFormatError(f"{plan} is a folder, not a plan; {hint}")
     if not plan.is_file():
         raise FileFormatError(f"{plan} does not exist; give a plan.yaml, such as 'plywise compress' writes")
     return Scheme.load(plan)

@@ -246,6 +246,7 @@ def cheap(monkeypatch):
         ({"--agent": "nowhere", "--method": "greedy"}, "method 'greedy' needs no agent"),
         ({"--plan": "plan.yaml", "--method": "greedy"}, "leave out either --plan or --agent and --method"),
         ({"--plan": "nowhere.yaml"}, "nowhere.yaml does not exist"),
+        ({"--plan": "."}, ". is a folder, not a plan; give a plan.yaml"),
         ({"--plan": "net.py"}, "net.py cannot be read as a plan"),
         ({"--method": "knapsack", "--walks": "0"}, "walks=0 must be at least 1"),
         ({"--method": "knapsack", "--seed": "-1"}, "seed=-1 must lie between 0 and"),
@@ -377,6 +378,12 @@ def test_a_folder_that_another_run_writes_to_is_refused_before_the_search(refuse
 
 
 # Plans
+
+
+@pytest.mark.usefixtures("cheap", "place")
+def test_a_run_in_a_plans_place_is_told_with_its_plan(done, refused):
+    said = refused(command("compress", {**COMPRESS, "--plan": str(done)}))
+    assert f"is a folder, not a plan; did you mean {done / 'plan.yaml'}?" in said
 
 
 @pytest.fixture

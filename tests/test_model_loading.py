@@ -62,6 +62,16 @@ def squeezing():
 def pairing():
     return Odd(lambda inner, images: inner(images) if len(images) > 1 else images[7])
 
+def half():
+    return good().half()
+
+def double():
+    return good().double()
+
+def hollow():
+    with torch.device("meta"):
+        return good()
+
 def failing():
     raise RuntimeError("no such luck")
 
@@ -156,6 +166,9 @@ def test_a_file_without_its_function():
         ("pair", "gives a tuple"),
         ("large", "fails on images"),
         ("overflowing", "NaN or infinite logits"),
+        ("half", r"are of type torch\.float16 in 1\.weight, 1\.bias; call \.float\(\) on it"),
+        ("double", r"are of type torch\.float64"),
+        ("hollow", r"has 1\.weight, 1\.bias on the device 'meta'; build it on the cpu"),
         ("noisy", r"when it runs on the same images again .* training=self\.training"),
         ("random", "draw no random numbers in forward"),
         ("mixing", "do not mix images of a batch"),

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,15 @@ def compress_model(
     started = time.perf_counter()
     demand = demand or Demand()
     check_seed(seed)
-    if walks < 1:
-        raise ConfigurationError(f"walks={walks} must be at least 1: no plan can be chosen without scoring one")
+    if not isinstance(model, str):
+        raise ConfigurationError(
+            f"model is a {type(model).__name__} and must be a text: 'zoo:NAME', 'package.module:function' or "
+            "'file.py:function', where the function returns the network; '__main__:function' is one of your own script"
+        )
+    if not isinstance(walks, Integral) or walks < 1:
+        raise ConfigurationError(
+            f"walks={walks!r} must be at least 1, a whole number: no plan can be chosen without scoring one"
+        )
     check_folder(out)
     given = None if plan is None else read_plan(plan, agent, method)
     searcher = find_method(method, agent) if given is None else None

@@ -12,7 +12,7 @@ from plywise.compressors.errors import FileFormatError
 from plywise.env.handover import CHECKED, checksum
 from plywise.env.runtime import accuracy_onnx, time_models
 from plywise.experiments.datasets import load_dataset
-from plywise.experiments.loading import WEIGHTS, architecture, load_compressed
+from plywise.experiments.loading import WEIGHTS, load_compressed
 from plywise.experiments.model_loading import check_fits
 from plywise.experiments.study import samples
 
@@ -33,7 +33,7 @@ def evaluate_files(folder: Path, data: str | None = None, model: str | None = No
     report = read_report(folder)
     said = report["compressed"]
     check_unchanged(folder, report["checksums"])
-    network = load_compressed(folder, None if model is None else architecture(model))
+    network = load_compressed(folder, model)
     dataset = load_dataset(data or str(report["data"]))
     check_fits(network, dataset)
     test, onnx = samples(dataset.test), folder / "model.onnx"

@@ -89,12 +89,12 @@ def list_images(source: ImageSource) -> Listing:
     places: dict[PurePosixPath, PurePosixPath] = {}
     for name in source.names():
         path = PurePosixPath(name)
-        split = path.parent.parent
-        if split.name in SPLITS and path.name.lower().endswith(SUFFIXES) and not _hidden(path):
-            found.setdefault(split.name, {}).setdefault(path.parent.name, []).append(name)
-            places.setdefault(split.parent, split)
+        folder = path.parent.parent
+        if folder.name in SPLITS and path.name.lower().endswith(SUFFIXES) and not _hidden(path):
+            found.setdefault(folder.name, {}).setdefault(path.parent.name, []).append(name)
+            places.setdefault(folder.parent, folder)
     if len(places) > 1:
-        some = " and ".join(f"{split}/" for split in list(places.values())[:2])
+        some = " and ".join(f"{folder}/" for folder in list(places.values())[:2])
         raise DataError(
             f"{source.path} holds several datasets, for example at {some}; name the folder of one, in which train/ "
             "and test/ or val/ lie"

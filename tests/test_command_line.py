@@ -594,8 +594,30 @@ def test_the_python_front_door_gives_the_same(done, place):
         nn.Linear(72, 10),
     )
     images = torch.randn(3, 1, 8, 8)
-    loaded = plywise.load(done, model)
-    assert torch.equal(loaded(images), load_packed(done / "weights.safetensors", model)(images))
+    for given in (model, "net.py:make"):
+        loaded = plywise.load(done, given)
+        assert torch.equal(loaded(images), load_packed(done / "weights.safetensors", model)(images))
+
+
+@pytest.mark.usefixtures("cheap", "place")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"model": nn.Linear(64, 10)},
+            "model is a Linear and must be a text: .* '__main__:function' is one of your own",
+        ),
+        ({"max_storage": "0.15"}, "max_storage='0.15' must be a number or None"),
+        ({"accuracy_weight": None}, "accuracy_weight=None must be a number$"),
+        ({"walks": "4"}, "walks='4' must be at least 1, a whole number"),
+        ({"seed": 0.5}, r"seed=0\.5 must lie between 0 and .*, a whole number"),
+        ({"recover": "distill", "epochs": "3"}, "epochs='3' must be at least 1, a whole number"),
+        ({"recover": "distill", "gradients": "minifloat", "gradients_of": "weight"}, "kind of gradient 'weight'"),
+    ],
+)
+def test_mistakes_in_python(changes, said):
+    with pytest.raises(ConfigurationError, match=said):
+        plywise.compress(**{"model": "net.py:make", "data": "digits", "out": "out", "method": "knapsack", **changes})
 
 
 def test_profile_lists_layers(done, place, capsys, monkeypatch):

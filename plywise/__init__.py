@@ -32,6 +32,7 @@ def compress(
     gradients: str | None = None,
     gradients_of: str | Sequence[str] = (),
     device: str | Path | None = None,
+    memory: float | None = None,
     **demand: float | None,
 ) -> dict[str, Any]:
     """Compresses a network and returns the report that is also written to `out`.
@@ -53,15 +54,19 @@ def compress(
         gradients_of: which of them: `weights`, `biases`, `errors`, a list or one of them; all where empty.
         device: where the network will run: a declared device such as `raspberry-pi-4`, or a device file; this machine
             where None.
+        memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
+            where None.
         demand: fields of `plywise.env.demand.Demand`, such as `max_storage=0.15`.
 
     Raises:
         PlywiseError: on anything that can be mended; the message says how.
     """
     from plywise.env.demand import make_demand
+    from plywise.env.memory import limit_memory
     from plywise.env.recovery_settings import make_recovery
     from plywise.experiments.compress_model import compress_model
 
+    limit_memory(memory)
     kinds = (gradients_of,) if isinstance(gradients_of, str) else tuple(gradients_of)
     return compress_model(
         model,

@@ -29,6 +29,7 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.technique import TECHNIQUES
 from plywise.env import handover
 from plywise.env.handover import alone_in, claimed
+from plywise.env.memory import GIB
 from plywise.env.network_latency import Overhead
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.result_store import ResultStore
@@ -300,6 +301,7 @@ def test_mistakes_of_compress(place, refused, changes, said):
         ({"--seed": "-1"}, "seed=-1 must be at least 0"),
         ({"--seed": "9999999999"}, "seed=9999999999 must lie between 0 and"),
         ({"--out": "net.py"}, "net.py is a file; name a folder"),
+        ({"--memory": "0"}, "memory=0 GiB must be above 0"),
     ],
 )
 def test_mistakes_of_train(place, refused, changes, said):
@@ -609,6 +611,7 @@ def test_the_python_front_door_gives_the_same(done, place):
         ),
         ({"max_storage": "0.15"}, "max_storage='0.15' must be a number or None"),
         ({"accuracy_weight": None}, "accuracy_weight=None must be a number$"),
+        ({"memory": 1e9}, r"memory=1e\+09 GiB must be above 0"),
         ({"walks": "4"}, "walks='4' must be at least 1, a whole number"),
         ({"seed": 0.5}, r"seed=0\.5 must lie between 0 and .*, a whole number"),
         ({"recover": "distill", "epochs": "3"}, "epochs='3' must be at least 1, a whole number"),
@@ -836,9 +839,11 @@ def test_networks_are_priced_on_each_device(monkeypatch, tmp_path):
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     monkeypatch.setattr("plywise.experiments.train_agent.Parallel", lambda **_: list)
     monkeypatch.setattr("plywise.experiments.train_agent.delayed", lambda _: price)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("plywise.env.memory._asked", [3 * GIB])
     tables = price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
-    assert tables == [
-        (name, "digits", 3, device) for name in ("digits-mlp", "digits-vgg") for device in ("here", "jetson-nano")
+    assert tables == [  # each of two processes may keep half
+        (name, "digits", 3, device, 1.5) for name in ("digits-mlp", "digits-vgg") for device in ("here", "jetson-nano")
     ]
     assert [name for name, *_ in priced] == ["digits-vgg"] * 2 + ["digits-mlp"] * 2  # the slower one first
 

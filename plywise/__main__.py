@@ -44,8 +44,12 @@ def train(
             where not given
     """
     from plywise.agent.ppo import PPOSettings
+    from plywise.compressors.errors import ConfigurationError
     from plywise.experiments.train_agent import DIGITS_ZOO, train_agent
 
+    for option, value in (("steps", steps), ("envs", envs)):
+        if value < 1:
+            raise ConfigurationError(f"--{option} {value} must be at least 1")
     settings = PPOSettings(
         total_steps=steps, num_envs=envs, minibatch=16 * envs, learning_rate=learning_rate, seed=seed
     )

@@ -296,8 +296,8 @@ def test_mistakes_of_compress(place, refused, changes, said):
         ({"--networks": "digits-mlp", "--hold-out": "digits-mlp"}, "no network is left to train on"),
         ({"--networks": "digits-mlp", "--hold-out": "digits-vgg"}, "hold_out names digits-vgg, not among"),
         ({"--data": "digitz"}, "unknown dataset 'digitz'"),
-        ({"--steps": "0"}, "total_steps=0 must be above 0"),
-        ({"--envs": "0"}, "num_envs=0 must be above 0"),
+        ({"--steps": "0"}, "--steps 0 must be at least 1"),
+        ({"--envs": "0"}, "--envs 0 must be at least 1"),
         ({"--seed": "-1"}, "seed=-1 must be at least 0"),
         ({"--seed": "9999999999"}, "seed=9999999999 must lie between 0 and"),
         ({"--out": "net.py"}, "net.py is a file; name a folder"),
@@ -685,7 +685,7 @@ def test_a_full_disk(place, refused, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         said = refused(command("compress", FREE))
-    assert "No space left on device: out/weights.safetensors; what was finished is kept" in said
+    assert "No space left on device: out/weights.safetensors; make room: what was finished is kept" in said
     assert sorted(path.name for path in (place / "out").iterdir()) == ["UNFINISHED", "plan.yaml"]
     main(command("compress", FREE))
     assert sorted(path.name for path in (place / "out").iterdir()) == FILES
@@ -759,6 +759,11 @@ def test_runs_at_the_same_time_share_a_cache(tmp_path):
 def test_debug_shows_the_traceback():
     with pytest.raises(ConfigurationError, match="walks=0"):
         main([*command("compress", KNAPSACK), "--walks", "0", "--debug"])
+
+
+def test_a_path_that_is_not_there_is_not_said_to_be_gone_on_from(refused, monkeypatch):
+    monkeypatch.setattr("plywise.experiments.listings.show_list", lambda _: Path("/nope/x.zip").write_bytes(b""))
+    assert refused(["list"]).endswith("directory: /nope/x.zip; check that it is there and may be read or written\n")
 
 
 def test_defects_are_not_dressed_up_as_mistakes(monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from plywise.compressors.errors import ConfigurationError, unknown_name
 
@@ -29,6 +30,10 @@ class Demand:
     energy_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            optional = name.startswith("max_")
+            if not isinstance(value, Real) and not (optional and value is None):
+                raise ConfigurationError(f"{name}={value!r} must be a number{' or None' if optional else ''}")
         for name in ("max_storage", "max_latency", "max_energy"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value <= 1.0:

@@ -1,6 +1,7 @@
 """What a user gets: plan, ONNX file, packed weights and report, each checked against what was scored."""
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -41,6 +42,9 @@ from plywise.env.target_program import CPU
 
 UNFINISHED = "UNFINISHED"
 """A file that stands in the folder until everything else does; the report is written last."""
+
+CHECKED = ("weights.safetensors", "model.onnx")
+"""Files whose checksums stand in the report; the plan is there to be edited."""
 
 VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
 """What figures depend on, for the report."""
@@ -110,22 +114,48 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps other runs out of it; a run that is killed lets go of it.
+
+    A folder that was not there and is still empty at the end is removed again.
+
+    Raises:
+        ConfigurationError: if another run is writing to it.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(f"another run is writing to {folder}; wait for it or name another") from error
+        try:
+            yield
+        finally:
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+    finally:
+        os.close(lock)
+
+
+@contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Makes a folder, marked as not whole yet, and keeps other runs out of it; a run that is killed lets go of it.
+    """Makes a folder, marked as not whole yet, and keeps other runs out of it; where nothing comes in, no mark is left.
 
     Raises:
         ConfigurationError: if another run is writing to it or has finished there.
     """
     check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNFINISHED).write_text("the same command goes on from here; what is in this folder is not whole yet\n")
-    with (folder / UNFINISHED).open() as mark:
-        try:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigurationError(f"another run is writing to {folder}; wait for it or name another") from error
+    mark = folder / UNFINISHED
+    with alone_in(folder):
         check_folder(folder)
-        yield
+        mark.write_text("the same command goes on from here; what is in this folder is not whole yet\n")
+        try:
+            yield
+        finally:
+            if list(folder.iterdir()) == [mark]:
+                mark.unlink()
 
 
 def hand_over(
@@ -178,6 +208,7 @@ def hand_over(
     ]
     _check_files(subject, model, test, blocks[-1]["accuracy"], folder)
     report = _report(subject, plan, demand, origin, blocks, recovered) | {"energy_counter": counter}
+    report["checksums"] = {name: checksum(folder / name) for name in CHECKED}
     write_json(report, folder / "report.json")
     for name in (STATE_FILE, UNFINISHED):
         (folder / name).unlink(missing_ok=True)
@@ -187,6 +218,12 @@ def hand_over(
 def uniform_plan(subject: Subject) -> Plan:
     """Returns 8-bit weights and activations on every layer that can take them."""
     return Scheme.of({"*": UNIFORM}).on(subject.network)[0]
+
+
+def checksum(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from plywise.compressors.errors import ModelError
 from plywise.compressors.filter_pruning import FilterPruning
@@ -181,6 +182,11 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
             skipped[name] = refusal(module) or ""
         if any(name.startswith(f"{attention}.") for attention in skipped):
             continue  # its output projection, which it uses without calling it
+        if is_parametrized(module):
+            skipped[name] = (
+                "its weights are parametrized; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') "
+                "makes them plain ones, which can be compressed"
+            )
         if any(True for _ in module.children()) or not any(True for _ in module.parameters(recurse=False)):
             continue
         if not isinstance(module, WEIGHTED):

@@ -1,6 +1,7 @@
 """How a compressed network is fine-tuned."""
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 from plywise.compressors.errors import ConfigurationError, unknown_name
@@ -42,8 +43,10 @@ class RecoverySettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise unknown_name("way to recover", self.mode, MODES)
-        if self.epochs < 1:
-            raise ConfigurationError(f"epochs={self.epochs} must be at least 1: give more or leave out 'recover'")
+        if not isinstance(self.epochs, Integral) or self.epochs < 1:
+            raise ConfigurationError(
+                f"epochs={self.epochs!r} must be at least 1, a whole number: give more or leave out 'recover'"
+            )
         if self.batch_size < 1 or not 0 < self.learning_rate < 1:
             raise ConfigurationError(
                 f"batch_size={self.batch_size} must be at least 1 and learning_rate={self.learning_rate!r} between 0 "

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -73,40 +74,47 @@ def compress_model(
     started = time.perf_counter()
     demand = demand or Demand()
     check_seed(seed)
-    if walks < 1:
-        raise ConfigurationError(f"walks={walks} must be at least 1: no plan can be chosen without scoring one")
+    if not isinstance(model, str):
+        raise ConfigurationError(
+            f"model is a {type(model).__name__} and must be a text: 'zoo:NAME', 'package.module:function' or "
+            "'file.py:function', where the function returns the network; '__main__:function' is one of your own script"
+        )
+    if not isinstance(walks, Integral) or walks < 1:
+        raise ConfigurationError(
+            f"walks={walks!r} must be at least 1, a whole number: no plan can be chosen without scoring one"
+        )
     check_folder(out)
     given = None if plan is None else read_plan(plan, agent, method)
     searcher = find_method(method, agent) if given is None else None
     latency = open_device(device)
     network, dataset = load_both(model, data, weights)
-    studied = study_network(network, model, dataset, seed, latency=latency)
-    subject = studied.subject
-    if searcher is None:
-        assert given is not None
-        chosen, refused = given.on(subject.network)
-        evaluations = stopped = 0
-        tell_other_network(given, subject)
-        tell_refused(refused)
-        tell_off_table(subject, chosen)
-    else:
-        refused = {}
-        check_demand(subject.table, demand)
-        evaluator = ExactEvaluator(subject, demand)
-        result = searcher.search(evaluator, walks, seed)
-        chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
-    origin = Origin(
-        model=model,
-        data=data,
-        seed=seed,
-        method="plan" if searcher is None else searcher.name,
-        evaluations=evaluations,
-        started=started,
-        validation=validation_kind(model, dataset, weights),
-        refused=refused,
-        stopped=stopped,
-    )
     with claimed(out):
+        studied = study_network(network, model, dataset, seed, latency=latency)
+        subject = studied.subject
+        if searcher is None:
+            assert given is not None
+            chosen, refused = given.on(subject.network)
+            evaluations = stopped = 0
+            tell_other_network(given, subject)
+            tell_refused(refused)
+            tell_off_table(subject, chosen)
+        else:
+            refused = {}
+            check_demand(subject.table, demand)
+            evaluator = ExactEvaluator(subject, demand)
+            result = searcher.search(evaluator, walks, seed)
+            chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
+        origin = Origin(
+            model=model,
+            data=data,
+            seed=seed,
+            method="plan" if searcher is None else searcher.name,
+            evaluations=evaluations,
+            started=started,
+            validation=validation_kind(model, dataset, weights),
+            refused=refused,
+            stopped=stopped,
+        )
         recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
 
@@ -127,6 +135,10 @@ def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:
         raise ConfigurationError(
             "a plan is applied as it is, nobody looks for another: leave out either --plan or --agent and --method"
         )
+    if plan.is_dir():
+        inner = plan / "plan.yaml"
+        hint = f"did you mean {inner}?" if inner.is_file() else "give a plan.yaml, such as 'plywise compress' writes"
+        raise FileFormatError(f"{plan} is a folder, not a plan; {hint}")
     if not plan.is_file():
         raise FileFormatError(f"{plan} does not exist; give a plan.yaml, such as 'plywise compress' writes")
     return Scheme.load(plan)

@@ -1,6 +1,7 @@
 """Measures the files of a hand-over folder again, with nothing but the files and the data."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from plywise.compressors.errors import FileFormatError
+from plywise.env.handover import CHECKED, checksum
 from plywise.env.runtime import accuracy_onnx, time_models
 from plywise.experiments.datasets import load_dataset
-from plywise.experiments.loading import WEIGHTS, architecture, load_compressed
-from plywise.experiments.model_loading import check_runs
+from plywise.experiments.loading import WEIGHTS, load_compressed
+from plywise.experiments.model_loading import check_fits
 from plywise.experiments.study import samples
 
 FIGURES = ("accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
@@ -30,9 +32,10 @@ def evaluate_files(folder: Path, data: str | None = None, model: str | None = No
     """
     report = read_report(folder)
     said = report["compressed"]
-    network = load_compressed(folder, None if model is None else architecture(model))
+    check_unchanged(folder, report["checksums"])
+    network = load_compressed(folder, model)
     dataset = load_dataset(data or str(report["data"]))
-    check_runs(network, dataset)
+    check_fits(network, dataset)
     test, onnx = samples(dataset.test), folder / "model.onnx"
     timing = time_models([onnx], (1, *dataset.input_shape))[0]
     rows = (
@@ -48,12 +51,27 @@ def evaluate_files(folder: Path, data: str | None = None, model: str | None = No
     Console().print(table)
 
 
+def check_unchanged(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Raises FileFormatError where a file is not the one that was handed over."""
+    for name in CHECKED:
+        if name not in checksums:
+            continue
+        if not (folder / name).is_file():
+            raise FileFormatError(f"{folder / name} is missing; compress again or restore it")
+        if checksum(folder / name) != checksums[name]:
+            raise FileFormatError(
+                f"{folder / name} is damaged or altered: its checksum is not that of {folder / 'report.json'}; "
+                "compress again or restore it"
+            )
+
+
 def read_report(folder: Path) -> dict[str, Any]:
     """Returns the report of a finished run; raises FileFormatError where there is none."""
     path = folder / "report.json"
     try:
         report = json.loads(path.read_bytes())
         numbers = [report["compressed"][name] for name in FIGURES]
+        report["checksums"] = dict(report.get("checksums", {}))  # older reports have none
     except OSError as error:
         raise FileFormatError(
             f"{folder} holds no finished run ({path.name}: {error.strerror}); name a folder that 'compress' wrote"

@@ -1,8 +1,10 @@
 """Image folders `train/<class>/*`, `test/<class>/*` (and `val/<class>/*`), plain or zipped."""
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,7 +22,9 @@ from plywise.experiments.tensor_file import read_tensors, write_tensors
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 SPLITS = ("train", "val", "test")
 LARGEST_SIDE = 224
-FORMAT = "1"
+LOOKED_AT = 200
+"""Training images, at most and evenly spread, that decide whether there is colour."""
+FORMAT = "2"
 """Part of the key of cached images; to be raised whenever the decoding changes."""
 
 Listing = Mapping[str, Mapping[str, Sequence[str]]]
@@ -41,13 +45,21 @@ class ImageForm:
         image = _opened(content, name)
         scale = min(1.0, LARGEST_SIDE / max(image.size))
         width, height = (max(1, round(side * scale)) for side in image.size)
-        return cls("L" if image.mode in ("1", "L", "I", "I;16") else "RGB", width, height)
+        return cls("L" if image.mode in ("1", "L") else "RGB", width, height)
+
+    @classmethod
+    def of_all(cls, source: ImageSource, names: Sequence[str]) -> "ImageForm":
+        """Returns the size of the first image, in colour where any of those looked at is."""
+        forms = (cls.of(source.read(name), name) for name in names[:: math.ceil(len(names) / LOOKED_AT)])
+        first = next(forms)
+        return replace(first, mode="RGB") if any(form.mode == "RGB" for form in forms) else first
 
 
 def read_image_folder(path: Path) -> tuple[tuple[str, ...], dict[str, LabelledImages]]:
     """Reads all images, from the cache where nothing has changed since they were decoded.
 
-    All images get the mode and the size of the first training image, at most 224 pixels a side.
+    All images get the size of the first training image, at most 224 pixels a side, and three channels where any of 200
+    training images has colour, else one.
 
     Returns:
         The names of the classes, sorted, and the images of each split that is there (`train` always is, and at
@@ -68,17 +80,25 @@ def read_image_folder(path: Path) -> tuple[tuple[str, ...], dict[str, LabelledIm
 
 
 def list_images(source: ImageSource) -> Listing:
-    """Finds the images of each split and class.
+    """Finds the images of each split and class; warns of classes without any.
 
     Raises:
-        DataError: there are none, a split is missing, or the splits' classes differ.
+        DataError: there are none, a split is missing, the splits lie in several places, or their classes differ.
     """
     found: dict[str, dict[str, list[str]]] = {}
+    places: dict[PurePosixPath, PurePosixPath] = {}
     for name in source.names():
-        parts = PurePosixPath(name).parts
-        hidden = parts[0] == "__MACOSX" or parts[-1].startswith(".")
-        if len(parts) >= 3 and parts[-3] in SPLITS and parts[-1].lower().endswith(SUFFIXES) and not hidden:
-            found.setdefault(parts[-3], {}).setdefault(parts[-2], []).append(name)
+        path = PurePosixPath(name)
+        folder = path.parent.parent
+        if folder.name in SPLITS and path.name.lower().endswith(SUFFIXES) and not _hidden(path):
+            found.setdefault(folder.name, {}).setdefault(path.parent.name, []).append(name)
+            places.setdefault(folder.parent, folder)
+    if len(places) > 1:
+        some = " and ".join(f"{folder}/" for folder in list(places.values())[:2])
+        raise DataError(
+            f"{source.path} holds several datasets, for example at {some}; name the folder of one, in which train/ "
+            "and test/ or val/ lie"
+        )
     if "train" not in found or len(found) < 2:
         there = ", ".join(f"{split}/" for split in found) or "no image"
         raise DataError(
@@ -92,12 +112,28 @@ def list_images(source: ImageSource) -> Listing:
                 f"{source.path}: {split}/ and train/ must have images of the same classes; only one of them has "
                 f"{', '.join(map(repr, different[:5]))}"
             )
+    _tell_empty(source, next(iter(places)) / "train", found["train"])
     return {split: dict(sorted(found[split].items())) for split in SPLITS if split in found}
 
 
+def _tell_empty(source: ImageSource, train: PurePosixPath, classes: Collection[str]) -> None:
+    """Warns of folders in the training split that hold no images and so are no classes."""
+    folders = (PurePosixPath(name) for name in source.folders())
+    empty = [path for path in folders if path.parent == train and path.name not in classes and not _hidden(path)]
+    if empty:
+        named = ", ".join(f"{path}/" for path in empty[:5])
+        warnings.warn(
+            f"{source.path}: no images (*{', *'.join(SUFFIXES)}) directly in {named}, so these are no classes",
+            stacklevel=2,
+        )
+
+
+def _hidden(path: PurePosixPath) -> bool:
+    return path.parts[0] == "__MACOSX" or any(part.startswith(".") for part in path.parts)
+
+
 def _decode_all(source: ImageSource, listing: Listing) -> dict[str, Tensor]:
-    first = next(iter(listing["train"].values()))[0]
-    form = ImageForm.of(source.read(first), first)
+    form = ImageForm.of_all(source, [name for names in listing["train"].values() for name in names])
     rows = [
         (split, label, name)
         for split, classes in listing.items()
@@ -136,8 +172,12 @@ def decode(content: bytes, name: str, form: ImageForm) -> Tensor:
 
 
 def _opened(content: bytes, name: str) -> Image.Image:
+    """Returns an image of 8 bits a channel."""
     try:
-        return Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content))
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _damaged(name, error) from error
 

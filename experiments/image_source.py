@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from plywise.compressors.errors import DataError
 
@@ -19,6 +19,10 @@ class ImageSource(ABC):
     @abstractmethod
     def names(self) -> Sequence[str]:
         """Returns the names of all files, with forward slashes, sorted."""
+
+    @abstractmethod
+    def folders(self) -> Sequence[str]:
+        """Returns the names of all folders, empty ones too, likewise."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -35,6 +39,10 @@ class FolderSource(ImageSource):
     def names(self) -> Sequence[str]:
         """Returns the names of all files, relative to the folder."""
         return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file())
+
+    def folders(self) -> Sequence[str]:
+        """Returns the names of all folders, relative to this one."""
+        return sorted(path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_dir())
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""
@@ -63,6 +71,11 @@ class ZipSource(ImageSource):
     def names(self) -> Sequence[str]:
         """Returns the names of all files in the archive."""
         return sorted(name for name in self._archive.namelist() if not name.endswith("/"))
+
+    def folders(self) -> Sequence[str]:
+        """Returns the names of all folders in the archive, which it need not list by themselves."""
+        listed = (name.removesuffix("/") for name in self._archive.namelist() if name.endswith("/"))
+        return sorted({*listed, *(str(parent) for name in self.names() for parent in PurePosixPath(name).parents)})
 
     def read(self, name: str) -> bytes:
         """Returns the unpacked content of a file."""

@@ -12,12 +12,12 @@ from plywise.experiments.zoo import ZOO, untrained
 WEIGHTS = "weights.safetensors"
 
 
-def load_compressed(path: Path, model: nn.Module | None = None) -> nn.Module:
+def load_compressed(path: Path, model: nn.Module | str | None = None) -> nn.Module:
     """Returns a compressed network in eval mode.
 
     Args:
         path: a hand-over folder or the packed file in it.
-        model: the original architecture; None for networks of the zoo.
+        model: the original architecture, or what `load_model` finds it by; None for networks of the zoo.
 
     Raises:
         FileFormatError: if the file is missing or damaged.
@@ -33,7 +33,7 @@ def load_compressed(path: Path, model: nn.Module | None = None) -> nn.Module:
                 "(plywise.load(path, model), or --model on the command line)"
             )
         model = untrained(name)
-    return load_packed(file, model)
+    return load_packed(file, architecture(model) if isinstance(model, str) else model)
 
 
 def architecture(model: str) -> nn.Module:

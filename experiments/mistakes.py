@@ -1,5 +1,6 @@
 """What a command says when it cannot go on: one message on the standard error stream, and an exit code."""
 
+import errno
 import sys
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import NoReturn
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+KEPT = "what was finished is kept, and the same command goes on from there"
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def telling_mistakes(debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         if debug:
             raise
-        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(f"\nstopped; {KEPT}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         # Imported late, as it brings torch along: `--help` and a mistyped option need not wait for that.
@@ -64,4 +66,7 @@ def fail(message: str) -> NoReturn:
 
 def _about_files(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
-    return f"{error.strerror or error}{where}; what was finished is kept, and the same command goes on from there"
+    advice = "; check that it is there and may be read or written" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = f"; make room: {KEPT}"
+    return f"{error.strerror or error}{where}{advice}"

@@ -20,6 +20,11 @@ from plywise.experiments.zoo import trained, untrained, zoo_entry
 
 NAMED_AT_MOST = 5
 
+STEADY = 1e-4
+"""Of the largest logit: how far two runs on the same images may lie apart."""
+ALONE = 1e-3
+"""Likewise: how far an image's logits alone may lie from those in a batch, whose sums run in another order."""
+
 
 def load_model(spec: str, weights: str | Path | None = None, dataset: Dataset | None = None) -> nn.Module:
     """Loads a trained network in eval mode.
@@ -40,7 +45,7 @@ def load_model(spec: str, weights: str | Path | None = None, dataset: Dataset | 
     model = _from_zoo(name, weights, dataset) if in_zoo else _from_factory(spec, kind, name)
     if weights is not None:
         load_weights(model, Path(weights).expanduser())
-    check_finite(model.state_dict(), spec)
+    check_usable(model, spec)
     model.eval()
     if dataset is not None:
         check_runs(model, dataset)
@@ -48,7 +53,34 @@ def load_model(spec: str, weights: str | Path | None = None, dataset: Dataset | 
 
 
 def check_runs(model: nn.Module, dataset: Dataset) -> None:
-    """Runs a network on two training images.
+    """Runs a network on two training images: twice together, then one by one.
+
+    Raises:
+        ModelError: as `check_fits`, or the logits of an image are not always the same.
+    """
+    logits = check_fits(model, dataset)
+    again = check_fits(model, dataset)
+    if _apart(again, logits) > STEADY:
+        raise ModelError(
+            f"the network gives other logits when it runs on the same images again (by {_apart(again, logits):.2g} of "
+            "the largest); nothing in it may be random in eval mode: call .eval() and not .train(), write "
+            "F.dropout(..., training=self.training), and draw no random numbers in forward"
+        )
+    with torch.inference_mode():
+        try:
+            alone = torch.cat([model(dataset.train.inputs(index, index + 1)).reshape(1, -1) for index in range(2)])
+        except Exception:  # networks that want a batch can be compressed all the same
+            return
+    if alone.shape != logits.shape or _apart(alone, logits) > ALONE:
+        raise ModelError(
+            "the network gives other logits for an image alone than for the same image in a batch of two; each must "
+            "depend on its own image: do not mix images of a batch (no mean over axis 0, no BatchNorm with "
+            "track_running_stats=False)"
+        )
+
+
+def check_fits(model: nn.Module, dataset: Dataset) -> Tensor:
+    """Runs a network on two training images and returns its logits `(2, classes)`.
 
     Raises:
         ModelError: the forward pass fails, or its result is not finite logits `(2, classes)`.
@@ -67,6 +99,12 @@ def check_runs(model: nn.Module, dataset: Dataset) -> None:
         )
     if not logits.isfinite().all():
         raise ModelError(f"the network gives NaN or infinite logits on {given}; its weights or its inputs are wrong")
+    return logits
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference, as a share of the largest number that is expected."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -116,6 +154,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ModelError(f"{path} does not map names to tensors; save model.state_dict()")
     return dict(state)
+
+
+def check_usable(model: nn.Module, origin: str) -> None:
+    """Raises ModelError unless all weights lie in memory, in 32 bits and finite."""
+    state = model.state_dict()
+    elsewhere = [name for name, tensor in state.items() if tensor.device.type != "cpu"]
+    if elsewhere:
+        raise ModelError(
+            f"{origin} has {_few(elsewhere)} on the device {state[elsewhere[0]].device.type!r}; "
+            "build it on the cpu, with values"
+        )
+    types = {name: value.dtype for name, value in model.named_parameters() if value.is_floating_point()}
+    other = [name for name, dtype in types.items() if dtype != torch.float32]
+    if other:
+        raise ModelError(f"the weights of {origin} are of type {types[other[0]]} in {_few(other)}; call .float() on it")
+    check_finite(state, origin)
 
 
 def check_finite(state: Mapping[str, Tensor], origin: str) -> None:

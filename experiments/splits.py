@@ -87,7 +87,7 @@ def assemble(
         if count == 0 or smallest < 2:
             raise DataError(
                 f"dataset {name!r} has {len(train.labels)} training images, {smallest} in its smallest class; "
-                "to cut validation images it needs at least 5, and 2 in each class"
+                "to cut validation images it needs at least 6, and 2 in each class"
             )
         train, validation = train.cut(count, seed)
     mean, std = normalisation or channel_moments(train.images)

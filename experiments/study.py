@@ -1,6 +1,7 @@
 """From names on the command line to a network under study."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -106,8 +107,8 @@ def validation_kind(model: str, dataset: Dataset, weights: Path | None) -> str:
 
 def check_seed(seed: int) -> None:
     """Raises ConfigurationError unless every generator takes the seed."""
-    if not 0 <= seed <= MOST_SEED:
-        raise ConfigurationError(f"seed={seed} must lie between 0 and {MOST_SEED}")
+    if not isinstance(seed, Integral) or not 0 <= seed <= MOST_SEED:
+        raise ConfigurationError(f"seed={seed!r} must lie between 0 and {MOST_SEED}, a whole number")
 
 
 def samples(split: Split, most: int | None = None) -> Samples:

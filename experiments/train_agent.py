@@ -18,7 +18,8 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.env.demand_sampler import DemandSampler
 from plywise.env.devices import HERE, open_device
-from plywise.env.handover import check_writable
+from plywise.env.handover import alone_in, check_writable
+from plywise.env.memory import limit_memory, share
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.prices import PriceTable
 from plywise.env.vector_env import BatchedCompressionEnv
@@ -50,9 +51,10 @@ def price_networks(
         open_device(device)
     slowest_first = sorted(networks, key=lambda name: _pass_seconds(name, dataset), reverse=True)  # no core idles
     pairs = [(name, device) for name in slowest_first for device in devices]
+    processes = min(os.cpu_count() or 1, len(pairs))
     # joblib's processes need no guard around the caller's main module, and get one thread each.
-    results = Parallel(n_jobs=min(os.cpu_count() or 1, len(pairs)), return_as="generator")(
-        delayed(price_network)(name, data, seed, device) for name, device in pairs
+    results = Parallel(n_jobs=processes, return_as="generator")(
+        delayed(price_network)(name, data, seed, device, share(processes)) for name, device in pairs
     )
     tables = dict(zip(pairs, tracked(results, "training and pricing networks", len(pairs)), strict=True))
     return [tables[name, device] for name in networks for device in devices]
@@ -67,8 +69,9 @@ def _pass_seconds(name: str, dataset: Dataset) -> float:
     return time.perf_counter() - started
 
 
-def price_network(name: str, data: str, seed: int = 0, device: str = HERE) -> PriceTable:
-    """Returns the price table of one network on a device."""
+def price_network(name: str, data: str, seed: int = 0, device: str = HERE, memory: float | None = None) -> PriceTable:
+    """Returns the price table of one network on a device; `memory` as for `limit_memory`."""
+    limit_memory(memory)
     return study(name, load_dataset(data), seed=seed, progress=False, latency=open_device(device)).subject.table
 
 
@@ -79,6 +82,7 @@ def train_agent(
     out: Path = Path("runs/agent"),
     settings: PPOSettings | None = None,
     devices: Sequence[str] = (HERE,),
+    memory: float | None = None,
 ) -> RecipeAgent:
     """Prices the networks, then trains one agent over all of them and over sampled demands.
 
@@ -89,28 +93,31 @@ def train_agent(
         out: receives `agent/` and `tensorboard/`; an unfinished run in it goes on, a finished one is loaded.
         settings: of PPO.
         devices: where the networks will run, as for `open_device`; the agent learns for all of them.
+        memory: GiB that all processes together may keep while they price; a quarter of the machine's where None.
 
     Raises:
         PlywiseError: on anything that the user can mend.
     """
     settings = settings or PPOSettings()
     check_seed(settings.seed)
+    limit_memory(memory)
     seen = seen_networks(networks, hold_out)
     asked = {"networks": list(seen), "data": data, "devices": list(devices), **dataclasses.asdict(settings)}
-    check_run(out, asked)
-    if (out / "agent" / "agent.json").exists():
-        return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
-    tables = price_networks(seen, data, devices=devices)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
-    return train(
-        BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),
-        settings,
-        out / "agent",
-        context_features=CONTEXT_FEATURES,
-        recipe_features=ROW_FEATURES,
-        tensorboard=out / "tensorboard",
-    )
+    check_writable(out)
+    with alone_in(out):
+        check_run(out, asked)
+        if (out / "agent" / "agent.json").exists():
+            return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
+        tables = price_networks(seen, data, devices=devices)
+        write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
+        return train(
+            BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),
+            settings,
+            out / "agent",
+            context_features=CONTEXT_FEATURES,
+            recipe_features=ROW_FEATURES,
+            tensorboard=out / "tensorboard",
+        )
 
 
 def seen_networks(networks: Sequence[str], hold_out: Sequence[str]) -> tuple[str, ...]:
@@ -127,19 +134,16 @@ def seen_networks(networks: Sequence[str], hold_out: Sequence[str]) -> tuple[str
 
 
 def check_run(out: Path, asked: dict[str, Any]) -> None:
-    """Makes sure that a folder is new, or holds the same run, finished or not; changes nothing.
+    """Makes sure that a folder is empty, or holds the same run, finished or not; changes nothing.
 
     Raises:
-        ConfigurationError: it holds another run or files that are not of a run, or is not writable.
+        ConfigurationError: it holds another run or files that are not of a run.
         FileFormatError: its description of the run is damaged.
     """
-    check_writable(out)
     if not (out / RUN).exists():
-        taken = [name for name in ("agent", "tensorboard") if (out / name).exists()]
-        if taken:
-            raise ConfigurationError(
-                f"{out} holds {' and '.join(taken)} of another run (it has no {RUN}); name another folder or delete it"
-            )
+        some = ", ".join(sorted(path.name for path in out.iterdir())[:5])
+        if some:
+            raise ConfigurationError(f"{out} holds other files ({some}) and no {RUN}; name a new or an empty folder")
         return
     try:
         there = json.loads((out / RUN).read_bytes())

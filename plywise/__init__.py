@@ -30,8 +30,9 @@ def compress(
     epochs: int | None = None,
     incremental: bool = False,
     gradients: str | None = None,
-    gradients_of: Sequence[str] = (),
+    gradients_of: str | Sequence[str] = (),
     device: str | Path | None = None,
+    memory: float | None = None,
     **demand: float | None,
 ) -> dict[str, Any]:
     """Compresses a network and returns the report that is also written to `out`.
@@ -50,8 +51,10 @@ def compress(
         epochs: passes of that over the training images, 3 where None.
         incremental: round weights portion by portion in it.
         gradients: what rounds gradients in it, such as `dynamic_fixed_point(width=8)`.
-        gradients_of: which of them: `weights`, `biases`, `errors`; all where empty.
+        gradients_of: which of them: `weights`, `biases`, `errors`, a list or one of them; all where empty.
         device: where the network will run: a declared device such as `raspberry-pi-4`, or a device file; this machine
+            where None.
+        memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where None.
         demand: fields of `plywise.env.demand.Demand`, such as `max_storage=0.15`.
 
@@ -59,9 +62,12 @@ def compress(
         PlywiseError: on anything that can be mended; the message says how.
     """
     from plywise.env.demand import make_demand
+    from plywise.env.memory import limit_memory
     from plywise.env.recovery_settings import make_recovery
     from plywise.experiments.compress_model import compress_model
 
+    limit_memory(memory)
+    kinds = (gradients_of,) if isinstance(gradients_of, str) else tuple(gradients_of)
     return compress_model(
         model,
         data,
@@ -73,17 +79,18 @@ def compress(
         make_demand(demand),
         walks,
         seed,
-        make_recovery(recover, epochs, incremental, gradients, tuple(gradients_of), seed),
+        make_recovery(recover, epochs, incremental, gradients, kinds, seed),
         None if device is None else str(device),
     )
 
 
-def load(path: str | Path, model: "nn.Module | None" = None) -> "nn.Module":
-    """Returns a compressed network in eval mode, from its folder or its `weights.safetensors`. Executes no code.
+def load(path: str | Path, model: "nn.Module | str | None" = None) -> "nn.Module":
+    """Returns a compressed network in eval mode, from its folder or its `weights.safetensors`. Executes no code in it.
 
     Args:
         path: what `compress` wrote.
-        model: the original architecture (its weights do not matter); only needed for networks outside the zoo.
+        model: the original architecture (its weights do not matter), or its name as in `compress`; only needed for
+            networks outside the zoo.
 
     Raises:
         PlywiseError: if the file is damaged or the architecture is not known.

@@ -25,6 +25,7 @@ def train(
     learning_rate: float = 1e-3,
     seed: int = 0,
     devices: str = "here",
+    memory: float | None = None,
 ) -> None:
     """Trains an agent over a zoo of networks and over sampled demands. An interrupted run goes on where it stopped.
 
@@ -39,15 +40,21 @@ def train(
         seed: of every random choice
         devices: where the networks will run, with commas between; the agent learns for all of them (see '--device' of
             'plywise compress')
+        memory: GiB that all processes together may keep while they price the networks; a quarter of the machine's
+            where not given
     """
     from plywise.agent.ppo import PPOSettings
+    from plywise.compressors.errors import ConfigurationError
     from plywise.experiments.train_agent import DIGITS_ZOO, train_agent
 
+    for option, value in (("steps", steps), ("envs", envs)):
+        if value < 1:
+            raise ConfigurationError(f"--{option} {value} must be at least 1")
     settings = PPOSettings(
         total_steps=steps, num_envs=envs, minibatch=16 * envs, learning_rate=learning_rate, seed=seed
     )
     agent = train_agent(
-        _names(networks) or DIGITS_ZOO, _names(hold_out), data, out, settings, _names(devices) or ("here",)
+        _names(networks) or DIGITS_ZOO, _names(hold_out), data, out, settings, _names(devices) or ("here",), memory
     )
     print(
         f"agent of {agent.trained_steps:,} steps in {out / 'agent'}; curves: tensorboard --logdir {out / 'tensorboard'}"
@@ -118,8 +125,7 @@ def compress(
     from plywise.env.recovery_settings import make_recovery
     from plywise.experiments.compress_model import compress_model, show_report
 
-    if memory is not None:
-        limit_memory(memory)
+    limit_memory(memory)
     ceilings = (max_accuracy_drop, max_storage, max_latency, max_energy)
     demand = Demand(*ceilings, accuracy_weight, storage_weight, latency_weight, energy_weight)
     recovery = make_recovery(recover, epochs, incremental, gradients, _names(gradients_of), seed)

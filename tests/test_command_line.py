@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import runpy
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -29,7 +30,9 @@ from plywise.compressors.packed_file import load_packed
 from plywise.compressors.plan import Plan
 from plywise.compressors.technique import TECHNIQUES
 from plywise.env import handover
+from plywise.env.handover import alone_in, claimed
 from plywise.env.latency import LatencyTable
+from plywise.env.memory import GIB
 from plywise.env.network_latency import Overhead
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.result_store import ResultStore
@@ -248,6 +251,7 @@ def cheap(monkeypatch):
         ({"--agent": "nowhere", "--method": "greedy"}, "method 'greedy' needs no agent"),
         ({"--plan": "plan.yaml", "--method": "greedy"}, "leave out either --plan or --agent and --method"),
         ({"--plan": "nowhere.yaml"}, "nowhere.yaml does not exist"),
+        ({"--plan": "."}, ". is a folder, not a plan; give a plan.yaml"),
         ({"--plan": "net.py"}, "net.py cannot be read as a plan"),
         ({"--method": "knapsack", "--walks": "0"}, "walks=0 must be at least 1"),
         ({"--method": "knapsack", "--seed": "-1"}, "seed=-1 must lie between 0 and"),
@@ -296,11 +300,12 @@ def test_mistakes_of_compress(place, refused, changes, said):
         ({"--networks": "digits-mlp", "--hold-out": "digits-mlp"}, "no network is left to train on"),
         ({"--networks": "digits-mlp", "--hold-out": "digits-vgg"}, "hold_out names digits-vgg, not among"),
         ({"--data": "digitz"}, "unknown dataset 'digitz'"),
-        ({"--steps": "0"}, "total_steps=0 must be above 0"),
-        ({"--envs": "0"}, "num_envs=0 must be above 0"),
+        ({"--steps": "0"}, "--steps 0 must be at least 1"),
+        ({"--envs": "0"}, "--envs 0 must be at least 1"),
         ({"--seed": "-1"}, "seed=-1 must be at least 0"),
         ({"--seed": "9999999999"}, "seed=9999999999 must lie between 0 and"),
         ({"--out": "net.py"}, "net.py is a file; name a folder"),
+        ({"--memory": "0"}, "memory=0 GiB must be above 0"),
     ],
 )
 def test_mistakes_of_train(place, refused, changes, said):
@@ -372,7 +377,19 @@ def test_a_finished_run_is_not_overwritten(done, place, refused):
     assert (done / "report.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("cheap", "place")
+def test_a_folder_that_another_run_writes_to_is_refused_before_the_search(refused):
+    with claimed(Path("out")):
+        assert "another run is writing to out" in refused(command("compress", KNAPSACK))
+
+
 # Plans
+
+
+@pytest.mark.usefixtures("cheap", "place")
+def test_a_run_in_a_plans_place_is_told_with_its_plan(done, refused):
+    said = refused(command("compress", {**COMPRESS, "--plan": str(done)}))
+    assert f"is a folder, not a plan; did you mean {done / 'plan.yaml'}?" in said
 
 
 @pytest.fixture
@@ -541,6 +558,26 @@ def test_mistakes_of_evaluate(done, refused, changes, said):
     assert said in refused(command("evaluate", {"--folder": str(done), **changes}))
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "weights.safetensors"])
+def test_evaluate_notices_files_that_are_not_those_handed_over(done, place, refused, name):
+    folder = shutil.copytree(done, place / "copy")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    arguments = ["evaluate", "--folder", str(folder), "--model", "net.py:make"]
+    assert f"copy/{name} is damaged or altered" in refused(arguments)
+    (folder / name).unlink()
+    assert f"copy/{name} is missing" in refused(arguments)
+
+
+def test_evaluate_takes_reports_that_know_no_checksums(done, place):
+    folder = shutil.copytree(done, place / "copy")
+    report = json.loads((folder / "report.json").read_text())
+    del report["checksums"]
+    (folder / "report.json").write_text(json.dumps(report))
+    main(["evaluate", "--folder", str(folder), "--model", "net.py:make"])
+
+
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"compressed": {"accuracy": "x"}}', b"\xff"])
 def test_a_damaged_report_is_told(refused, content):
@@ -563,8 +600,31 @@ def test_the_python_front_door_gives_the_same(done, place):
         nn.Linear(72, 10),
     )
     images = torch.randn(3, 1, 8, 8)
-    loaded = plywise.load(done, model)
-    assert torch.equal(loaded(images), load_packed(done / "weights.safetensors", model)(images))
+    for given in (model, "net.py:make"):
+        loaded = plywise.load(done, given)
+        assert torch.equal(loaded(images), load_packed(done / "weights.safetensors", model)(images))
+
+
+@pytest.mark.usefixtures("cheap", "place")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"model": nn.Linear(64, 10)},
+            "model is a Linear and must be a text: .* '__main__:function' is one of your own",
+        ),
+        ({"max_storage": "0.15"}, "max_storage='0.15' must be a number or None"),
+        ({"accuracy_weight": None}, "accuracy_weight=None must be a number$"),
+        ({"memory": 1e9}, r"memory=1e\+09 GiB must be above 0"),
+        ({"walks": "4"}, "walks='4' must be at least 1, a whole number"),
+        ({"seed": 0.5}, r"seed=0\.5 must lie between 0 and .*, a whole number"),
+        ({"recover": "distill", "epochs": "3"}, "epochs='3' must be at least 1, a whole number"),
+        ({"recover": "distill", "gradients": "minifloat", "gradients_of": "weight"}, "kind of gradient 'weight'"),
+    ],
+)
+def test_mistakes_in_python(changes, said):
+    with pytest.raises(ConfigurationError, match=said):
+        plywise.compress(**{"model": "net.py:make", "data": "digits", "out": "out", "method": "knapsack", **changes})
 
 
 def test_profile_lists_layers(done, place, capsys, monkeypatch):
@@ -645,7 +705,7 @@ def test_a_full_disk(place, refused, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         said = refused(command("compress", FREE))
-    assert "No space left on device: out/weights.safetensors; what was finished is kept" in said
+    assert "No space left on device: out/weights.safetensors; make room: what was finished is kept" in said
     assert sorted(path.name for path in (place / "out").iterdir()) == ["UNFINISHED", "plan.yaml"]
     main(command("compress", FREE))
     assert sorted(path.name for path in (place / "out").iterdir()) == FILES
@@ -721,6 +781,11 @@ def test_debug_shows_the_traceback():
         main([*command("compress", KNAPSACK), "--walks", "0", "--debug"])
 
 
+def test_a_path_that_is_not_there_is_not_said_to_be_gone_on_from(refused, monkeypatch):
+    monkeypatch.setattr("plywise.experiments.listings.show_list", lambda _: Path("/nope/x.zip").write_bytes(b""))
+    assert refused(["list"]).endswith("directory: /nope/x.zip; check that it is there and may be read or written\n")
+
+
 def test_defects_are_not_dressed_up_as_mistakes(monkeypatch):
     def defect(_):
         raise ZeroDivisionError
@@ -750,8 +815,18 @@ def test_a_folder_of_another_training_run(tmp_path, refused, monkeypatch):
     assert "out/run.json is damaged" in refused(["train", "--out", "out"])
     Path("out/run.json").unlink()
     Path("out/tensorboard").mkdir()
-    assert "out holds tensorboard of another run" in refused(["train", "--out", "out"])
+    assert "out holds other files (tensorboard) and no run.json" in refused(["train", "--out", "out"])
     assert Path("out/tensorboard").exists()
+
+
+def test_a_folder_that_another_run_trains_in(tmp_path):
+    with alone_in(tmp_path / "out"), pytest.raises(ConfigurationError, match="another run is writing to"):
+        train_agent(["digits-mlp"], out=tmp_path / "out")
+
+
+@pytest.mark.usefixtures("cheap")
+def test_an_agent_is_not_trained_into_a_compressed_network(done, refused):
+    assert "holds other files (model.onnx, plan.yaml" in refused(command("train", {"--out": str(done)}))
 
 
 def test_a_device_that_is_not_known_is_refused_before_networks_are_trained(tmp_path, refused, monkeypatch):
@@ -789,9 +864,11 @@ def test_networks_are_priced_on_each_device(monkeypatch, tmp_path):
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     monkeypatch.setattr("plywise.experiments.train_agent.Parallel", lambda **_: list)
     monkeypatch.setattr("plywise.experiments.train_agent.delayed", lambda _: price)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("plywise.env.memory._asked", [3 * GIB])
     tables = price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
-    assert tables == [
-        (name, "digits", 3, device) for name in ("digits-mlp", "digits-vgg") for device in ("here", "jetson-nano")
+    assert tables == [  # each of two processes may keep half
+        (name, "digits", 3, device, 1.5) for name in ("digits-mlp", "digits-vgg") for device in ("here", "jetson-nano")
     ]
     assert [name for name, *_ in priced] == ["digits-vgg"] * 2 + ["digits-mlp"] * 2  # the slower one first
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -123,6 +124,14 @@ def test_too_few_images_to_cut_from():
         assemble("folder", ("a", "b"), few, few)
 
 
+def test_the_least_that_is_named_can_be_cut():
+    five = LabelledImages(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1]))
+    with pytest.raises(DataError, match=r"5 training images, 2 in its smallest class.* at least 6, and 2 in each"):
+        assemble("folder", ("a", "b"), five, five)
+    six = LabelledImages(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert len(assemble("folder", ("a", "b"), six, six).validation) == 1
+
+
 # Specs
 
 
@@ -187,12 +196,30 @@ def test_own_validation_folder_is_used(tmp_path):
     assert [len(only_val.train), len(only_val.validation), len(only_val.test)] == [11, 1, 12]
 
 
-def test_images_take_mode_and_size_of_the_first(tmp_path):
+def test_images_take_the_size_of_the_first(tmp_path):
     root = write_folder(tmp_path / "large", size=(448, 300))
     (root / "test" / "cat" / "0.png").write_bytes(encoded(40, (3, 5), "L"))
     data = load_dataset(f"folder:{root}")
     assert data.input_shape == (3, 150, 224)
     assert data.test.images[0].unique().tolist() == [40]
+
+
+@pytest.mark.parametrize(("name", "channels"), [("train/dog/5.png", 3), ("test/dog/5.png", 1)])
+def test_colour_in_any_training_image_decides(tmp_path, name, channels):
+    root = write_folder(tmp_path / "grey")
+    for path in root.rglob("*.png"):
+        path.write_bytes(encoded(40, mode="L"))
+    (root / name).write_bytes(encoded((9, 8, 7), (3, 5)))
+    assert load_dataset(f"folder:{root}").input_shape == (channels, 4, 6)
+
+
+def test_images_of_16_bits_keep_their_levels(tmp_path):
+    root = write_folder(tmp_path / "deep")
+    levels = np.array([[0, 257, 257 * 100], [30_000, 65_000, 65_535]], np.uint16)
+    for path in root.rglob("*.png"):
+        Image.fromarray(levels).save(path)
+    data = load_dataset(f"folder:{root}")
+    assert data.train.images[0].tolist() == [[[0, 1, 100], [117, 253, 255]]]
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", encoded((1, 2, 3), (50, 50))[:60]])
@@ -209,6 +236,27 @@ def test_classes_must_agree(tmp_path):
     (root / "test" / "dog").rename(root / "test" / "hamster")
     with pytest.raises(DataError, match="'dog', 'hamster'"):
         load_dataset(f"folder:{root}")
+
+
+def test_several_datasets_are_not_mixed(tmp_path):
+    for name in ("a/pets", "b"):
+        write_folder(tmp_path / name)
+    with pytest.raises(DataError, match="several datasets, for example at a/pets/test/ and b/test/; name the folder"):
+        load_dataset(f"folder:{tmp_path}")
+    assert load_dataset(f"folder:{tmp_path / 'a'}").num_classes == 2
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_class_folders_without_images_are_told(tmp_path, zipped):
+    root = write_folder(tmp_path / "pets")
+    (root / "train" / "bird").mkdir()
+    (root / "train" / "fish").mkdir()
+    (root / "train" / "fish" / "0.tif").write_bytes(b"")
+    (root / "train" / ".notes").mkdir()
+    if zipped:
+        root = Path(shutil.make_archive(str(root), "zip", root))
+    with pytest.warns(UserWarning, match=r"no images .* directly in train/bird/, train/fish/, so"):
+        assert load_dataset(f"folder:{root}").classes == ("cat", "dog")
 
 
 def test_no_images(tmp_path):

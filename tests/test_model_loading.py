@@ -13,7 +13,17 @@ from plywise.experiments.study import samples
 from plywise.experiments.zoo import untrained
 
 FACTORIES = """
+import torch
 from torch import nn
+from torch.nn import functional as F
+
+class Odd(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.inner, self.odd = good(), forward
+
+    def forward(self, images):
+        return self.odd(self.inner, images)
 
 def good():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -36,6 +46,31 @@ def overflowing():
     network = good()
     network[1].weight.data.fill_(3e38)
     return network
+
+def noisy():
+    return Odd(lambda inner, images: inner(F.dropout(images)))
+
+def random():
+    return Odd(lambda inner, images: inner(images) + torch.rand(10))
+
+def mixing():
+    return Odd(lambda inner, images: inner(images - images.mean(0)))
+
+def squeezing():
+    return Odd(lambda inner, images: inner(images).squeeze())
+
+def pairing():
+    return Odd(lambda inner, images: inner(images) if len(images) > 1 else images[7])
+
+def half():
+    return good().half()
+
+def double():
+    return good().double()
+
+def hollow():
+    with torch.device("meta"):
+        return good()
 
 def failing():
     raise RuntimeError("no such luck")
@@ -90,6 +125,11 @@ def test_factory_of_a_file(factories, digits):
     assert isinstance(load_model(f"{factories}:good", dataset=digits), nn.Sequential)
 
 
+@pytest.mark.parametrize("name", ["squeezing", "pairing"])
+def test_networks_that_want_more_than_one_image_are_taken(factories, digits, name):
+    load_model(f"{factories}:{name}", dataset=digits)
+
+
 def test_factory_of_a_module(factories, digits, monkeypatch):
     monkeypatch.syspath_prepend(factories.parent)
     assert isinstance(load_model("my_networks:good", dataset=digits), nn.Sequential)
@@ -119,13 +159,19 @@ def test_a_file_without_its_function():
         ("leaving", "failed: SystemExit: 5"),
         ("demanding", "failed: TypeError"),
         ("wrong", "returned a dict"),
-        ("absent", "has no function 'absent'; it has good, narrow"),
+        ("absent", "has no function 'absent'; it has Odd, good, narrow"),
         ("setting", "has no function 'setting'"),
         ("infinite", "NaN or infinite values in 1.weight"),
         ("narrow", r"gives \(7,\) for each of the images \(1, 8, 8\)"),
         ("pair", "gives a tuple"),
         ("large", "fails on images"),
         ("overflowing", "NaN or infinite logits"),
+        ("half", r"are of type torch\.float16 in 1\.weight, 1\.bias; call \.float\(\) on it"),
+        ("double", r"are of type torch\.float64"),
+        ("hollow", r"has 1\.weight, 1\.bias on the device 'meta'; build it on the cpu"),
+        ("noisy", r"when it runs on the same images again .* training=self\.training"),
+        ("random", "draw no random numbers in forward"),
+        ("mixing", "do not mix images of a batch"),
     ],
 )
 def test_bad_factory(factories, digits, name, message):

@@ -15,7 +15,7 @@ from plywise.env import memory as memory_module
 from plywise.env.activation_memory import ActivationMemory, shared_memory
 from plywise.env.bank import Bank
 from plywise.env.calibration import calibrate
-from plywise.env.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory
+from plywise.env.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory, share
 from plywise.env.network import Network
 from plywise.env.samples import Samples
 from plywise.env.scorer import Scorer
@@ -159,6 +159,17 @@ def test_layers_and_outputs_share_what_is_asked_for(asked):
     assert shared_memory().ceiling == ceiling_of_outputs()
     limit_memory(0.25)
     assert shared_memory().ceiling == ceiling_of_outputs() < GIB // 4
+    limit_memory(None)
+    assert ceiling_of_layers() + ceiling_of_outputs() == usual
+
+
+def test_a_containers_limit_counts(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_module, "CONTAINER", tmp_path / "memory.max")
+    usual = share(1)
+    assert share(4) == usual / 4
+    for said, expected in (("max\n", usual), (f"{GIB // 4}\n", 0.25 * memory_module.SHARE)):
+        (tmp_path / "memory.max").write_text(said)
+        assert share(1) == expected
 
 
 @pytest.mark.parametrize("gibibytes", [0.0, -1.0, 1e9, float("nan")])

@@ -1,6 +1,6 @@
 """How soon an agent is of use: `python -m plywise.experiments.learning_study`, from nothing, on one new network.
 
-Needs ResNet-20 and its images, see `resnet_files`.
+Needs ResNet-20 and its images, see `study_files`.
 """
 
 import tempfile

@@ -1,11 +1,13 @@
 """What a network is made of and what its layers cost on this machine."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from plywise.compressors.errors import ConfigurationError
 from plywise.env.device import DECLARED, Device
 from plywise.env.device_file import write_questions
 from plywise.env.devices import open_device
@@ -27,8 +29,10 @@ def profile_model(
         ask: where to write the archive that measures the network's layers on another machine; None for nowhere.
 
     Raises:
-        PlywiseError: if the network or the data are not usable.
+        PlywiseError: if the network or the data are not usable, or the archive cannot be written.
     """
+    if ask is not None and (ask.is_dir() or not os.access(ask.parent, os.W_OK)):
+        raise ConfigurationError(f"--ask {ask}: name a file in a folder that is there and may be written to")
     latencies = open_device(device)
     dataset = load_dataset(data)
     subject = study(model, dataset, weights, latency=latencies).subject

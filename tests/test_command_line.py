@@ -586,6 +586,14 @@ def test_a_damaged_report_is_told(refused, content):
     assert "made/report.json is damaged" in refused(["evaluate", "--folder", "made"])
 
 
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("path", ["nowhere/questions.zip", "folder"])
+def test_questions_that_cannot_be_written_are_told_before_the_work(refused, path):
+    Path("folder").mkdir()
+    said = refused(["profile", "--model", "net.py:nothing", "--data", "digits", "--ask", path])
+    assert f"--ask {path}: name a file in a folder that is there" in said
+
+
 def test_the_python_front_door_gives_the_same(done, place):
     with pytest.raises(ConfigurationError, match="who should look for the plan"):
         plywise.compress("net.py:make", "digits", "out")

@@ -40,6 +40,10 @@ SMALLEST_MS = 1e-4
 UNKNOWN = "its runtime does not say why"
 
 
+class RoughLatencyWarning(UserWarning):
+    """Says that a machine is so busy that latencies vary much from one moment to the next."""
+
+
 class Latencies(Protocol):
     """Where the latencies of chains of operations come from."""
 
@@ -114,6 +118,7 @@ class LatencyTable:
             warnings.warn(
                 f"{rough} of {len(missing)} latencies vary by over {100 * NOISY:.0f} % from one moment to the next; "
                 f"give the machine less to do and delete {self.path} for better ones",
+                RoughLatencyWarning,
                 stacklevel=2,
             )
         empty = known[()] or 0.0

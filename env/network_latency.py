@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from plywise.compressors.errors import ModelError
-from plywise.env.latency import ROUGH, Chain, Latencies, LatencyTable, chain_key
+from plywise.env.latency import ROUGH, Chain, Latencies, LatencyTable, RoughLatencyWarning, chain_key
 from plywise.env.mould import Mould
 from plywise.env.network import Network
 from plywise.env.runtime import relative_time, time_model
@@ -161,6 +161,7 @@ class NetworkLatency:
             warnings.warn(
                 f"{self.network.name}: the latency of {rough} of {count} whole graphs varies by over "
                 f"{100 * NOISY:.0f} % from one moment to the next; give the machine less to do for better ones",
+                RoughLatencyWarning,
                 stacklevel=3,
             )
 

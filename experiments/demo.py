@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from plywise.agent.ppo import PPOSettings
 from plywise.env.demand import Demand
+from plywise.env.latency import RoughLatencyWarning
 from plywise.experiments.compress_model import compress_model, show_report
 from plywise.experiments.progress import tracked
 from plywise.experiments.train_agent import DIGITS_ZOO, price_network, price_networks, seen_networks, train_agent
@@ -67,6 +69,7 @@ def pricing_beside(networks: list[str]) -> Iterator[None]:
 
 def _prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore", RoughLatencyWarning)  # the agent learns beside, which keeps the machine busy
     torch.set_num_threads(1)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from plywise.agent.ppo import PPOSettings, train
 from plywise.agent.recipe_agent import RecipeAgent
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.env.cache import cache_folder
 from plywise.env.demand_sampler import DemandSampler
 from plywise.env.devices import HERE, open_device
 from plywise.env.handover import alone_in, check_writable
+from plywise.env.latency import RoughLatencyWarning
 from plywise.env.memory import limit_memory, share
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.prices import PriceTable
@@ -54,10 +57,28 @@ def price_networks(
     processes = min(os.cpu_count() or 1, len(pairs))
     # joblib's processes need no guard around the caller's main module, and get one thread each.
     results = Parallel(n_jobs=processes, return_as="generator")(
-        delayed(price_network)(name, data, seed, device, share(processes)) for name, device in pairs
+        delayed(_price_quietly)(name, data, seed, device, share(processes)) for name, device in pairs
     )
-    tables = dict(zip(pairs, tracked(results, "training and pricing networks", len(pairs)), strict=True))
-    return [tables[name, device] for name in networks for device in devices]
+    found = dict(zip(pairs, tracked(results, "training and pricing networks", len(pairs)), strict=True))
+    rough = sum(varied for _, varied in found.values())
+    if rough:
+        warnings.warn(
+            f"latencies of {rough} of {len(found)} networks vary much from one moment to the next; give the machine "
+            f"less to do and delete {cache_folder() / 'latency.sqlite'} for better ones",
+            RoughLatencyWarning,
+            stacklevel=2,
+        )
+    return [found[name, device][0] for name in networks for device in devices]
+
+
+def _price_quietly(name: str, data: str, seed: int, device: str, memory: float) -> tuple[PriceTable, bool]:
+    """Returns a price table, and whether its latencies vary, which each of many processes would say many times."""
+    with warnings.catch_warnings(record=True) as told:
+        table = price_network(name, data, seed, device, memory)
+    for each in told:
+        if each.category is not RoughLatencyWarning:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    return table, any(each.category is RoughLatencyWarning for each in told)
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.technique import TECHNIQUES
 from plywise.env import handover
 from plywise.env.handover import alone_in, claimed
-from plywise.env.latency import LatencyTable
+from plywise.env.latency import LatencyTable, RoughLatencyWarning
 from plywise.env.memory import GIB
 from plywise.env.network_latency import Overhead
 from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
@@ -867,18 +867,31 @@ def test_networks_are_priced_on_each_device(monkeypatch, tmp_path):
 
     def price(*asked):
         priced.append(asked)
-        return asked
+        return asked, asked[0] == "digits-vgg"
 
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     monkeypatch.setattr("plywise.experiments.train_agent.Parallel", lambda **_: list)
     monkeypatch.setattr("plywise.experiments.train_agent.delayed", lambda _: price)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("plywise.env.memory._asked", [3 * GIB])
-    tables = price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
+    with pytest.warns(RoughLatencyWarning, match="latencies of 2 of 4 networks vary much"):
+        tables = price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
     assert tables == [  # each of two processes may keep half
         (name, "digits", 3, device, 1.5) for name in ("digits-mlp", "digits-vgg") for device in ("here", "jetson-nano")
     ]
     assert [name for name, *_ in priced] == ["digits-vgg"] * 2 + ["digits-mlp"] * 2  # the slower one first
+
+
+def test_only_warnings_of_a_busy_machine_are_kept_back(monkeypatch):
+    def price(*_):
+        warnings.warn("busy", RoughLatencyWarning, stacklevel=1)
+        warnings.warn("what matters", UserWarning, stacklevel=1)
+        return "table"
+
+    monkeypatch.setattr(train_module, "price_network", price)
+    with pytest.warns(UserWarning, match="what matters") as told:
+        assert train_module._price_quietly("digits-mlp", "digits", 0, "here", 1.0) == ("table", True)
+    assert len(told) == 1
 
 
 def test_a_finished_training_run_is_loaded_without_pricing(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What scores a plan: the protocol that every search method sees, and the evaluator that only reads prices."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -96,20 +97,34 @@ class SurrogateEvaluator:
 
 def least_reachable(table: PriceTable) -> dict[str, float]:
     """Returns for each metric the least share of the original's cost that a known plan reaches."""
+    return dict(zip(METRICS, _least(table).min(0).tolist(), strict=True))
+
+
+def _least(table: PriceTable) -> Array:
+    """Returns the costs of plans that make each combination of them small, `(plans, M)` shares of the original's."""
     estimator = PlanEstimator(table)
-    plans = least_plans(estimator.stack, 0)[:, : table.num_layers]
-    return dict(zip(METRICS, estimator.estimate(plans)[0].min(0).tolist(), strict=True))
+    return estimator.estimate(least_plans(estimator.stack, 0)[:, : table.num_layers])[0]
 
 
 def check_demand(table: PriceTable, demand: Demand) -> None:
     """Refuses cost ceilings that no plan can hold; that of accuracy can always be held.
 
+    Warns where no plan is known that holds all of them at once.
+
     Raises:
         DemandError: with the best reachable value of each ceiling that was set.
     """
-    least = least_reachable(table)
+    plans = _least(table)
+    least = dict(zip(METRICS, plans.min(0).tolist(), strict=True))
     asked = {name: ceiling for name, ceiling in zip(METRICS, demand.ceilings, strict=True) if ceiling is not None}
     if all(least[name] <= ceiling for name, ceiling in asked.items()):
+        held = [plans[:, METRICS.index(name)] <= ceiling for name, ceiling in asked.items()]
+        if asked and not np.all(held, axis=0).any():
+            warnings.warn(
+                f"{table.network}: each of {', '.join(f'max_{name}' for name in asked)} can be held, but no plan is "
+                "known that holds all at once; what comes nearest may lose much accuracy",
+                stacklevel=2,
+            )
         return
     # Rounded up, so that the value given is one that can be held.
     reachable = {name: math.ceil(least[name] * 1e4) / 1e4 for name in asked}

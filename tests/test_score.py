@@ -108,6 +108,15 @@ def test_least_reachable_is_nearly_the_least_of_all_plans(seed):
     assert least == pytest.approx(true, rel=0.03)
 
 
+def test_ceilings_that_no_known_plan_holds_at_once_are_told():
+    table = synthetic_table(np.random.default_rng(0), 8)
+    least = least_reachable(table)
+    tight = Demand(1.0, max_storage=least["storage"] * 1.0001, max_latency=least["latency"] * 1.0001)
+    with pytest.warns(UserWarning, match="each of max_storage, max_latency can be held, but no plan is known"):
+        check_demand(table, tight)
+    check_demand(table, Demand(1.0, max_storage=least["storage"] * 1.0001))
+
+
 def test_a_demand_out_of_reach_is_refused_with_what_is_reachable():
     table = synthetic_table(np.random.default_rng(0), 6)
     least = least_reachable(table)["storage"]

@@ -17,7 +17,7 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
 from plywise.env import target_program
 from plywise.env.device import MEASURED_ELSEWHERE, Device
-from plywise.env.latency import UNKNOWN, Chain, chain_key, net_milliseconds
+from plywise.env.latency import Chain, chain_key, net_milliseconds
 from plywise.env.operation_graph import operation_graph
 from plywise.env.runtime import ONE_THREAD
 from plywise.env.target_program import ANSWERS, CPU, CUDA, Execution
@@ -72,7 +72,7 @@ class DeviceFile:
 
     def why_refused(self, chain: Chain) -> str:
         """Returns the reason of the target's runtime."""
-        return self._reasons.get(chain_key(chain), UNKNOWN)
+        return self._reasons[chain_key(chain)]
 
     def source_of(self, chains: Sequence[Chain]) -> str:
         """Returns in words how the latencies of chains are known."""

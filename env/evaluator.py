@@ -114,12 +114,11 @@ def check_demand(table: PriceTable, demand: Demand) -> None:
     Raises:
         DemandError: with the best reachable value of each ceiling that was set.
     """
-    plans = _least(table)
-    least = dict(zip(METRICS, plans.min(0).tolist(), strict=True))
+    least = _least(table)
     asked = {name: ceiling for name, ceiling in zip(METRICS, demand.ceilings, strict=True) if ceiling is not None}
-    if all(least[name] <= ceiling for name, ceiling in asked.items()):
-        held = [plans[:, METRICS.index(name)] <= ceiling for name, ceiling in asked.items()]
-        if asked and not np.all(held, axis=0).any():
+    held = least <= np.array([math.inf if ceiling is None else ceiling for ceiling in demand.ceilings])
+    if held.any(0).all():
+        if not held.all(1).any():
             warnings.warn(
                 f"{table.network}: each of {', '.join(f'max_{name}' for name in asked)} can be held, but no plan is "
                 "known that holds all at once; what comes nearest may lose much accuracy",
@@ -127,6 +126,6 @@ def check_demand(table: PriceTable, demand: Demand) -> None:
             )
         return
     # Rounded up, so that the value given is one that can be held.
-    reachable = {name: math.ceil(least[name] * 1e4) / 1e4 for name in asked}
+    reachable = {name: math.ceil(share * 1e4) / 1e4 for name, share in zip(METRICS, least.min(0).tolist(), strict=True)}
     lines = ", ".join(f"max_{name}={ceiling:g} (reachable: {reachable[name]:g})" for name, ceiling in asked.items())
     raise DemandError(f"no plan for {table.network} holds {lines}; raise the ceilings to what is reachable or above")

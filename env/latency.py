@@ -37,7 +37,6 @@ QUIET_SECONDS = 2.0
 ROUGH = 0.1
 """Share of the latencies that may vary much before the machine is said to be busy."""
 SMALLEST_MS = 1e-4
-UNKNOWN = "its runtime does not say why"
 
 
 class RoughLatencyWarning(UserWarning):
@@ -114,19 +113,14 @@ class LatencyTable:
                 )
                 # Where another process was first, its figure counts: all others are relative to the reference's.
                 known |= self._known(connection, {chain: wanted[chain]})
-        if rough > ROUGH * len(missing):
-            warnings.warn(
-                f"{rough} of {len(missing)} latencies vary by over {100 * NOISY:.0f} % from one moment to the next; "
-                f"give the machine less to do and delete {self.path} for better ones",
-                RoughLatencyWarning,
-                stacklevel=2,
-            )
+        what = f"{rough} of {len(missing)} latencies vary"
+        tell_rough(rough, len(missing), what, f" and delete {self.path}")
         empty = known[()] or 0.0
         return np.array([net_milliseconds(chain, known[chain], empty) for chain in chains])
 
     def why_refused(self, chain: Chain) -> str:
         """Returns the runtime's reason."""
-        return self.reasons.get(chain, UNKNOWN)
+        return self.reasons[chain]
 
     def source_of(self, chains: Sequence[Chain]) -> str:
         """Returns in words how the latencies of chains are known."""
@@ -149,6 +143,23 @@ class LatencyTable:
         except ModelError as error:
             self.reasons[chain] = str(error)
             return None, 0.0
+
+
+def tell_rough(rough: int, count: int, what: str, mend: str = "") -> None:
+    """Warns the caller's caller where too many of some latencies are rough.
+
+    Args:
+        rough, count: how many vary by over `NOISY`, and of how many.
+        what: what varies, with the verb.
+        mend: what else to do for better ones, besides giving the machine less to do.
+    """
+    if rough > ROUGH * count:
+        warnings.warn(
+            f"{what} by over {100 * NOISY:.0f} % from one moment to the next; give the machine less to do{mend} for "
+            "better ones",
+            RoughLatencyWarning,
+            stacklevel=3,
+        )
 
 
 def net_milliseconds(chain: Chain, cost: float | None, empty: float) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from plywise.compressors.errors import ModelError
-from plywise.env.latency import ROUGH, Chain, Latencies, LatencyTable, RoughLatencyWarning, chain_key
+from plywise.env.latency import Chain, Latencies, LatencyTable, chain_key, tell_rough
 from plywise.env.mould import Mould
 from plywise.env.network import Network
 from plywise.env.runtime import relative_time, time_model
@@ -147,7 +147,7 @@ class NetworkLatency:
                     stacklevel=2,
                 )
             else:
-                self._tell_rough(int(varied > NOISY), 1)
+                tell_rough(int(varied > NOISY), 1, f"{self.network.name}: the latency of 1 of 1 whole graphs varies")
                 return share * original
         return float(self.foretold([chains])[0])
 
@@ -155,15 +155,6 @@ class NetworkLatency:
         """Returns the time of a plan's graph over that of the original's, and by how much it varies, relative to it."""
         graph, execution = self._mould.filled(*plan), self.latency.device.execution
         return relative_time(graph, self._original, self._shape, execution, loads, precision)
-
-    def _tell_rough(self, rough: int, count: int) -> None:
-        if rough > ROUGH * count:
-            warnings.warn(
-                f"{self.network.name}: the latency of {rough} of {count} whole graphs varies by over "
-                f"{100 * NOISY:.0f} % from one moment to the next; give the machine less to do for better ones",
-                RoughLatencyWarning,
-                stacklevel=3,
-            )
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -199,7 +190,8 @@ class NetworkLatency:
                 share, varied = math.nan, 0.0
             shares.append(share)
             rough += varied > NOISY
-        self._tell_rough(rough, len(graphs))
+        what = f"{self.network.name}: the latency of {rough} of {len(graphs)} whole graphs varies"
+        tell_rough(rough, len(graphs), what)
         return np.array(shares)
 
     def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:

@@ -113,6 +113,7 @@ class Pricer:
         self.latency = whole.latency
         self._sizes: dict[tuple[str, Recipe], Sizes] = {}
         self._chains: dict[tuple[str, Recipe, bool, int, int], Chain] = {}
+        self._known: dict[Chain, float] = {}  # latencies
         self._refused: dict[tuple[str, Recipe], str] = {}  # by layer and recipe, why the device does not run it
         self.recipes: dict[str, tuple[Recipe, ...]] = {
             layer.name: legal_recipes(layer, self.network.modules[layer.name]) for layer in self.network.layers
@@ -278,9 +279,12 @@ class Pricer:
         return list(dict.fromkeys(chains))
 
     def _latencies(self, chains: Sequence[Chain]) -> dict[Chain, float]:
-        unique = list(dict.fromkeys(chains))
-        alone = self.latency.milliseconds(unique).tolist()
-        return {chain: self.whole.overhead.in_place(chain, each) for chain, each in zip(unique, alone, strict=True)}
+        new = [chain for chain in dict.fromkeys(chains) if chain not in self._known]
+        alone = self.latency.milliseconds(new).tolist()
+        self._known |= {
+            chain: self.whole.overhead.in_place(chain, each) for chain, each in zip(new, alone, strict=True)
+        }
+        return self._known
 
     def sizes(self, layer: Layer, recipe: Recipe) -> Sizes:
         """Returns the bytes of a layer under a recipe of its own, nothing pruned before it; measured once."""

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +64,7 @@ class Samples:
         """Returns a hash of the content."""
         state = hashlib.sha256()
         for values in (self.inputs, self.labels):
-            state.update(np.ascontiguousarray(values.numpy(force=True)).data)  # no copy: it may be gigabytes
+            state.update(_bytes_of(values))
         return state.hexdigest()[:16]
 
 
@@ -84,8 +83,13 @@ def model_digest(model: nn.Module, inputs: Tensor) -> str:
     with torch.inference_mode():
         outputs = model(inputs).double().nan_to_num()
     steps = (outputs / outputs.abs().max().clamp(min=1e-30) * STEPS).round().to(torch.int64)
-    state.update(np.ascontiguousarray(steps.numpy(force=True)).data)
+    state.update(_bytes_of(steps))
     for name, value in sorted(model.state_dict().items()):
         state.update(name.encode())
-        state.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True).tobytes())
+        state.update(_bytes_of(value))
     return state.hexdigest()[:16]
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    """Returns the bytes of a tensor where they lie, for they may be gigabytes; in order, where they lie otherwise."""
+    return values.detach().contiguous().view(-1).view(torch.uint8).numpy(force=True).data

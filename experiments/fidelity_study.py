@@ -145,12 +145,17 @@ def look_at(studied: Study, dataset: Dataset, actions: Ints, folder: Path, seeds
     subject = studied.subject
     plan = subject.plan(actions.tolist())
     tuned = [_tuned(studied, dataset, plan, RecoverySettings(seed=seed), folder) for seed in range(seeds)]
-    missed = _missed(subject.validation, subject.bank.stitch(plan).model)
-    bare = _missed(subject.validation, subject.bank.stitch(plan, 0).model)
+
+    def score(_: Path) -> dict[str, Any]:
+        stitched = {"missed": subject.bank.stitch(plan), "bare": subject.bank.stitch(plan, 0)}
+        return {name: _missed(subject.validation, each.model) for name, each in stitched.items()}
+
+    scored = kept_run(folder, [subject.key, "scored", list(map(str, plan.values()))], score)
+    missed = scored["missed"]
     return Found(
         actions.tolist(),
         _right(missed, subject.validation),
-        _right(bare, subject.validation),
+        _right(scored["bare"], subject.validation),
         [_right(wrong, studied.test) for wrong, _ in tuned],
         statistics.fmean(seconds for _, seconds in tuned),
         missed,

@@ -157,6 +157,7 @@ def _learn(env: VecEnv, settings: PPOSettings, folder: Path, curves: Path, progr
         shutil.rmtree(curves, ignore_errors=True)
     board = TensorBoardCallback(curves, chosen, checkpoint.steps if checkpoint else None)
     model = _build(env, settings)
+    board.take_logs(model)
     if checkpoint:
         checkpoint.restore(model, env, board)
     bar = Progress(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch.utils.tensorboard import SummaryWriter
@@ -183,8 +184,11 @@ class TensorBoardCallback(BaseCallback):
         """Closes the event file."""
         self._writer.close()
 
+    def take_logs(self, model: BaseAlgorithm) -> None:
+        """Sends what a model logs here; before it learns, or it makes a folder of its own that nobody deletes."""
+        model.set_logger(Logger(None, [ScalarWriter(self._writer)]))
+
     def _init_callback(self) -> None:
-        self.model.set_logger(Logger(None, [ScalarWriter(self._writer)]))
         if self.resumed_at is None:
             self._write_settings()
 

@@ -49,6 +49,14 @@ def test_training_twice_gives_the_same_weights(tmp_path, short_run):
     assert other.weights_hash != short_run[1].weights_hash
 
 
+def test_a_run_leaves_nothing_outside_its_folder(tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(outside))
+    run(tmp_path / "run")
+    assert list(outside.iterdir()) == []
+
+
 def test_a_finished_run_is_loaded_and_not_trained_again(short_run):
     folder, agent = short_run
     env = ToyWalk(16, breaks_after=0)

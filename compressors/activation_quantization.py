@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.layers import CONVOLUTIONS
 from plywise.compressors.leaves import each_leaf
-from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
+from plywise.compressors.static_quantized import ActivationRange, StaticQuantized, join
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage, Technique, choice
 
@@ -52,7 +53,11 @@ class ActivationQuantization(Technique):
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns `StaticQuantized` around the layer, or around each leaf of a chain."""
-        return each_leaf(layer, statistics, self._leaf)
+        quantized = each_leaf(layer, statistics, self._leaf)
+        if isinstance(quantized, nn.Sequential):
+            for before, after in pairwise(quantized):
+                join(before, after)
+        return quantized
 
     def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         wrapped = StaticQuantized(layer, self._range(statistics.inputs), self._range(statistics.outputs))

@@ -61,6 +61,7 @@ class StaticQuantized(nn.Module):
     Attributes:
         layer: the layer (or the chain of smaller ones) that runs inside.
         input_range, output_range: fixed ranges from calibration.
+        rounds_inputs: whether it must; not where they are rounded to that range already, see `join`.
     """
 
     def __init__(self, layer: nn.Module, input_range: ActivationRange, output_range: ActivationRange) -> None:
@@ -68,8 +69,26 @@ class StaticQuantized(nn.Module):
         self.layer = layer
         self.input_range = input_range
         self.output_range = output_range
+        self.rounds_inputs = True
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps what `layer` maps, `(n, ...)`, with inputs and outputs rounded to their ranges."""
-        outputs: Tensor = self.layer(self.input_range(inputs))
+        outputs: Tensor = self.layer(self.input_range(inputs) if self.rounds_inputs else inputs)
         return self.output_range.take(outputs)  # a tenth of the time goes into memory for another tensor
+
+
+def join(before: nn.Module, after: nn.Module) -> None:
+    """Spares a module the rounding of its inputs where the one that they come from has done the same.
+
+    Args:
+        before: a layer, or what has replaced it.
+        after: another, changed in place, that reads what `before` puts out, or a ReLU of it.
+    """
+    last, first = _part(before, -1), _part(after, 0)
+    if isinstance(last, StaticQuantized) and isinstance(first, StaticQuantized):
+        first.rounds_inputs = last.output_range != first.input_range
+
+
+def _part(module: nn.Module, place: int) -> nn.Module:
+    """Returns the first or the last part of a chain."""
+    return _part(module[place], place) if isinstance(module, nn.Sequential) else module

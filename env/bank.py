@@ -16,6 +16,7 @@ from plywise.compressors.filter_pruning import FilterPruning
 from plywise.compressors.layers import is_depthwise
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
+from plywise.compressors.static_quantized import join
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
 from plywise.env.bank_folder import BankFolder
@@ -183,12 +184,16 @@ class Bank:
         for name in outputs:
             if name not in known and isinstance(network.modules[name], NORMS):
                 replaced[name] = cut_norm(network.modules[name], outputs[name])
-        model = assemble(network.model, {**replaced, **known})
+        every = {**replaced, **known}
+        for name, source in self.calibration.sources.items():
+            if name in replaced and source in every:
+                join(every[source], replaced[name])
+        model = assemble(network.model, every)
         if replaced and repair_inputs != 0:
             reference = self.calibration.moments(network, repair_inputs)
             targets = {name: _kept_moments(reference[name], outputs.get(name)) for name in replaced}
             match_moments(through(model), self.calibration.inputs[:repair_inputs], targets, replaced)
-        return Stitched(model, {**replaced, **known})
+        return Stitched(model, every)
 
     def _stored_or_made(self, layer: Layer, recipe: Recipe, touching: State) -> nn.Module:
         # What wraps the layer in roundings costs less than to read it.

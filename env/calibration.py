@@ -6,6 +6,7 @@ It runs in batches, so that what it takes in memory does not grow with the data.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,21 @@ class Calibration:
     statistics: dict[str, LayerStatistics]
     outputs: dict[int, dict[str, Moments]]
 
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The layers, by name, that read what another puts out, behind its ReLU where it has one: that one's name.
+
+        All values that are kept of both are the same, for they are taken at the same places.
+        """
+        found: dict[str, str] = {}
+        makers: dict[bytes, str] = {}
+        for name, seen in self.statistics.items():
+            source = makers.get(_content(seen.inputs))
+            if source is not None:
+                found[name] = source
+            makers[_content(seen.outputs)] = name
+        return found
+
     def moments(self, network: Network, count: int | None = None) -> dict[str, Moments]:
         """Returns the original's moments over the first `count` inputs (None: all), by module name."""
         count = len(self.inputs) if count is None else min(count, len(self.inputs))
@@ -75,7 +91,7 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
     Raises:
         ModelError: if activations are not finite.
     """
-    recorder = _Recorder(network, len(inputs), torch.Generator().manual_seed(seed))
+    recorder = _Recorder(network, len(inputs), seed)
     with torch.no_grad(), layer_outputs(network, recorder.record):
         for start in range(0, len(inputs), BATCH):
             network.model(inputs[start : start + BATCH])
@@ -88,6 +104,10 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
         name: replace(found, importance=importance[name], unit=units.get(name, 1)) for name, found in seen.items()
     }
     return Calibration(inputs, statistics, {len(inputs): outputs})
+
+
+def _content(values: Tensor) -> bytes:
+    return (values + 0.0).numpy().tobytes()  # no zero is negative
 
 
 def moments(outputs: Tensor, last: bool) -> Moments:
@@ -116,10 +136,11 @@ class _Recorder:
         outputs: for each layer and BatchNorm, by name, the moments of each batch and how many inputs it had.
     """
 
-    def __init__(self, network: Network, inputs: int, generator: torch.Generator) -> None:
+    def __init__(self, network: Network, inputs: int, seed: int) -> None:
         self.layers = {layer.name: layer for layer in network.layers}
         self.modules = network.modules
-        self.generator = generator
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
         self.outputs: dict[str, list[tuple[int, Moments]]] = {}
         self._inputs = inputs
         self._rows: dict[str, RowMoments] = {}
@@ -143,8 +164,9 @@ class _Recorder:
             if not bool(torch.isfinite(self._rows[name].scatter).all()):
                 raise ModelError(f"{name} sees inputs too large to square on the calibration data; normalise the data")
         before, after = self._values.setdefault(name, ([], []))
-        before.append(self._some(inputs.float(), share))
-        after.append(self._some(outputs if layer.relu is None else outputs.clamp(*layer.relu), share))
+        count, seed = math.ceil(VALUES * share), self.seed + len(before)
+        before.append(_some(inputs.float(), count, seed))
+        after.append(_some(outputs if layer.relu is None else outputs.clamp(*layer.relu), count, seed))
 
     def statistics(self) -> dict[str, LayerStatistics]:
         """Returns what was seen of each layer, by name."""
@@ -162,11 +184,12 @@ class _Recorder:
                 found[name] = LayerStatistics(covariance, mean, before, after, frequency=frequency)
         return found
 
-    def _some(self, values: Tensor, share: float) -> Tensor:
-        """Returns random values, the least and the largest among them."""
-        flat = values.flatten()
-        picked = flat[torch.randint(flat.numel(), (math.ceil(VALUES * share),), generator=self.generator)]
-        return torch.cat([picked, flat.amin()[None], flat.amax()[None]])
+
+def _some(values: Tensor, count: int, seed: int) -> Tensor:
+    """Returns random values, the least and the largest among them; those of equal tensors are equal."""
+    flat = values.flatten()
+    places = torch.randint(flat.numel(), (count,), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([flat[places], flat.amin()[None], flat.amax()[None]])
 
 
 def row_counts(layer: nn.Embedding, inputs: Tensor) -> Tensor:

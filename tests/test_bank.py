@@ -4,7 +4,7 @@ import errno
 
 import pytest
 import torch
-from tiny_networks import NETWORKS, Concatenated, Depthwise, Identity, Plain, Sequence, build, images, labels
+from tiny_networks import NETWORKS, Concatenated, Depthwise, Identity, Plain, Residual, Sequence, build, images, labels
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError, UnsupportedLayerError
@@ -198,6 +198,38 @@ def test_weights_are_the_same_with_and_without_integer_activations():
     integer = bank.entry("conv2", Recipe.parse(f"{FULL} + activation_quantization"))
     assert isinstance(integer, StaticQuantized)
     assert torch.equal(integer.layer.weight, plain.weight)
+
+
+INTEGERS = "uniform_quantization(bits=4) + activation_quantization"
+
+
+def rounding(model):
+    return {name for name, part in model.named_modules() if getattr(part, "rounds_inputs", False)}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("first", ["", "low_rank(ratio=0.4) + "])
+def test_roundings_left_out_change_no_bit(kind, first):
+    bank = banked(kind)
+    plan, _ = Scheme.of({"*": f"{first}{INTEGERS}"}).on(bank.network)
+    model = bank.stitch(plan).model
+    found = outputs_of(model, images(8))
+    for part in model.modules():
+        if isinstance(part, StaticQuantized):
+            part.rounds_inputs = True
+    assert torch.equal(outputs_of(model, images(8)), found)
+
+
+def test_what_is_on_its_grid_is_not_rounded_again():
+    bank = banked(Residual)
+    assert bank.calibration.sources == {"a1": "stem", "a2": "a1", "b2": "b1"}
+    wrapped = dict.fromkeys(["stem", "a1", "b1", "b2"], INTEGERS)
+    assert rounding(bank.stitch(plan_of(bank.network, **wrapped)).model) == {"stem", "b1"}
+    # ... but is where it comes from floats, or from another grid
+    other = {"stem": "identity", "b1": INTEGERS.replace("activation_quantization", "activation_quantization(width=6)")}
+    assert rounding(bank.stitch(plan_of(bank.network, **{**wrapped, **other})).model) == {"a1", "b1", "b2"}
+    chained = plan_of(bank.network, a1=f"low_rank(ratio=0.4) + {INTEGERS}", a2=INTEGERS)
+    assert rounding(bank.stitch(chained).model) == {"a1.0"}
 
 
 def test_the_least_recently_used_entries_go_first(monkeypatch):

@@ -162,6 +162,9 @@ class Bank:
     ) -> Stitched:
         """Puts a plan together and matches the moments of the original.
 
+        Layers that the plan leaves as they are, behind the first that it does not, are matched as well: they make up
+        for much of what is lost before them, as BatchNorms do that are recalibrated.
+
         Args:
             plan: a recipe for each layer.
             repair_inputs: how many calibration inputs, at most, the moments are matched on; 0 for no repair.
@@ -177,9 +180,12 @@ class Bank:
         network = self.network
         outputs = cut(network.modules, network.groups, keep)[1]
         replaced: dict[str, nn.Module] = {}
+        behind = False  # a layer that the plan changes
         for layer in network.layers:
             touched = any(g in layer.reads or g == layer.group for g, _ in state)
-            if layer.name not in known and (plan[layer.name].techniques or touched):
+            changed = bool(plan[layer.name].techniques) or touched
+            behind = behind or (changed and repair_inputs != 0)
+            if layer.name not in known and (changed or behind):
                 replaced[layer.name] = copy.deepcopy(self.entry(layer.name, plan[layer.name], state))
         for name in outputs:
             if name not in known and isinstance(network.modules[name], NORMS):

@@ -8,7 +8,6 @@ Renormalization, 2017 (what changes in a network whose statistics moved).
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -26,23 +25,19 @@ TRUST = 0.05
 
 
 def match_moments(
-    model: nn.Module, inputs: Tensor, targets: Mapping[str, Moments], changed: Mapping[str, nn.Module]
+    model: nn.Module, inputs: Tensor, targets: Mapping[str, Moments], matched: Mapping[str, nn.Module]
 ) -> None:
-    """Corrects the layers in `changed` in place; they must not be shared with another network.
-
-    What runs behind the last of them is not computed.
+    """Corrects the layers in `matched` in place; they must not be shared with another network.
 
     Args:
         model: the compressed network, in eval mode.
         inputs: `(n, ...)` calibration inputs, run as one batch.
-        targets: the original's moments for each name in `changed`, already reduced to the channels that stay.
-        changed: by name, layers (or chains, or `StaticQuantized`) and BatchNorms of `model`.
+        targets: the original's moments for each name in `matched`, already reduced to the channels that stay.
+        matched: by name, layers (or chains, or `StaticQuantized`) and BatchNorms of `model`.
     """
-    makers = [pair for name, module in changed.items() for pair in output_leaves(module, targets[name])]
+    makers = [pair for name, module in matched.items() for pair in output_leaves(module, targets[name])]
     # A table of vectors has no bias, and its formats no factor for a column.
     left = {leaf: target for leaf, target in makers if not isinstance(leaf, nn.Embedding)}
-    if not left:
-        return
 
     def correct(leaf: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
         if leaf not in left:  # runs a second time
@@ -50,22 +45,16 @@ def match_moments(
         last = channels_last(leaf)
         factor, shift = _correction(moments(outputs, last), left.pop(leaf), _may_scale(leaf))
         _apply(leaf, factor, shift)
-        if not left:
-            raise _AllCorrectedError
         shape = (-1,) if last else (-1,) + (1,) * (outputs.dim() - 2)
         return torch.addcmul(shift.view(shape), outputs, factor.view(shape))
 
     handles = [leaf.register_forward_hook(correct) for leaf in left]
     try:
-        with torch.no_grad(), suppress(_AllCorrectedError):
+        with torch.no_grad():
             model(inputs)
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _AllCorrectedError(Exception):
-    """Ends the forward pass."""
 
 
 def output_leaves(module: nn.Module, target: Moments) -> Iterator[tuple[nn.Module, Moments]]:

@@ -38,7 +38,7 @@ from plywise.env.samples import Samples, model_digest
 from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import ProbeSamples, Sensitivity, divergence, sensitivities
 
-VERSION = "15"
+VERSION = "16"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))

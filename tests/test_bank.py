@@ -7,6 +7,7 @@ import torch
 from tiny_networks import NETWORKS, Concatenated, Depthwise, Identity, Plain, Residual, Sequence, build, images, labels
 from torch import nn
 
+from plywise.compressors.assembly import assemble
 from plywise.compressors.errors import ConfigurationError, ModelError, UnsupportedLayerError
 from plywise.compressors.layers import groups_of, weight_matrices
 from plywise.compressors.packed_file import load_packed, save_packed
@@ -256,8 +257,11 @@ def test_plans_of_other_networks_and_impossible_recipes_are_refused():
 
 
 def divergence_of(bank, plan, *repair):
-    changed = outputs_of(bank.stitch(plan, *repair).model, images())
-    original = outputs_of(bank.network.model, images())
+    return divergence(bank, bank.stitch(plan, *repair).model)
+
+
+def divergence(bank, model):
+    changed, original = outputs_of(model, images()), outputs_of(bank.network.model, images())
     return float((changed - original).square().mean() / original.var())
 
 
@@ -321,14 +325,16 @@ def test_a_scaled_layer_is_scaled_back():
     assert torch.allclose(outputs_of(folded, images()), outputs_of(network.model, images()), atol=0.02)
 
 
-def test_nothing_runs_behind_the_last_layer_to_match():
-    bank, ran = banked(Plain), []
-    bank.calibration.moments(bank.network, 16)
-    bank.network.modules["head"].register_forward_pre_hook(lambda *_: ran.append("head"))
-    stitched = bank.stitch(plan_of(bank.network, conv2="uniform_quantization(bits=3)"), 16)
-    assert not ran
-    outputs_of(stitched.model, images(4))
-    assert ran
+def test_layers_behind_a_changed_one_make_up_for_it_and_those_before_stay():
+    bank = banked(Plain)
+    plan = plan_of(bank.network, conv2="uniform_quantization(bits=2, scheme=affine)")
+    stitched = bank.stitch(plan)
+    assert stitched.replaced.keys() == {"conv2", "head"}
+    assert stitched.model.conv1 is bank.network.modules["conv1"]
+    own, head = stitched.replaced["conv2"], bank.network.modules["head"]
+    assert divergence_of(bank, plan) < divergence(bank, assemble(bank.network.model, {"conv2": own, "head": head}))
+    assert bank.stitch(plan, 0).replaced.keys() == {"conv2"}
+    assert not bank.stitch(plan_of(bank.network)).replaced
 
 
 def test_channels_without_any_spread_are_left_finite():

@@ -12,7 +12,8 @@ from plywise.env.demand import Demand
 from plywise.env.least_plans import least_plans
 from plywise.env.price_stack import PriceStack
 from plywise.env.prices import METRICS, Ints, PriceTable
-from plywise.env.score import Array, Outcome, judge
+from plywise.env.score import Array, Demands, Outcome, judge
+from plywise.env.supply import metric_shares, supply_plans
 
 
 class Evaluator(Protocol):
@@ -97,13 +98,22 @@ class SurrogateEvaluator:
 
 def least_reachable(table: PriceTable) -> dict[str, float]:
     """Returns for each metric the least share of the original's cost that a known plan reaches."""
-    return dict(zip(METRICS, _least(table).min(0).tolist(), strict=True))
+    return dict(zip(METRICS, _cheap(table, Demand())[0].min(0).tolist(), strict=True))
 
 
-def _least(table: PriceTable) -> Array:
-    """Returns the costs of plans that make each combination of them small, `(plans, M)` shares of the original's."""
+def _cheap(table: PriceTable, demand: Demand) -> tuple[Array, Array]:
+    """Returns what plans cost, `(plans, M)` shares of the original's.
+
+    Returns:
+        Of those that make each combination of costs small, and of those of each shadow price under this demand.
+    """
     estimator = PlanEstimator(table)
-    return estimator.estimate(least_plans(estimator.stack, 0)[:, : table.num_layers])[0]
+    stack = estimator.stack
+    ones = np.ones((1, *stack.base.shape[1:2]), np.float32)
+    shares = metric_shares(Demands.of([demand]))
+    priced = supply_plans(stack, np.zeros(1, np.int64), shares, ones, np.repeat(ones[..., None], len(METRICS), 2))[0].T
+    least, priced = (plans[:, : table.num_layers] for plans in (least_plans(stack, 0), priced))
+    return estimator.estimate(least)[0], estimator.estimate(priced)[0]
 
 
 def check_demand(table: PriceTable, demand: Demand) -> None:
@@ -114,9 +124,9 @@ def check_demand(table: PriceTable, demand: Demand) -> None:
     Raises:
         DemandError: with the best reachable value of each ceiling that was set.
     """
-    least = _least(table)
+    least, priced = _cheap(table, demand)
     asked = {name: ceiling for name, ceiling in zip(METRICS, demand.ceilings, strict=True) if ceiling is not None}
-    held = least <= np.array([math.inf if ceiling is None else ceiling for ceiling in demand.ceilings])
+    held = np.concatenate([least, priced]) <= Demands.of([demand]).ceilings
     if held.any(0).all():
         if not held.all(1).any():
             warnings.warn(

@@ -131,6 +131,7 @@ class Walks:
         self.edges[rows] = self.stack.plan_borders(table, plans) * self.scale[rows][:, :, None, LATENCY]
         drop = self.stack.drop[table[:, None, None], depth, plans]
         self.price[rows, :, :, DROP] = drop * self.drop_factor[rows][..., None]
+        self._find_way_out(rows)
 
     def refresh(self) -> None:
         """Works out what the current layers offer; call it after the last `start` or `step` of a turn."""
@@ -226,6 +227,17 @@ class Walks:
         self.shares = metric_shares(self.demands)
         self.refresh()
 
+    def _find_way_out(self, rows: Ints) -> None:
+        """Makes the way out of just started rows that of all their plans which is nearest to holding the ceilings."""
+        total = self.fixed[rows, None] + self.price[rows, :, :, :DROP].sum(1)  # (r, P, M)
+        total[..., LATENCY] += self.edges[rows].sum(1)
+        used = worst_use(Demands(*(getattr(self.demands, field.name)[rows, None] for field in fields(Demands))), total)
+        best = used.argmin(1)
+        found = used[np.arange(len(rows)), best] < used[:, WAY_OUT]
+        rows, best = rows[found], best[found]
+        for each in (self.plans, self.kept, self.out, self.price, self.edges):
+            each[rows, :, WAY_OUT] = each[rows, :, best]
+
     def _moved(self, rows: Ints, plan: Ints, level: Ints) -> tuple[Floats, Ints, Floats]:
         """States and costs of the layers that the rows' current groups touch, were the groups set to given levels.
 
@@ -292,10 +304,15 @@ class Walks:
         return behind
 
     def _masks(self) -> Bools:
-        """Legal slots after which the way out still holds every ceiling; where there is none, those nearest to it."""
+        """Legal slots after which the way out still holds every ceiling; all of them where it does not even now.
+
+        What comes nearest to ceilings out of reach loses all accuracy: there the score has to weigh one against the
+        other.
+        """
         legal = self.stack.legal[self.table, self.layer]
         total = self.spent[:, None].astype(np.float32) + self.cost + self.behind[:, :, 1]
         used = np.where(legal, worst_use(self.demands.per_plan(), total), np.float32(np.inf))
-        allowed: Bools = legal & (used <= np.maximum(used.min(1, keepdims=True), 1.0))
+        least = used.min(1, keepdims=True)  # rounding brings it above 1 where the way out uses all there is
+        allowed: Bools = legal & ((used <= np.maximum(least, 1.0)) | (least > 1.0 + SLACK))
         assert allowed.any(1).all()
         return allowed

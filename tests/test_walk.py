@@ -6,6 +6,7 @@ import pytest
 from plywise.env.demand import Demand
 from plywise.env.demand_sampler import DemandSampler
 from plywise.env.evaluator import PlanEstimator
+from plywise.env.least_plans import least_plans
 from plywise.env.observation import CONTEXT_FEATURES, LIMIT, ROW_FEATURES, Observer, reduced_costs
 from plywise.env.price_stack import PriceStack
 from plywise.env.prices import RECIPE_FEATURES
@@ -133,13 +134,28 @@ def test_the_mask_keeps_every_cost_ceiling(tables):
     assert held.mean() > 0.98
 
 
-def test_masks_allow_what_is_nearest_where_nothing_holds(tables):
+def test_masks_leave_it_to_the_score_where_nothing_holds(tables):
     walks = start(tables, 8, demand=Demand(max_storage=0.001))
     walks.refresh()
-    assert walks.masks.any(1).all()
-    assert (walks.masks.sum(1) < walks.stack.num_slots / 2).all()
+    assert (walks.masks == walks.stack.legal[walks.table, 0]).all()
     finish(walks, at_random(0))
     assert not any(plan["demand_met"] for plan in walks.finished_plans(np.arange(8)))
+
+
+def test_the_way_out_is_the_plan_nearest_to_the_ceilings():
+    """Of those that are small whatever the ceilings, and those of the shadow prices under them."""
+    better = 0
+    for seed in range(12):
+        table = synthetic_table(np.random.default_rng(seed), 8)
+        estimator = PlanEstimator(table)
+        ceilings = np.minimum(1.0, 1.1 * estimator.estimate(least_plans(estimator.stack, 0)[:, :8])[0].min(0))
+        walks = start([table], 1, demand=Demand(max_storage=ceilings[0], max_latency=ceilings[1]))
+        given = walks.plans[0, :8].T
+        plans = given[WAY_OUT:], least_plans(estimator.stack, 0)[:, :8], given[:WAY_OUT]
+        way_out, least, priced = ((estimator.estimate(each)[0] / ceilings)[:, :2].max(1).min() for each in plans)
+        assert way_out == pytest.approx(min(least, priced), rel=1e-4)
+        better += priced < 0.99 * least
+    assert better
 
 
 def test_least_reduced_cost_is_a_decent_plan(tables):

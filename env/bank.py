@@ -56,6 +56,7 @@ class Bank:
     Attributes:
         network: what is compressed.
         calibration: its statistics.
+        ceiling: bytes of weights that are kept in memory.
     """
 
     def __init__(self, network: Network, calibration: Calibration, folder: BankFolder | None = None) -> None:
@@ -70,7 +71,7 @@ class Bank:
         self.calibration = calibration
         self._folder = folder
         self._entries: OrderedDict[tuple[str, Recipe, State], nn.Module] = OrderedDict()
-        self._bytes, self._ceiling = 0, ceiling_of_layers()
+        self._bytes, self.ceiling = 0, ceiling_of_layers()
         self._layers = {layer.name: layer for layer in network.layers}
         self._prepared = lru_cache(PREPARED)(self._prepare)
 
@@ -136,7 +137,7 @@ class Bank:
         module = self._stored_or_made(layer, recipe, touching)
         self._entries[key] = module
         self._bytes += _size(module)
-        while self._bytes > self._ceiling and len(self._entries) > 1:
+        while self._bytes > self.ceiling and len(self._entries) > 1:
             self._bytes -= _size(self._entries.popitem(last=False)[1])
         return module
 

@@ -286,6 +286,15 @@ class Pricer:
         }
         return self._known
 
+    def sizes_of(self, layer: Layer) -> dict[Recipe, Sizes]:
+        """Returns the bytes of a layer under each recipe that it is offered, but for roundings of activations."""
+        inner = dict.fromkeys(recipe.without(Stage.ACTIVATIONS) for recipe in self.recipes[layer.name])
+        return {recipe: self.sizes(layer, recipe) for recipe in inner}
+
+    def take_sizes(self, layer: str, sizes: Mapping[Recipe, Sizes]) -> None:
+        """Takes over what another process has found by `sizes_of`."""
+        self._sizes |= {(layer, recipe): found for recipe, found in sizes.items()}
+
     def sizes(self, layer: Layer, recipe: Recipe) -> Sizes:
         """Returns the bytes of a layer under a recipe of its own, nothing pruned before it; measured once."""
         base = recipe.without(Stage.ACTIVATIONS)  # the ranges of activations take a few bytes, the same everywhere

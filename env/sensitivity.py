@@ -7,7 +7,7 @@ output error, which the bank knows in closed form. Probes run on the samples tha
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +24,7 @@ from plywise.compressors.leaves import effective_matrix
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Stage
+from plywise.env.activation_memory import ActivationMemory
 from plywise.env.bank import Bank, State
 from plywise.env.network import Layer, Network
 from plywise.env.result_store import ResultStore
@@ -43,6 +44,9 @@ MOST = 100.0
 
 PROBE_SAMPLES = 128
 """Samples that probes run on."""
+
+PROBE_REPAIR = 32
+"""Calibration inputs that moments are matched on in probes. A probe runs both; 128 tell hardly more."""
 
 CERTAIN = 0.3
 """How much the certainty of a sample may count against it: as the mean uncertainty over all times this."""
@@ -117,30 +121,44 @@ def single(network: Network, layer: str, recipe: Recipe) -> Plan:
     return Plan(network.name, {other.name: recipe if other.name == layer else Recipe() for other in network.layers})
 
 
-def sensitivities(
-    bank: Bank, recipes: Mapping[str, Sequence[Recipe]], probed: ProbeSamples, store: ResultStore, key: str
-) -> Iterator[tuple[str, Sensitivity]]:
-    """Measures each layer in turn and yields its name and sensitivity.
+class Probing:
+    """Measures how sensitive the layers of a network are, one by one."""
 
-    Args:
-        bank: of the network.
-        recipes: for each layer, those that it can take.
-        probed: held-out samples to compare outputs on.
-        store: where finished probes are kept.
-        key: what identifies network, data and code in the store.
-    """
-    scorer = Scorer(bank, probed.samples)
+    def __init__(
+        self,
+        bank: Bank,
+        recipes: Mapping[str, Sequence[Recipe]],
+        probed: ProbeSamples,
+        store: ResultStore,
+        key: str,
+        memory: ActivationMemory | None = None,
+    ) -> None:
+        """Prepares; nothing is measured yet.
 
-    def probe(layer: str, recipe: Recipe) -> float:
-        name = f"{key}/probe/{layer}/{recipe}"
-        found = store.get(name)
+        Args:
+            bank: of the network.
+            recipes: for each layer, those that it can take.
+            probed: held-out samples to compare outputs on.
+            store: where finished probes are kept.
+            key: what identifies network, data and code in the store.
+            memory: as for `Scorer`.
+        """
+        self._bank, self._recipes, self._probed = bank, recipes, probed
+        self._store, self._key = store, key
+        self._scorer = Scorer(bank, probed.samples, memory)
+
+    def sensitivity(self, layer: Layer) -> Sensitivity:
+        """Measures one layer."""
+        return _sensitivity(self._bank, layer, self._recipes[layer.name], self._probe)
+
+    def _probe(self, layer: str, recipe: Recipe) -> float:
+        name = f"{self._key}/probe/{layer}/{recipe}"
+        found = self._store.get(name)
         if found is None:
-            found = probed.divergence(scorer.run(single(bank.network, layer, recipe))[1])
-            store.put(name, found)
+            plan = single(self._bank.network, layer, recipe)
+            found = self._probed.divergence(self._scorer.run(plan, PROBE_REPAIR)[1])
+            self._store.put(name, found)
         return max(LEAST, float(found)) if math.isfinite(found) else MOST
-
-    for layer in bank.network.layers:
-        yield layer.name, _sensitivity(bank, layer, recipes[layer.name], probe)
 
 
 def _sensitivity(bank: Bank, layer: Layer, recipes: Sequence[Recipe], probe: Probe) -> Sensitivity:

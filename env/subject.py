@@ -36,7 +36,8 @@ from plywise.env.pricing import Pricer
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
 from plywise.env.scorer import Scorer
-from plywise.env.sensitivity import ProbeSamples, Sensitivity, divergence, sensitivities
+from plywise.env.sensitivity import ProbeSamples, Sensitivity, divergence
+from plywise.env.survey import Survey, surveyed
 
 VERSION = "16"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
@@ -142,12 +143,9 @@ class Subject:
                 path.unlink(missing_ok=True)
         pricer = Pricer(self.bank, self.whole)
         probed = ProbeSamples.of(self.validation, self._original)
-        steps = sensitivities(self.bank, pricer.recipes, probed, self.store, self.key)
-        found: dict[str, Sensitivity] = {}
-        for name, sensitivity in self._track(
-            steps, f"{self.network.name}: how sensitive each layer is", len(self.layers)
-        ):
-            found[name] = sensitivity
+        steps = surveyed(Survey(pricer, probed, self.store, self.key))
+        looked_at = self._track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers))
+        found = {each.layer: each.sensitivity for each in looked_at}
         points, bytes_beside = self._tried(pricer, found)
         chance = 100.0 / self._original.shape[1]
         table = pricer.price(found, points, bytes_beside, self.accuracy, min(chance, self.accuracy))

@@ -22,7 +22,7 @@ from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.pricing import STORAGE_MARGIN, Pricer
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples
-from plywise.env.sensitivity import ProbeSamples, sensitivities
+from plywise.env.sensitivity import ProbeSamples, Probing
 from plywise.experiments.dataset import Dataset
 from plywise.experiments.fidelity_study import random_plans
 from plywise.experiments.parts import Parts
@@ -63,7 +63,9 @@ class PriceCheck:
                     pricer.sizes(layer, recipe)
         probed = ProbeSamples.of(subject.validation, subject.validation.logits(subject.network.model))
         with timed("sensitivities"):
-            dict(sensitivities(subject.bank, pricer.recipes, probed, subject.store, subject.key))
+            probing = Probing(subject.bank, pricer.recipes, probed, subject.store, subject.key)
+            for layer in subject.layers:
+                probing.sensitivity(layer)
         with timed("trial plans, prices"):
             self.table = subject.table  # finds layers and probes made
         self.forward = self._forward(subject.bank.calibration.inputs)

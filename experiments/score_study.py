@@ -47,7 +47,7 @@ GROWTH_IMAGES = 64
 """Images scored, and images calibrated on, of the networks of growing depth."""
 DEPTHS = (20, 32, 44, 56, 110)
 COUNTS = (500, 1000, 2000, 4000, 8000)
-REPEATS = 3
+REPEATS = 7
 STEPS = 6
 ACCEPTED = 0.25
 """Share of the steps of a local search that are kept."""

@@ -13,7 +13,7 @@ from plywise.env.calibration import calibrate
 from plywise.env.menu import legal_recipes
 from plywise.env.network import Network
 from plywise.env.samples import Samples
-from plywise.env.sensitivity import PROBES, ProbeSamples, divergence, sensitivities
+from plywise.env.sensitivity import PROBES, ProbeSamples, Probing, divergence
 
 HARM = {"uniform_quantization": 1.0, "step_quantization": 0.1, "magnitude_pruning": 5.0, "low_rank": 30.0}
 CUT, ROUNDED = 0.3, 0.02
@@ -47,7 +47,8 @@ def studied(request):
     def found(store):
         some = Samples(images(8), labels()[:8])
         probed = ProbeSamples.of(some, some.logits(network.model))
-        return dict(sensitivities(bank, recipes, probed, store, "key"))
+        probing = Probing(bank, recipes, probed, store, "key")
+        return {layer.name: probing.sensitivity(layer) for layer in network.layers}
 
     class Zero(MadeUp):
         def get(self, name):

@@ -1,0 +1,82 @@
+"""What each layer of a network comes to alone, worked out by as many processes as torch may use threads."""
+
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from plywise.compressors.errors import PlywiseError
+from plywise.compressors.recipe import Recipe
+from plywise.env.activation_memory import ActivationMemory, shared_memory
+from plywise.env.pricing import Pricer, Sizes
+from plywise.env.result_store import ResultStore
+from plywise.env.sensitivity import ProbeSamples, Probing, Sensitivity
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """Of one layer: its name, how sensitive it is to its recipes, and their bytes."""
+
+    layer: str
+    sensitivity: Sensitivity
+    sizes: Mapping[Recipe, Sizes]
+
+
+class Survey(Dataset[Surveyed | PlywiseError]):
+    """Compresses a layer by all of its recipes, and probes it, when it is asked for the layer's place."""
+
+    def __init__(self, pricer: Pricer, probed: ProbeSamples, store: ResultStore, key: str) -> None:
+        """Prepares; arguments as for `Probing`."""
+        self.pricer = pricer
+        self.layers = pricer.network.layers
+        self._with = probed, store, key
+        self._probing: Probing | None = None
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, place: int) -> Surveyed | PlywiseError:
+        layer, pricer = self.layers[place], self.pricer
+        if self._probing is None:
+            self._probing = Probing(pricer.bank, pricer.recipes, *self._with, _memory(pricer))
+        try:
+            return Surveyed(layer.name, self._probing.sensitivity(layer), pricer.sizes_of(layer))
+        except PlywiseError as error:  # raised where it is told of as ours
+            return error
+
+
+def surveyed(survey: Survey) -> Iterator[Surveyed]:
+    """Yields what is found of each layer, in order; the pricer of the survey then knows the sizes.
+
+    Where processes can be forked, each takes a layer at a time and computes with one thread. What they compress is
+    found in the bank's folder afterwards.
+
+    Raises:
+        PlywiseError: as the techniques do.
+    """
+    threads = torch.get_num_threads()
+    alone = threads == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon
+    processes = 0 if alone else min(threads, len(survey))
+    context = "fork" if processes else None
+    for found in DataLoader(survey, None, num_workers=processes, collate_fn=_as_it_is, multiprocessing_context=context):
+        if isinstance(found, PlywiseError):
+            raise found
+        survey.pricer.take_sizes(found.layer, found.sizes)
+        yield found
+
+
+def _memory(pricer: Pricer) -> ActivationMemory:
+    """Returns where outputs are kept; one of several processes may keep its part only."""
+    worker = get_worker_info()
+    if worker is None:
+        return shared_memory()
+    pricer.bank.ceiling //= worker.num_workers
+    return ActivationMemory(shared_memory().ceiling // worker.num_workers)
+
+
+def _as_it_is(found: Any) -> Any:
+    return found

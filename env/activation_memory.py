@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
-from plywise.env.memory import ceiling_of_outputs
+from plywise.env.memory import ceiling_of_outputs, keep_freed_memory
 
 
 @dataclass
@@ -74,4 +74,5 @@ def shared_memory() -> ActivationMemory:
 
 @lru_cache(1)
 def _shared() -> ActivationMemory:
+    keep_freed_memory()
     return ActivationMemory(0)

@@ -1,6 +1,8 @@
 """How many bytes compressed layers and outputs that are kept for later plans may take in this process."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 from plywise.compressors.errors import ConfigurationError
@@ -15,6 +17,12 @@ GIB = 1 << 30
 
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
 """Where Linux says what a container may take: a number of bytes, or `max`."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Names of glibc's `malloc.h`."""
+
+KEPT_AT_ONCE = 32 << 20
+"""Bytes of the largest block that is kept when it is freed, the most that glibc allows; four of them in all."""
 
 _asked: list[int] = []
 
@@ -44,6 +52,18 @@ def ceiling_of_layers() -> int:
 def ceiling_of_outputs() -> int:
     """Returns the bytes that remembered outputs may take."""
     return _ceiling() - ceiling_of_layers()
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what one forward pass frees for the next one.
+
+    Beside gigabytes of outputs that stay, it would give the memory of each tensor back at once, and the system would
+    zero as much again for the next: 290,000 page faults, a fifth of the time of ResNet-20's pass over 2,000 images.
+    Elsewhere nothing is done.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_AT_ONCE)
+        library.mallopt(M_TRIM_THRESHOLD, 4 * KEPT_AT_ONCE)
 
 
 def share(processes: int) -> float:

@@ -1,6 +1,9 @@
 """Scores that reuse what earlier plans have computed: the same numbers, bit for bit, below a ceiling of memory."""
 
+import platform
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -176,3 +179,27 @@ def test_a_containers_limit_counts(asked, tmp_path, monkeypatch):
 def test_memory_that_the_machine_has_not_is_refused(asked, gibibytes):
     with pytest.raises(ConfigurationError, match=r"memory=.* at most what the machine has"):
         limit_memory(gibibytes)
+
+
+PASSES = """
+import ctypes, resource, sys, torch
+from plywise.env.memory import M_MMAP_THRESHOLD, keep_freed_memory
+ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)  # where glibc may or may not find itself
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for turn in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [torch.ones(1 << 20) for _ in range(8)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc only")
+def test_what_a_pass_frees_is_there_for_the_next_one():
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", PASSES, way], capture_output=True, check=True, text=True).stdout)
+        for way in ("given back", "kept")
+    }
+    assert faults["given back"] > 20 * 8 * 1024 / 2  # pages of 4 KiB
+    assert faults["kept"] < 1024

@@ -13,10 +13,8 @@ from scipy.sparse import csr_array
 from plywise.agent.search_method import SearchMethod, SearchResult, Trial
 from plywise.env.demand import Demand
 from plywise.env.evaluator import Evaluator, PlanEstimator
-from plywise.env.least_plans import least_plans
 from plywise.env.prices import Bools, Floats, Ints
 from plywise.env.score import DROP_RATE, Array, Demands, score_plans
-from plywise.env.supply import metric_shares, supply_plans
 
 ROUNDS = 2
 NODE_LIMIT = 5
@@ -38,11 +36,10 @@ class Knapsack(SearchMethod):
 
 def knapsack_plans(estimator: PlanEstimator, demand: Demand) -> Ints:
     """Returns distinct plans `(P, L)` from the best estimated score down."""
-    demands, count = Demands.of([demand]), estimator.table.num_layers
-    least = least_plans(estimator.stack, 0)[:, :count]
+    demands, least = Demands.of([demand]), estimator.least()
     excess = (estimator.estimate(least)[0] / demands.ceilings).max(1)
     way_out = least[excess.argmin()]
-    plans = _extend(least, _relaxed(estimator, demands))
+    plans = _extend(least, estimator.priced(demands))
     plans = _extend(plans, _solve(estimator, demand, way_out, bound=True))
     for _ in range(ROUNDS):
         best = _sorted(estimator, demands, plans)[0]
@@ -53,14 +50,6 @@ def knapsack_plans(estimator: PlanEstimator, demand: Demand) -> Ints:
         if (_sorted(estimator, demands, plans)[0] == best).all():
             break
     return _sorted(estimator, demands, plans)
-
-
-def _relaxed(estimator: PlanEstimator, demands: Demands) -> Ints:
-    """Returns the plans of all shadow prices `(P, L)`: the knapsack's corners where slots may be split."""
-    depth = estimator.stack.num_layers + 1
-    ones, shares = np.ones((1, depth), np.float32), metric_shares(demands)
-    plans = supply_plans(estimator.stack, np.zeros(1, np.int64), shares, ones, np.repeat(ones[..., None], 3, 2))
-    return plans[0, :-1].T
 
 
 def _ceilings(prices: Array, rest: Array, demand: Demand) -> list[tuple[Array, float]]:

@@ -185,8 +185,8 @@ class Bank:
         for layer in network.layers:
             touched = any(g in layer.reads or g == layer.group for g, _ in state)
             changed = bool(plan[layer.name].techniques) or touched
-            behind = behind or (changed and repair_inputs != 0)
-            if layer.name not in known and (changed or behind):
+            behind = behind or changed
+            if layer.name not in known and (changed or (behind and repair_inputs != 0)):
                 replaced[layer.name] = copy.deepcopy(self.entry(layer.name, plan[layer.name], state))
         for name in outputs:
             if name not in known and isinstance(network.modules[name], NORMS):

@@ -10,7 +10,7 @@ import numpy as np
 from plywise.compressors.errors import ConfigurationError, DemandError
 from plywise.env.demand import Demand
 from plywise.env.least_plans import least_plans
-from plywise.env.price_stack import PriceStack
+from plywise.env.price_stack import NUM_METRICS, PriceStack
 from plywise.env.prices import METRICS, Ints, PriceTable
 from plywise.env.score import Array, Demands, Outcome, judge
 from plywise.env.supply import metric_shares, supply_plans
@@ -55,6 +55,16 @@ class PlanEstimator:
         drops = np.take_along_axis(self.table.drop, plans.T, 1).sum(0, dtype=np.float64)
         return ratios, np.minimum(drops, self.stack.room[0])
 
+    def least(self) -> Ints:
+        """Returns plans `(P, L)` that make each combination of costs small."""
+        return least_plans(self.stack, 0)[:, : self.table.num_layers]
+
+    def priced(self, demands: Demands) -> Ints:
+        """Returns the plans of all shadow prices `(P, L)`: the knapsack's corners where slots may be split."""
+        ones = np.ones((1, self.stack.num_layers + 1), np.float32)
+        scale = np.repeat(ones[..., None], NUM_METRICS, 2)
+        return supply_plans(self.stack, self._index, metric_shares(demands), ones, scale)[0, :-1].T
+
     def outcome(self, demand: Demand, ratios: Array, drop: Any) -> Outcome:
         """Returns the outcome of a plan from its estimates, ratios `(M,)`."""
         original = self.table.original.astype(np.float64)
@@ -98,22 +108,8 @@ class SurrogateEvaluator:
 
 def least_reachable(table: PriceTable) -> dict[str, float]:
     """Returns for each metric the least share of the original's cost that a known plan reaches."""
-    return dict(zip(METRICS, _cheap(table, Demand())[0].min(0).tolist(), strict=True))
-
-
-def _cheap(table: PriceTable, demand: Demand) -> tuple[Array, Array]:
-    """Returns what plans cost, `(plans, M)` shares of the original's.
-
-    Returns:
-        Of those that make each combination of costs small, and of those of each shadow price under this demand.
-    """
     estimator = PlanEstimator(table)
-    stack = estimator.stack
-    ones = np.ones((1, *stack.base.shape[1:2]), np.float32)
-    shares = metric_shares(Demands.of([demand]))
-    priced = supply_plans(stack, np.zeros(1, np.int64), shares, ones, np.repeat(ones[..., None], len(METRICS), 2))[0].T
-    least, priced = (plans[:, : table.num_layers] for plans in (least_plans(stack, 0), priced))
-    return estimator.estimate(least)[0], estimator.estimate(priced)[0]
+    return dict(zip(METRICS, estimator.estimate(estimator.least())[0].min(0).tolist(), strict=True))
 
 
 def check_demand(table: PriceTable, demand: Demand) -> None:
@@ -124,9 +120,10 @@ def check_demand(table: PriceTable, demand: Demand) -> None:
     Raises:
         DemandError: with the best reachable value of each ceiling that was set.
     """
-    least, priced = _cheap(table, demand)
+    estimator, demands = PlanEstimator(table), Demands.of([demand])
+    least, priced = (estimator.estimate(plans)[0] for plans in (estimator.least(), estimator.priced(demands)))
     asked = {name: ceiling for name, ceiling in zip(METRICS, demand.ceilings, strict=True) if ceiling is not None}
-    held = np.concatenate([least, priced]) <= Demands.of([demand]).ceilings
+    held = np.concatenate([least, priced]) <= demands.ceilings
     if held.any(0).all():
         if not held.all(1).any():
             warnings.warn(

@@ -24,7 +24,6 @@ from plywise.compressors.leaves import effective_matrix
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.technique import Stage
-from plywise.env.activation_memory import ActivationMemory
 from plywise.env.bank import Bank, State
 from plywise.env.network import Layer, Network
 from plywise.env.result_store import ResultStore
@@ -131,7 +130,6 @@ class Probing:
         probed: ProbeSamples,
         store: ResultStore,
         key: str,
-        memory: ActivationMemory | None = None,
     ) -> None:
         """Prepares; nothing is measured yet.
 
@@ -141,11 +139,10 @@ class Probing:
             probed: held-out samples to compare outputs on.
             store: where finished probes are kept.
             key: what identifies network, data and code in the store.
-            memory: as for `Scorer`.
         """
         self._bank, self._recipes, self._probed = bank, recipes, probed
         self._store, self._key = store, key
-        self._scorer = Scorer(bank, probed.samples, memory)
+        self._scorer = Scorer(bank, probed.samples)
 
     def sensitivity(self, layer: Layer) -> Sensitivity:
         """Measures one layer."""

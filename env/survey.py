@@ -4,14 +4,14 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from plywise.compressors.errors import PlywiseError
 from plywise.compressors.recipe import Recipe
-from plywise.env.activation_memory import ActivationMemory, shared_memory
+from plywise.env.activation_memory import shared_memory
+from plywise.env.memory import ceiling_of_layers, limit_memory, share
 from plywise.env.pricing import Pricer, Sizes
 from plywise.env.result_store import ResultStore
 from plywise.env.sensitivity import ProbeSamples, Probing, Sensitivity
@@ -33,18 +33,15 @@ class Survey(Dataset[Surveyed | PlywiseError]):
         """Prepares; arguments as for `Probing`."""
         self.pricer = pricer
         self.layers = pricer.network.layers
-        self._with = probed, store, key
-        self._probing: Probing | None = None
+        self._probing = Probing(pricer.bank, pricer.recipes, probed, store, key)
 
     def __len__(self) -> int:
         return len(self.layers)
 
     def __getitem__(self, place: int) -> Surveyed | PlywiseError:
-        layer, pricer = self.layers[place], self.pricer
-        if self._probing is None:
-            self._probing = Probing(pricer.bank, pricer.recipes, *self._with, _memory(pricer))
+        layer = self.layers[place]
         try:
-            return Surveyed(layer.name, self._probing.sensitivity(layer), pricer.sizes_of(layer))
+            return Surveyed(layer.name, self._probing.sensitivity(layer), self.pricer.sizes_of(layer))
         except PlywiseError as error:  # raised where it is told of as ours
             return error
 
@@ -62,21 +59,20 @@ def surveyed(survey: Survey) -> Iterator[Surveyed]:
     alone = threads == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon
     processes = 0 if alone else min(threads, len(survey))
     context = "fork" if processes else None
-    for found in DataLoader(survey, None, num_workers=processes, collate_fn=_as_it_is, multiprocessing_context=context):
+    for found in DataLoader(
+        survey, None, num_workers=processes, worker_init_fn=_share_memory, multiprocessing_context=context
+    ):
         if isinstance(found, PlywiseError):
             raise found
         survey.pricer.take_sizes(found.layer, found.sizes)
         yield found
 
 
-def _memory(pricer: Pricer) -> ActivationMemory:
-    """Returns where outputs are kept; one of several processes may keep its part only."""
+def _share_memory(_: int) -> None:
+    """Leaves to one of several processes its part of what may be kept."""
     worker = get_worker_info()
-    if worker is None:
-        return shared_memory()
-    pricer.bank.ceiling //= worker.num_workers
-    return ActivationMemory(shared_memory().ceiling // worker.num_workers)
-
-
-def _as_it_is(found: Any) -> Any:
-    return found
+    assert worker is not None
+    assert isinstance(worker.dataset, Survey)
+    limit_memory(share(worker.num_workers))
+    shared_memory()  # takes the new ceiling
+    worker.dataset.pricer.bank.ceiling = ceiling_of_layers()

@@ -131,7 +131,7 @@ class Walks:
         self.edges[rows] = self.stack.plan_borders(table, plans) * self.scale[rows][:, :, None, LATENCY]
         drop = self.stack.drop[table[:, None, None], depth, plans]
         self.price[rows, :, :, DROP] = drop * self.drop_factor[rows][..., None]
-        self._find_way_out(rows)
+        self._find_way_out(rows, demands)
 
     def refresh(self) -> None:
         """Works out what the current layers offer; call it after the last `start` or `step` of a turn."""
@@ -227,11 +227,11 @@ class Walks:
         self.shares = metric_shares(self.demands)
         self.refresh()
 
-    def _find_way_out(self, rows: Ints) -> None:
+    def _find_way_out(self, rows: Ints, demands: Demands) -> None:
         """Makes the way out of just started rows that of all their plans which is nearest to holding the ceilings."""
         total = self.fixed[rows, None] + self.price[rows, :, :, :DROP].sum(1)  # (r, P, M)
         total[..., LATENCY] += self.edges[rows].sum(1)
-        used = worst_use(Demands(*(getattr(self.demands, field.name)[rows, None] for field in fields(Demands))), total)
+        used = worst_use(demands.per_plan(), total)
         best = used.argmin(1)
         found = used[np.arange(len(rows)), best] < used[:, WAY_OUT]
         rows, best = rows[found], best[found]

@@ -59,8 +59,7 @@ class PriceCheck:
         subject, pricer = self.subject, Pricer(self.subject.bank, self.subject.whole)
         with timed("compressing layers"):
             for layer in subject.layers:
-                for recipe in pricer.recipes[layer.name]:
-                    pricer.sizes(layer, recipe)
+                pricer.sizes_of(layer)
         probed = ProbeSamples.of(subject.validation, subject.validation.logits(subject.network.model))
         with timed("sensitivities"):
             probing = Probing(subject.bank, pricer.recipes, probed, subject.store, subject.key)

@@ -58,19 +58,8 @@ class SparseFit:
         """Returns the layer's weights of least output error that are zero where `mask` is False."""
         weights = self.target * mask
         residual = ((self.target - weights) @ self.metric) * mask
-        direction, energy = residual.clone(), residual.square().sum(-1, keepdim=True)
         enough = 1e-10 * self.target.square().sum(-1, keepdim=True)
-        for _ in range(REFIT_STEPS):
-            moving = energy > enough
-            if not bool(moving.any()):
-                break
-            image = (direction @ self.metric) * mask
-            step = torch.where(moving, energy / (direction * image).sum(-1, keepdim=True), 0.0)
-            weights = weights + step * direction
-            residual = residual - step * image
-            previous, energy = energy, residual.square().sum(-1, keepdim=True)
-            direction = residual + torch.where(moving, energy / previous, 0.0) * direction
-        return self._unscaled(weights * mask)
+        return self._unscaled((weights + descended(self.metric, residual, mask, REFIT_STEPS, enough)) * mask)
 
     def masks(self, select: Selection) -> Iterable[Tensor]:
         """Yields candidates for what should stay: by the scaled magnitudes, then by alternation."""
@@ -91,6 +80,31 @@ class SparseFit:
 
     def _unscaled(self, weights: Tensor) -> Tensor:
         return (weights.double() / self.scale).float()
+
+
+def descended(metric: Tensor, gradient: Tensor, mask: Tensor, steps: int, enough: Tensor) -> Tensor:
+    """Returns the change of weights that lowers a quadratic form most, by conjugate gradients for all rows at once.
+
+    Args:
+        metric: `(groups, features, features)`, positive definite, ones on its diagonal.
+        gradient: `(groups, rows, features)` in which the form falls; zero where `mask` is False.
+        mask: boolean like `gradient`: which weights may change.
+        steps: at most.
+        enough: `(groups, rows, 1)` squared length of the gradient at which a row is done.
+    """
+    change, residual = torch.zeros_like(gradient), gradient
+    direction, energy = residual, residual.square().sum(-1, keepdim=True)
+    for _ in range(steps):
+        moving = energy > enough
+        if not bool(moving.any()):
+            break
+        image = (direction @ metric) * mask
+        step = torch.where(moving, energy / (direction * image).sum(-1, keepdim=True), 0.0)
+        change = change + step * direction
+        residual = residual - step * image
+        previous, energy = energy, residual.square().sum(-1, keepdim=True)
+        direction = residual + torch.where(moving, energy / previous, 0.0) * direction
+    return change
 
 
 def best_sparse_fit(weights: Tensor, covariance: Tensor, select: Selection) -> Tensor:

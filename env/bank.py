@@ -20,15 +20,12 @@ from plywise.compressors.static_quantized import join
 from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
 from plywise.env.bank_folder import BankFolder
-from plywise.env.calibration import Calibration, Moments
+from plywise.env.calibration import Calibration
 from plywise.env.channel_groups import NORMS, cut, cut_norm
 from plywise.env.memory import ceiling_of_layers
-from plywise.env.moment_matching import match_moments
 from plywise.env.network import Layer, Network
-
-REPAIR_INPUTS = 128
-"""Calibration inputs that moments are matched on. On ResNet-20 a tenth of the forward pass over 2,000 images, against
-more than half of it for 512, which bring plans of 1 point of drop nothing and those of 6 points about half a point."""
+from plywise.env.repair import FULL, Repair, repair
+from plywise.env.repair_target import Target, find_targets
 
 PREPARED = 4
 """Refitted layers kept with their statistics: all stages and recipes of one layer ask for the same few in a row."""
@@ -57,23 +54,33 @@ class Bank:
         network: what is compressed.
         calibration: its statistics.
         ceiling: bytes of weights that are kept in memory.
+        repair: of the plans that are put together.
     """
 
-    def __init__(self, network: Network, calibration: Calibration, folder: BankFolder | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        calibration: Calibration,
+        folder: BankFolder | None = None,
+        repair: Repair = FULL,
+    ) -> None:
         """Starts empty.
 
         Args:
             network: what is compressed.
             calibration: its statistics.
             folder: where entries outlive the process, if anywhere.
+            repair: of the plans that are put together.
         """
         self.network = network
         self.calibration = calibration
+        self.repair = repair
         self._folder = folder
         self._entries: OrderedDict[tuple[str, Recipe, State], nn.Module] = OrderedDict()
         self._bytes, self.ceiling = 0, ceiling_of_layers()
         self._layers = {layer.name: layer for layer in network.layers}
         self._prepared = lru_cache(PREPARED)(self._prepare)
+        self._targets = lru_cache(2)(self._find_targets)
 
     def state(self, plan: Plan) -> State:
         """Returns what a plan prunes, in the form that entries are kept under.
@@ -157,25 +164,26 @@ class Bank:
     def stitch(
         self,
         plan: Plan,
-        repair_inputs: int = REPAIR_INPUTS,
+        how: Repair | None = None,
         known: Mapping[str, nn.Module] = MappingProxyType({}),
         through: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> Stitched:
-        """Puts a plan together and matches the moments of the original.
+        """Puts a plan together and repairs it.
 
-        Layers that the plan leaves as they are, behind the first that it does not, are matched as well: they make up
-        for much of what is lost before them, as BatchNorms do that are recalibrated.
+        Layers that the plan leaves as they are, behind the first that it does not, take part in it: they make up for
+        much of what is lost before them.
 
         Args:
             plan: a recipe for each layer.
-            repair_inputs: how many calibration inputs, at most, the moments are matched on; 0 for no repair.
-            known: modules, by name, that were matched before behind the same recipes; they are taken as they are.
+            how: the repair, where it is not the bank's.
+            known: modules, by name, that were repaired before behind the same recipes; they are taken as they are.
             through: makes of the network the one that the calibration inputs run through.
 
         Raises:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
             UnsupportedLayerError: where a recipe cannot be used on its layer.
         """
+        how = self.repair if how is None else how
         state = self.check(plan)
         keep = self.kept(state)
         network = self.network
@@ -186,7 +194,7 @@ class Bank:
             touched = any(g in layer.reads or g == layer.group for g, _ in state)
             changed = bool(plan[layer.name].techniques) or touched
             behind = behind or changed
-            if layer.name not in known and (changed or (behind and repair_inputs != 0)):
+            if layer.name not in known and (changed or (behind and how)):
                 replaced[layer.name] = copy.deepcopy(self.entry(layer.name, plan[layer.name], state))
         for name in outputs:
             if name not in known and isinstance(network.modules[name], NORMS):
@@ -196,11 +204,14 @@ class Bank:
             if name in replaced and source in every:
                 join(every[source], replaced[name])
         model = assemble(network.model, every)
-        if replaced and repair_inputs != 0:
-            reference = self.calibration.moments(network, repair_inputs)
-            targets = {name: _kept_moments(reference[name], outputs.get(name)) for name in replaced}
-            match_moments(through(model), self.calibration.inputs[:repair_inputs], targets, replaced)
+        if replaced and how:
+            found = self._targets(how.inputs)
+            targets = {name: found[name].of(outputs[name]) if name in outputs else found[name] for name in replaced}
+            repair(through(model), self.calibration.inputs[: how.inputs], targets, replaced, how)
         return Stitched(model, every)
+
+    def _find_targets(self, inputs: int) -> dict[str, Target]:
+        return find_targets(self.network, self.calibration.inputs[:inputs])
 
     def _stored_or_made(self, layer: Layer, recipe: Recipe, touching: State) -> nn.Module:
         # What wraps the layer in roundings costs less than to read it.
@@ -234,10 +245,6 @@ class Bank:
         if layer.name in outputs:
             module, statistics = keep_outputs(module, statistics, outputs[layer.name])
         return module, statistics
-
-
-def _kept_moments(found: Moments, keep: Tensor | None) -> Moments:
-    return found if keep is None else Moments(found.mean[keep], found.deviation[keep])
 
 
 def _size(module: nn.Module) -> int:

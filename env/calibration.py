@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.layers import CONVOLUTIONS, TRANSPOSED, channels_last, groups_of
+from plywise.compressors.layers import CONVOLUTIONS, TRANSPOSED, channels_last, groups_of, weight_of
 from plywise.compressors.statistics import LayerStatistics, isotropic
 from plywise.env.channel_importance import channel_importance
 from plywise.env.layer_outputs import layer_outputs
@@ -42,12 +42,12 @@ class Calibration:
     Attributes:
         inputs: `(n, ...)` the calibration inputs, normalised.
         statistics: by layer name.
-        outputs: moments of each layer's and remaining BatchNorm's output, by how many of the inputs they are over.
+        outputs: moments of each layer's and remaining BatchNorm's output, by name.
     """
 
     inputs: Tensor
     statistics: dict[str, LayerStatistics]
-    outputs: dict[int, dict[str, Moments]]
+    outputs: dict[str, Moments]
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -63,20 +63,6 @@ class Calibration:
                 found[name] = source
             makers[_content(seen.outputs)] = name
         return found
-
-    def moments(self, network: Network, count: int | None = None) -> dict[str, Moments]:
-        """Returns the original's moments over the first `count` inputs (None: all), by module name."""
-        count = len(self.inputs) if count is None else min(count, len(self.inputs))
-        if count not in self.outputs:
-            found: dict[str, Moments] = {}
-
-            def record(name: str, module: nn.Module, _: Tensor, outputs: Tensor) -> None:
-                found[name] = moments(outputs, channels_last(module))
-
-            with torch.no_grad(), layer_outputs(network, record):
-                network.model(self.inputs[:count])
-            self.outputs[count] = found
-        return self.outputs[count]
 
 
 def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
@@ -103,7 +89,7 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
     statistics = {
         name: replace(found, importance=importance[name], unit=units.get(name, 1)) for name, found in seen.items()
     }
-    return Calibration(inputs, statistics, {len(inputs): outputs})
+    return Calibration(inputs, statistics, outputs)
 
 
 def _content(values: Tensor) -> bytes:
@@ -207,23 +193,51 @@ def row_frequency(counts: Tensor) -> Tensor:
 
 def patches(layer: nn.Module, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Returns up to `count` random unfolded inputs `(rows, groups, features)` in the order of the weights."""
+    windows = _windows(layer, inputs)
+    total = math.prod(windows.shape[: _outer(layer)])
+    if total <= count:
+        places = torch.arange(total)
+    elif isinstance(layer, nn.Linear):
+        places = torch.randperm(total, generator=generator)[:count]
+    else:
+        places = torch.randint(total, (count,), generator=generator)
+    return _taken(layer, windows, places)
+
+
+def patches_at(layer: nn.Module, inputs: Tensor, places: Tensor) -> Tensor:
+    """Returns the unfolded inputs `(rows, groups, features)` of some outputs.
+
+    Args:
+        layer: a convolution or a linear layer.
+        inputs: what it reads `(n, ...)`.
+        places: `(rows,)` of the outputs, counted over all inputs and positions.
+    """
+    return _taken(layer, _windows(layer, inputs), places)
+
+
+def _windows(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Returns a view `(n, *positions, channels, *kernel)` of what each output of a convolution sees; `(rows, in)`."""
     if isinstance(layer, nn.Linear):
-        rows = inputs.flatten(0, -2)
-        return _sampled(rows, count, generator)[:, None, :]
+        return inputs.flatten(0, -2)
     assert isinstance(layer, CONVOLUTIONS + TRANSPOSED)
-    transposed, axes = isinstance(layer, TRANSPOSED), len(layer.kernel_size)
+    axes = len(layer.kernel_size)
     view = _stuffed(layer, inputs) if isinstance(layer, TRANSPOSED) else _padded(layer, inputs)
-    steps = (1,) * axes if transposed else layer.stride
+    steps = (1,) * axes if isinstance(layer, TRANSPOSED) else layer.stride
     for axis, (size, step, gap) in enumerate(zip(layer.kernel_size, steps, layer.dilation, strict=True)):
         view = view.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
-    # view: (n, channels, *positions, *kernel), no copy yet
-    extents = (view.shape[0], *view.shape[2 : 2 + axes])
-    total = math.prod(extents)
-    flat = torch.arange(total) if total <= count else torch.randint(total, (count,), generator=generator)
-    place: tuple[Tensor, ...] = torch.unravel_index(flat, extents)
-    rows = view.movedim(1, axes + 1)[place]  # (rows, channels, *kernel)
-    rows = rows.flip(tuple(range(2, 2 + axes))) if transposed else rows
-    return rows.reshape(rows.shape[0], groups_of(layer), -1)
+    return view.movedim(1, axes + 1)
+
+
+def _outer(layer: nn.Module) -> int:
+    """Returns how many of the dimensions of `_windows` count outputs."""
+    return 1 if isinstance(layer, nn.Linear) else 1 + len(weight_of(layer).shape[2:])
+
+
+def _taken(layer: nn.Module, windows: Tensor, places: Tensor) -> Tensor:
+    outer = _outer(layer)
+    rows = windows[torch.unravel_index(places, windows.shape[:outer])]  # (rows, channels, *kernel)
+    rows = rows.flip(tuple(range(2, 1 + outer))) if isinstance(layer, TRANSPOSED) else rows
+    return rows.reshape(len(rows), groups_of(layer), -1)
 
 
 def _padded(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
@@ -242,9 +256,3 @@ def _stuffed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, inputs: Tensor) -> 
         around = layer.dilation[axis] * (layer.kernel_size[axis] - 1) - int(layer.padding[axis])
         pads += [around, around + layer.output_padding[axis]]
     return F.pad(stuffed, pads)  # what is negative is cut off
-
-
-def _sampled(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    if rows.shape[0] <= count:
-        return rows
-    return rows[torch.randperm(rows.shape[0], generator=generator)[:count]]

@@ -18,6 +18,7 @@ from plywise.compressors.technique import Stage
 from plywise.env.channel_groups import ChannelGroup, find_groups
 from plywise.env.folding import fold_batch_norms
 from plywise.env.operation import Operation, operations
+from plywise.env.shortcuts import Shortcut, find_shortcuts
 from plywise.env.trace import Call, trace
 
 
@@ -130,6 +131,11 @@ class Network:
     def macs(self) -> dict[str, int]:
         """Multiply-adds of each layer for one input, by name."""
         return {name: sum(operation.macs for operation in chain) for name, chain in self.operations.items()}
+
+    @cached_property
+    def shortcuts(self) -> Mapping[str, Shortcut]:
+        """What is added to the outputs of a layer, by its name."""
+        return find_shortcuts(self.model, self.example, {layer.name for layer in self.layers})
 
     def unsupported(self, name: str, recipe: Recipe) -> str | None:
         """Returns why the layer of a name cannot take a recipe, or None where it can."""

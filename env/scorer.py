@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from plywise.compressors.assembly import assemble
 from plywise.compressors.plan import Plan
 from plywise.env.activation_memory import ActivationMemory, shared_memory
-from plywise.env.bank import REPAIR_INPUTS, Bank, Stitched
+from plywise.env.bank import Bank, Stitched
+from plywise.env.repair import Repair
 from plywise.env.samples import Samples
 from plywise.env.unit import Unit, find_units
 
@@ -21,8 +22,8 @@ class Scorer:
 
     The output of a unit of the network follows from the recipes of all layers that have run by then: those of the
     channel groups that touch it among them, for the leader of a group runs first. Under these recipes it is
-    remembered, for each batch of samples, and for the calibration inputs on which moments are matched together with
-    the layers that were matched there. Another plan that begins with the same recipes gets it back, bit for bit.
+    remembered, for each batch of samples, and for the calibration inputs on which it is repaired together with
+    the layers that were repaired there. Another plan that begins with the same recipes gets it back, bit for bit.
     """
 
     def __init__(self, bank: Bank, samples: Samples, memory: ActivationMemory | None = None) -> None:
@@ -42,7 +43,7 @@ class Scorer:
     def run(
         self,
         plan: Plan,
-        repair_inputs: int = REPAIR_INPUTS,
+        how: Repair | None = None,
         enough: Callable[[Tensor], bool] = lambda _: False,
     ) -> tuple[Stitched, Tensor]:
         """Returns a plan put together and its logits `(n, classes)`.
@@ -51,16 +52,17 @@ class Scorer:
 
         Args:
             plan: a recipe for each layer.
-            repair_inputs: as for `Bank.stitch`.
+            how: as for `Bank.stitch`.
             enough: as for `Samples.logits`.
 
         Raises:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
             UnsupportedLayerError: where a recipe cannot be used on its layer.
         """
+        how = self.bank.repair if how is None else how
         self.bank.check(plan)
         self._memory.begin()
-        prefixes = list(self._prefixes(plan, repair_inputs))
+        prefixes = list(self._prefixes(plan, how))
         matched = {unit: self._memory.get(self._key(unit, prefixes, None)) for unit in self._units}
         known = {name: module for found in matched.values() if found for name, module in found[1].items()}
         outputs: dict[Unit, Tensor] = {}
@@ -70,7 +72,7 @@ class Scorer:
             outputs[unit] = output = _own(unit, work()) if found is None else found[0]
             return _own(unit, output)
 
-        stitched = self.bank.stitch(plan, repair_inputs, known, lambda model: self._through(model, repaired))
+        stitched = self.bank.stitch(plan, how, known, lambda model: self._through(model, repaired))
         for unit, output in outputs.items():
             if matched[unit] is None:
                 inside = {name: module for name, module in stitched.replaced.items() if unit.holds(name)}
@@ -97,9 +99,9 @@ class Scorer:
     def _key(self, unit: Unit, prefixes: list[bytes], place: int | None) -> tuple[object, str, bytes, int | None]:
         return self._owner, unit.name, prefixes[unit.layers], place
 
-    def _prefixes(self, plan: Plan, repair_inputs: int) -> Iterator[bytes]:
+    def _prefixes(self, plan: Plan, how: Repair) -> Iterator[bytes]:
         """Yields a hash of the first 0, 1, 2 ... recipes."""
-        state = hashlib.sha256(str(repair_inputs).encode())
+        state = hashlib.sha256(repr(how).encode())
         yield state.digest()
         for layer in self.bank.network.layers:
             state.update(f"\n{plan[layer.name]}".encode())

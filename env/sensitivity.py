@@ -8,7 +8,7 @@ output error, which the bank knows in closed form. Probes run on the samples tha
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -44,8 +44,8 @@ MOST = 100.0
 PROBE_SAMPLES = 128
 """Samples that probes run on."""
 
-PROBE_REPAIR = 32
-"""Calibration inputs that moments are matched on in probes. A probe runs both; 128 tell hardly more."""
+PROBE_INPUTS = 32
+"""Calibration inputs that probes are repaired on. A probe runs both; 128 tell hardly more."""
 
 CERTAIN = 0.3
 """How much the certainty of a sample may count against it: as the mean uncertainty over all times this."""
@@ -143,6 +143,7 @@ class Probing:
         self._bank, self._recipes, self._probed = bank, recipes, probed
         self._store, self._key = store, key
         self._scorer = Scorer(bank, probed.samples)
+        self._repair = replace(bank.repair, inputs=min(PROBE_INPUTS, bank.repair.inputs))
 
     def sensitivity(self, layer: Layer) -> Sensitivity:
         """Measures one layer."""
@@ -153,7 +154,7 @@ class Probing:
         found = self._store.get(name)
         if found is None:
             plan = single(self._bank.network, layer, recipe)
-            found = self._probed.divergence(self._scorer.run(plan, PROBE_REPAIR)[1])
+            found = self._probed.divergence(self._scorer.run(plan, self._repair)[1])
             self._store.put(name, found)
         return max(LEAST, float(found)) if math.isfinite(found) else MOST
 

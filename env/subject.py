@@ -33,13 +33,14 @@ from plywise.env.network_latency import NetworkLatency
 from plywise.env.price_file import load_prices, save_prices
 from plywise.env.prices import PriceTable
 from plywise.env.pricing import Pricer
+from plywise.env.repair import FULL, Repair
 from plywise.env.result_store import ResultStore
 from plywise.env.samples import Samples, model_digest
 from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import ProbeSamples, Sensitivity, divergence
 from plywise.env.survey import Survey, surveyed
 
-VERSION = "16"
+VERSION = "17"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
@@ -99,6 +100,7 @@ class Subject:
         latency: Latencies | None = None,
         track: Tracker = untracked,
         seed: int = 0,
+        repair: Repair = FULL,
     ) -> None:
         """Studies a network; what an earlier run has found is read from the cache.
 
@@ -110,6 +112,7 @@ class Subject:
             latency: of the device; this machine's where None.
             track: shows progress.
             seed: of every random choice.
+            repair: of compressed networks; less than all of it is for comparison.
 
         Raises:
             ModelError: if the network does not run, gives outputs that are no numbers or has nothing to compress.
@@ -121,10 +124,10 @@ class Subject:
         self.network = Network.of(model, calibration.inputs[:4], name)
         self.validation = validation.shuffled().laid_out(self.network.memory_format)
         self.latency: Latencies = latency or LatencyTable()
-        self.key = self._key(model, calibration, validation, seed)
+        self.key = self._key(model, calibration, validation, seed, repair)
         laid_out = calibration.laid_out(self.network.memory_format)
         calibrated = calibrate(self.network, laid_out.inputs, laid_out.labels, seed)
-        self.bank = Bank(self.network, calibrated, BankFolder(cache_folder("bank", self.key)))
+        self.bank = Bank(self.network, calibrated, BankFolder(cache_folder("bank", self.key)), repair)
         self.store = ResultStore(cache_folder() / "results.sqlite")
         self._original = self.validation.logits(self.network.model)
         if not self._original.isfinite().all():
@@ -268,7 +271,7 @@ class Subject:
         with tempfile.TemporaryDirectory() as folder:
             return self.pack(stitched.model, Path(folder) / "weights")
 
-    def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int) -> str:
+    def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int, repair: Repair) -> str:
         outside = load_entry_points(Technique)
         recipes = _digest(*map(str, catalogue()), *filter(None, [source_of(outside)]))
         parts = (
@@ -278,6 +281,7 @@ class Subject:
             validation.digest(),
             recipes,
             str(seed),
+            repr(repair),
         )
         return _digest(*parts)
 

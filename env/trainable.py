@@ -134,10 +134,12 @@ def _leaves(bank: Bank, plan: Plan, name: str, model: nn.Module) -> Iterator[tup
 
 
 def _factor(before: Tensor, after: Tensor) -> Tensor:
-    """Returns what the repair of the network has multiplied each output channel by, `(out, 1, ...)`."""
-    axes = tuple(range(1, before.dim()))
-    old, new = before.abs().amax(axes, keepdim=True), after.abs().amax(axes, keepdim=True)
-    return torch.where(old > 0, new / old, torch.ones_like(old))
+    """Returns what the repair of the network has multiplied each output channel by, `(out, 1, ...)`.
+
+    The median over its weights, for some of them may have been refitted as well.
+    """
+    ratio = torch.where(before != 0, after / before, torch.nan).flatten(1).nanmedian(1).values
+    return ratio.nan_to_num(nan=1.0).view(-1, *(1,) * (before.dim() - 1))
 
 
 def _loudness(module: nn.Module, statistics: LayerStatistics) -> list[Tensor]:

@@ -22,6 +22,7 @@ from plywise.compressors.plan import Plan
 from plywise.env.prices import Floats, Ints, PriceTable
 from plywise.env.recovery import recover
 from plywise.env.recovery_settings import RecoverySettings
+from plywise.env.repair import FULL, NONE, Repair
 from plywise.env.samples import Samples
 from plywise.env.surrogate import Surrogate
 from plywise.experiments.dataset import Dataset, Split
@@ -41,6 +42,14 @@ SEEDS = 3
 HALVINGS = 200
 CANDIDATES = 50
 """Random plans for each of those that are spread evenly."""
+REPAIRS = {
+    "none": NONE,
+    "means": Repair(deviations=False, least_squares=False),
+    "means and deviations": Repair(least_squares=False),
+    "least squares": Repair(means=False, deviations=False),
+    "all": FULL,
+}
+"""What of the repair is done, to see what each part of it is worth."""
 INTERVAL = 0.9
 """How many of the drops should lie within the surrogate's interval."""
 
@@ -50,7 +59,8 @@ class Found(NamedTuple):
 
     Attributes:
         actions: one slot for each layer.
-        scored, bare: accuracy on the validation images without training, with and without repair, percent.
+        scored: accuracy on the validation images without training, percent.
+        repaired: the same with only some of the repair, by what is done.
         tuned: accuracy on the test images after fine-tuning, percent, with each seed.
         seconds: that fine-tuning took once.
         missed: validation images that the scored network gets wrong.
@@ -59,7 +69,7 @@ class Found(NamedTuple):
 
     actions: list[int]
     scored: float
-    bare: float
+    repaired: dict[str, float]
     tuned: list[float]
     seconds: float
     missed: list[int]
@@ -147,15 +157,16 @@ def look_at(studied: Study, dataset: Dataset, actions: Ints, folder: Path, seeds
     tuned = [_tuned(studied, dataset, plan, RecoverySettings(seed=seed), folder) for seed in range(seeds)]
 
     def score(_: Path) -> dict[str, Any]:
-        stitched = {"missed": subject.bank.stitch(plan), "bare": subject.bank.stitch(plan, 0)}
-        return {name: _missed(subject.validation, each.model) for name, each in stitched.items()}
+        return {
+            name: _missed(subject.validation, subject.bank.stitch(plan, how).model) for name, how in REPAIRS.items()
+        }
 
     scored = kept_run(folder, [subject.key, "scored", list(map(str, plan.values()))], score)
-    missed = scored["missed"]
+    missed = scored["all"]
     return Found(
         actions.tolist(),
         _right(missed, subject.validation),
-        _right(scored["bare"], subject.validation),
+        {name: _right(wrong, subject.validation) for name, wrong in scored.items()},
         [_right(wrong, studied.test) for wrong, _ in tuned],
         statistics.fmean(seconds for _, seconds in tuned),
         missed,
@@ -215,18 +226,25 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
             "network",
             "scored, tuned",
             "attainable",
-            "without repair, tuned",
             "surrogate, scored",
             "in interval",
             "while learning",
         ),
         [(name, *row[3:]) for name, row in rows.items()],
     )
+    page.text(
+        "What each part of the repair is worth: the plans' mean accuracy as they are scored, percent, where only this "
+        "much of it is done, and its rank correlation with the accuracy after fine-tuning."
+    )
+    page.table(
+        ("network", *REPAIRS),
+        [(name, *_ablation(found)) for name, (_, _, found) in networks.items()],
+    )
     page.write(Console())
 
 
 def _row(studied: Study, found: list[Found]) -> tuple[str, ...]:
-    scored, bare = (np.array([getattr(each, field) for each in found]) for field in ("scored", "bare"))
+    scored = np.array([each.scored for each in found])
     tuned = np.array([statistics.fmean(each.tuned) for each in found])
     plans = np.array([each.actions for each in found])
     drops = studied.subject.accuracy - scored
@@ -238,11 +256,20 @@ def _row(studied: Study, found: list[Found]) -> tuple[str, ...]:
         f"{tuned.min():.1f} to {tuned.max():.1f}",
         f"{spearmanr(scored, tuned).statistic:.2f}",
         f"{attainable(studied, found):.2f}",
-        f"{spearmanr(bare, tuned).statistic:.2f}",
         f"{spearmanr(-expected, scored).statistic:.2f}",
         f"{100 * fixed.mean():.0f} %",
         f"{100 * _inside_while_learning(studied.subject.table, plans, drops):.0f} %",
     )
+
+
+def _ablation(found: list[Found]) -> list[str]:
+    """Returns for each of `REPAIRS` the mean accuracy and its rank correlation with that after fine-tuning."""
+    tuned = [statistics.fmean(each.tuned) for each in found]
+    cells = []
+    for name in REPAIRS:
+        scored = [each.repaired[name] for each in found]
+        cells.append(f"{statistics.fmean(scored):.1f} ({spearmanr(scored, tuned).statistic:.2f})")
+    return cells
 
 
 def attainable(studied: Study, found: Sequence[Found]) -> float:

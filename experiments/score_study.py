@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import nn
 
 from plywise.agent.greedy import Greedy
 from plywise.agent.knapsack import Knapsack
@@ -24,12 +25,13 @@ from plywise.compressors.packed_module import packed_size
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.env.activation_memory import shared_memory
-from plywise.env.bank import REPAIR_INPUTS, Bank, Stitched
+from plywise.env.bank import Bank, Stitched
 from plywise.env.calibration import calibrate
 from plywise.env.demand import Demand
 from plywise.env.memory import limit_memory
 from plywise.env.network import Network
 from plywise.env.pricing import STORAGE_MARGIN
+from plywise.env.repair import FULL, NONE
 from plywise.env.samples import Samples
 from plywise.env.scheme import Scheme
 from plywise.env.scorer import Scorer
@@ -39,7 +41,7 @@ from plywise.experiments.model_loading import load_model
 from plywise.experiments.price_check import PriceCheck, fresh_cache
 from plywise.experiments.resnet import cifar_resnet
 from plywise.experiments.results_page import Page
-from plywise.experiments.study import CALIBRATION_IMAGES
+from plywise.experiments.study import CALIBRATION_IMAGES, samples
 from plywise.experiments.study_files import resnet_files
 
 IMAGES = 2000
@@ -64,21 +66,34 @@ RECIPES = ("uniform_quantization(bits=4)", INTEGERS, "filter_pruning(ratio=0.5)"
 
 
 class Scored:
-    """A network with random weights and images, for time depends on neither.
+    """A network with images that it is calibrated on and others that it is scored on.
 
     Attributes:
         network: what is compressed.
     """
 
-    def __init__(self, depth: int, images: int, calibration: int = CALIBRATION_IMAGES) -> None:
-        generator = torch.Generator().manual_seed(0)
-        torch.manual_seed(0)
-        self.network = Network.of(cifar_resnet(depth), torch.randn(4, 3, 32, 32, generator=generator))
-        self._calibration = _samples(calibration, generator).laid_out(self.network.memory_format)
-        self._given = _samples(images, generator)
+    def __init__(self, model: nn.Module, calibration: Samples, validation: Samples) -> None:
+        self.network = Network.of(model, calibration.inputs[:4])
+        self._calibration = calibration.laid_out(self.network.memory_format)
+        self._given = validation
         self._validation = self._given.laid_out(self.network.memory_format)
         self._bank = self._calibrated(self.network)
         self._original = self.forward()
+
+    @classmethod
+    def trained(cls, images: int) -> "Scored":
+        """Returns the trained ResNet-20 with real images: how much is repaired depends on them."""
+        weights, source = resnet_files()
+        dataset = load_dataset(source)
+        calibration, validation = (samples(dataset.train, count) for count in (CALIBRATION_IMAGES, images))
+        return cls(load_model("resnet20", weights, dataset), calibration, validation)
+
+    @classmethod
+    def random(cls, depth: int, images: int) -> "Scored":
+        """Returns a ResNet with random weights and images."""
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
+        return cls(cifar_resnet(depth), *(_random_samples(images, generator) for _ in range(2)))
 
     def first(self, images: int) -> "Scored":
         """Returns the same network with the same bank over fewer images."""
@@ -101,7 +116,7 @@ class Scored:
 
     def fill(self, plan: Plan) -> None:
         """Compresses the layers of a plan that the bank does not hold yet."""
-        self._bank.stitch(plan, 0)
+        self._bank.stitch(plan, NONE)
 
     def score(self, plan: Plan) -> None:
         """Scores a plan exactly, all but reading the latencies of its layers; nothing of earlier plans is reused."""
@@ -174,13 +189,13 @@ def main() -> None:
     started = time.perf_counter()
     torch.set_num_threads(1)
     limit_memory(MEMORY)
-    largest = Scored(DEPTHS[0], max(COUNTS))
+    largest = Scored.trained(max(COUNTS))
     scored = largest.first(IMAGES)
     before = _peak()
     search = SearchCost(*scored.search(), before, _peak())
     costs, laid_out = _score_costs(scored)
     counts = [(count, _taken(largest.first(count))) for count in COUNTS]
-    depths = [(depth, _taken(Scored(depth, GROWTH_IMAGES, GROWTH_IMAGES))) for depth in DEPTHS]
+    depths = [(depth, _taken(Scored.random(depth, GROWTH_IMAGES))) for depth in DEPTHS]
     checks, searches = [], []
     for name in NETWORKS:
         weights, images = resnet_files() if name == "resnet20" else (None, "digits")
@@ -246,8 +261,8 @@ def _searched(check: PriceCheck, method: SearchMethod) -> tuple[str, ...]:
 
 def _write_costs(page: Page, costs: dict[str, ScoreCost], laid_out: float, search: SearchCost) -> None:
     page.text(
-        "Seconds of the processor, one thread, in one run; random weights and images. A score puts the plan together "
-        f"from a warm bank, matches moments on {REPAIR_INPUTS} images, runs the validation images, packs the weights "
+        "Seconds of the processor, one thread, in one run. A score puts the plan together "
+        f"from a warm bank, repairs on {FULL.inputs} images, runs the validation images, packs the weights "
         "and counts their bytes; the latencies of the layers are looked up in a file, which is left out. `by copy` "
         f"calibrates a copy on {CALIBRATION_IMAGES} images, compresses its layers and does the same; one run each."
     )
@@ -282,8 +297,9 @@ def _write_costs(page: Page, costs: dict[str, ScoreCost], laid_out: float, searc
 
 def _write_growth(page: Page, depths: list[tuple[int, float]], counts: list[tuple[int, float]]) -> None:
     page.text(
-        f"`{RECIPES[0]}` on deeper networks, {GROWTH_IMAGES} images, moments matched on as many: seconds grow with "
-        f"the layers to the power of {_exponent([(depth - 2, taken) for depth, taken in depths]):.2f} (fitted)."
+        f"`{RECIPES[0]}` on deeper networks of random weights, {GROWTH_IMAGES} random images, repaired on as many: "
+        "seconds grow with the layers to the power of "
+        f"{_exponent([(depth - 2, taken) for depth, taken in depths]):.2f} (fitted)."
     )
     page.table(("network", "seconds a score"), [(f"ResNet-{depth}", f"{taken:.2f}") for depth, taken in depths])
     page.text(f"ResNet-{DEPTHS[0]} over more images: to the power of {_exponent(counts):.2f}.")
@@ -354,7 +370,7 @@ def _seconds(work: Callable[..., object], *arguments: object) -> float:
     return time.process_time() - start
 
 
-def _samples(count: int, generator: torch.Generator) -> Samples:
+def _random_samples(count: int, generator: torch.Generator) -> Samples:
     inputs = torch.randn(count, 3, 32, 32, generator=generator)
     return Samples(inputs, torch.randint(10, (count,), generator=generator))
 

@@ -26,6 +26,7 @@ from plywise.env.chains import realised_chain
 from plywise.env.handover import UNIFORM
 from plywise.env.onnx_export import export_onnx
 from plywise.env.pricing import original_storage
+from plywise.env.repair import NONE
 from plywise.env.result_store import ResultStore
 from plywise.env.runtime import run_model, time_models
 from plywise.env.samples import Samples
@@ -241,7 +242,7 @@ def _macs(subject: Subject, stitched: Stitched) -> int:
 
 
 def _half_pruned_macs(subject: Subject) -> int:
-    return _macs(subject, subject.bank.stitch(plan_of(subject.network, HALF_PRUNED)[0], repair_inputs=0))
+    return _macs(subject, subject.bank.stitch(plan_of(subject.network, HALF_PRUNED)[0], NONE))
 
 
 def _onnx(subject: Subject, name: str, folder: Path) -> Path:

@@ -20,8 +20,9 @@ from plywise.env.bank import Bank
 from plywise.env.bank_folder import BankFolder
 from plywise.env.calibration import calibrate, moments
 from plywise.env.menu import legal_recipes
-from plywise.env.moment_matching import match_moments, output_leaves
 from plywise.env.network import Network
+from plywise.env.repair import NONE, Repair, output_leaves, repair
+from plywise.env.repair_target import find_targets
 from plywise.env.scheme import Scheme
 
 
@@ -54,7 +55,7 @@ def test_statistics_tell_the_moments_of_the_outputs(kind):
         mean = torch.einsum("gof,gf->go", matrix, found.mean).flatten()
         mean = mean if module.bias is None else mean + module.bias.detach()
         variance = torch.einsum("gof,gfh,goh->go", matrix, found.covariance, matrix).flatten()
-        seen = calibration.moments(network)[layer.name]
+        seen = calibration.outputs[layer.name]
         assert torch.allclose(mean, seen.mean, atol=1e-4)
         assert torch.allclose(variance.clamp(min=0).sqrt(), seen.deviation, atol=1e-4, rtol=1e-3)
         assert bool((found.inputs.diff() >= 0).all())
@@ -87,9 +88,9 @@ def test_calibration_in_batches_sees_what_one_batch_sees(model, inputs, monkeypa
         torch.testing.assert_close(other.mean, found.mean, rtol=1e-4, atol=1e-5)
         assert (other.inputs[0], other.inputs[-1]) == (found.inputs[0], found.inputs[-1])
         assert other.frequency is found.frequency or torch.equal(other.frequency, found.frequency)
-    for name, seen in whole.moments(network).items():
-        torch.testing.assert_close(parts.moments(network)[name].mean, seen.mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(parts.moments(network)[name].deviation, seen.deviation, rtol=1e-4, atol=1e-5)
+    for name, seen in whole.outputs.items():
+        torch.testing.assert_close(parts.outputs[name].mean, seen.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parts.outputs[name].deviation, seen.deviation, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_of_a_group_rank_its_channels_alike():
@@ -128,7 +129,7 @@ def test_every_legal_recipe_runs_alone_and_leaves_the_original_alone(kind):
     for layer in network.layers:
         for recipe in legal_recipes(layer, network.modules[layer.name])[::6]:
             plan = plan_of(network, **{layer.name: str(recipe)})
-            outputs = outputs_of(bank.stitch(plan, repair_inputs=16).model, images(8))
+            outputs = outputs_of(bank.stitch(plan, Repair(inputs=16)).model, images(8))
             assert outputs.shape == before.shape
             assert bool(torch.isfinite(outputs).all()), recipe
     assert torch.equal(outputs_of(network.model, images(8)), before)
@@ -269,23 +270,23 @@ def divergence(bank, model):
 def test_repair_helps_a_network_that_is_badly_disturbed(kind):
     bank = banked(kind)
     plan = plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)")
-    assert divergence_of(bank, plan) < divergence_of(bank, plan, 0)
+    assert divergence_of(bank, plan) < divergence_of(bank, plan, NONE)
 
 
 def test_repair_hardly_touches_a_network_that_is_hardly_disturbed():
     bank = banked(Plain)
     plan = plan_of(bank.network, "uniform_quantization(bits=8)")
-    assert divergence_of(bank, plan) < 2 * divergence_of(bank, plan, 0) + 1e-6
+    assert divergence_of(bank, plan) < 2 * divergence_of(bank, plan, NONE) + 1e-6
 
 
 def test_matched_layers_have_the_means_of_the_original():
     bank = banked(Plain)
     plan = plan_of(bank.network, "uniform_quantization(bits=3)")
     stitched = bank.stitch(plan)
-    wanted = bank.calibration.moments(bank.network)
+    wanted = bank.calibration.outputs
     seen = {}
     for name, module in stitched.replaced.items():
-        ((leaf, _),) = output_leaves(module, wanted[name])
+        ((leaf, _),) = output_leaves(module, torch.arange(len(wanted[name].mean)))
         leaf.register_forward_hook(
             lambda leaf, _, outputs, name=name: seen.update({name: moments(outputs, isinstance(leaf, nn.Linear))})
         )
@@ -308,20 +309,21 @@ def test_matching_leaves_a_fixed_point_where_it_is_and_yet_keeps_means():
     stitched = bank.stitch(plan_of(bank.network, "fixed_point(width=4)"))
     for module in stitched.replaced.values():
         assert weight_format(module).tensors()["scale"].tolist() == [2.0**-3]
-    wanted = bank.calibration.moments(bank.network)["conv1"].mean
+    wanted = bank.calibration.outputs["conv1"].mean
     outputs = stitched.replaced["conv1"](images())
     assert torch.allclose(moments(outputs, False).mean, wanted, atol=5e-3)
 
 
 def test_a_scaled_layer_is_scaled_back():
     network = Network.of(build(Plain), images(4))
-    wanted = calibrate(network, images(), labels()).moments(network)
+    wanted = find_targets(network, images())
     model = build(Plain)
     folded = Network.of(model, images(4)).model
     with torch.no_grad():
         folded.conv2.weight *= 0.5
         folded.conv2.bias += 1.0
-    match_moments(folded, images(), {"conv2": wanted["conv2"]}, {"conv2": folded.conv2})
+    how = Repair(least_squares=False)
+    repair(folded, images(), {"conv2": wanted["conv2"]}, {"conv2": folded.conv2}, how)
     assert torch.allclose(outputs_of(folded, images()), outputs_of(network.model, images()), atol=0.02)
 
 
@@ -333,7 +335,7 @@ def test_layers_behind_a_changed_one_make_up_for_it_and_those_before_stay():
     assert stitched.model.conv1 is bank.network.modules["conv1"]
     own, head = stitched.replaced["conv2"], bank.network.modules["head"]
     assert divergence_of(bank, plan) < divergence(bank, assemble(bank.network.model, {"conv2": own, "head": head}))
-    assert bank.stitch(plan, 0).replaced.keys() == {"conv2"}
+    assert bank.stitch(plan, NONE).replaced.keys() == {"conv2"}
     assert not bank.stitch(plan_of(bank.network)).replaced
 
 

@@ -16,6 +16,7 @@ from plywise.env.bank import Bank
 from plywise.env.calibration import calibrate
 from plywise.env.channel_groups import cut
 from plywise.env.network import Network
+from plywise.env.repair import NONE
 
 PARTS = ("query", "key", "value")
 GROUPS = {
@@ -104,7 +105,7 @@ def test_a_cut_without_repair_equals_silence(name, leader):
         eye = torch.eye(statistics.covariance.shape[-1])
         statistics.covariance.copy_(eye.expand_as(statistics.covariance))
         statistics.mean.zero_()
-    stitched = bank.stitch(pruning(network, leader), repair_inputs=0)
+    stitched = bank.stitch(pruning(network, leader), NONE)
     (index,) = [i for i, group in enumerate(network.groups) if group.leader == leader]
     group, keep = network.groups[index], bank.kept(bank.state(pruning(network, leader)))
     left = kept_count(group.channels * group.unit, 0.5, group.unit) // group.unit

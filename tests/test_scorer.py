@@ -20,6 +20,7 @@ from plywise.env.bank import Bank
 from plywise.env.calibration import calibrate
 from plywise.env.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory, share
 from plywise.env.network import Network
+from plywise.env.repair import Repair
 from plywise.env.samples import Samples
 from plywise.env.scorer import Scorer
 from plywise.env.unit import find_units
@@ -93,8 +94,8 @@ def test_what_is_reused_is_what_would_have_been_computed(kind, ceiling):
     bank, memory = banked(kind), ActivationMemory(ceiling)
     scorer = Scorer(bank, SAMPLES, memory)
     for plan in walk(bank.network, 6):
-        stitched, logits = scorer.run(plan, 32)
-        alone = bank.stitch(plan, 32)
+        stitched, logits = scorer.run(plan, Repair(inputs=32))
+        alone = bank.stitch(plan, Repair(inputs=32))
         assert torch.equal(logits, SAMPLES.logits(alone.model))
         assert stitched.replaced.keys() == alone.replaced.keys()
         for name, value in alone.model.state_dict().items():

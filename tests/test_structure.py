@@ -27,10 +27,11 @@ from plywise.compressors.statistics import LayerStatistics, branch_statistics, c
 from plywise.env.calibration import moments
 from plywise.env.chains import chain_of
 from plywise.env.latency import chain_key
-from plywise.env.moment_matching import match_moments
 from plywise.env.onnx_export import export_onnx
 from plywise.env.operation import operations
 from plywise.env.operation_graph import operation_graph
+from plywise.env.repair import repair
+from plywise.env.repair_target import Target, places_of, rows_of
 from plywise.env.runtime import run_model
 
 KERNELS = ("conv2d", "conv2d-stride", "conv2d-dilation", "conv2d-reflect", "conv1d", "conv1d-same")
@@ -423,8 +424,10 @@ def test_moments_are_matched_before_the_gather(text, kind):
     module = Recipe.parse(text).compress(layer, statistics)
     model = nn.Sequential(module)
     with torch.no_grad():
-        target = moments(layer(inputs), kind.startswith("linear"))
-        match_moments(model, inputs, {"0": target}, {"0": module})
+        outputs, last = layer(inputs), kind.startswith("linear")
+        target = moments(outputs, last)
+        rows = rows_of(outputs, places_of(outputs, last), last)
+        repair(model, inputs, {"0": Target(target, last, rows)}, {"0": module})
         found = moments(model(inputs), kind.startswith("linear"))
         assert torch.allclose(found.mean, target.mean, atol=1e-4 if INTEGER not in text else 0.02)
 

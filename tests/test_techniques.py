@@ -116,7 +116,8 @@ def test_packed_file_gives_back_every_bit(technique, kind, tmp_path):
     loaded = load_packed(tmp_path / "weights", nn.Sequential(layer_of(kind, seed=9)))
     assert same(tensors(loaded), tensors(model))
     with torch.no_grad():
-        assert torch.equal(loaded(inputs), model(inputs))
+        # The same weights; but on some machines a product depends on where in memory they lie.
+        torch.testing.assert_close(loaded(inputs), model(inputs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("technique", [kind() for kind in techniques().values()], ids=str)

@@ -29,8 +29,8 @@ from plywise.compressors.static_quantized import ActivationRange, StaticQuantize
 from plywise.compressors.technique import Stage, make_technique
 from plywise.compressors.weight_format import FORMATS, UniformFormat, set_weight_format, weight_format
 from plywise.compressors.weight_rounding import importance_of
-from plywise.env.moment_matching import _apply
 from plywise.env.onnx_export import export_onnx
+from plywise.env.repair import _apply
 from plywise.env.runtime import run_model
 
 KINDS = ("conv1d", "conv2d-stride", "grouped", "depthwise", "linear")

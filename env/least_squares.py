@@ -1,0 +1,66 @@
+"""Refits the weights of a layer to what it really sees, behind other layers that are compressed.
+
+Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks, 2017, sections 3.1 (step ii, on the
+realised inputs) and 3.2 (what is added beside a layer is made up for, too). Departures: weights are pulled towards
+those that the layer had, not towards zero; zeros stay zero, and weights stay in their format.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.layers import CONVOLUTIONS, TRANSPOSED, bias_of, set_weight, weight_matrices, weight_of
+from plywise.compressors.sparse_fit import descended
+from plywise.compressors.weight_format import short, weight_format
+from plywise.env.calibration import patches_at
+
+WORTH = 0.03
+"""Share of the variance of its outputs that a layer must be off by: what is hardly disturbed is left as it is."""
+
+RIDGE = 0.3
+"""Pull towards the weights before, in mean variances of an input: a few thousand rows tell little of most weights."""
+
+STEPS = 10
+"""Of conjugate gradients: with that much pull they are near the end."""
+
+
+def refit(leaf: nn.Module, inputs: Tensor, missing: Tensor, wanted: Tensor, places: Tensor) -> bool:
+    """Changes the weights so that the outputs come nearer to what they should be; their means stay.
+
+    Args:
+        leaf: a layer; any other kind than convolutions and linear layers is left as it is.
+        inputs: what it reads `(n, ...)`.
+        missing: `(rows, out)` what must be added to its outputs.
+        wanted: `(rows, out)` what they should be.
+        places: `(rows,)` where, counted over all inputs and positions.
+
+    Returns:
+        Whether they were changed.
+    """
+    if not isinstance(leaf, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
+        return False
+    missing = missing - missing.mean(0)
+    if float(missing.square().sum()) <= WORTH * float((wanted - wanted.mean(0)).square().sum()):
+        return False
+    seen = patches_at(leaf, inputs, places).float()
+    mean = seen.mean(0)
+    seen = (seen - mean).transpose(0, 1)  # (groups, rows, features)
+    weights = weight_matrices(leaf)
+    groups, rows = seen.shape[:2]
+    gradient = missing.T.reshape(groups, -1, rows) @ seen / rows
+    covariance = seen.transpose(1, 2) @ seen / rows
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    variance += RIDGE * variance.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
+    deviation = variance.sqrt()[:, None]
+    free = weights != 0
+    metric = covariance / (deviation.transpose(1, 2) * deviation)
+    slope = gradient / deviation * free
+    changed = weights + descended(metric, slope, free, STEPS, 1e-10 * slope.square().sum(-1, keepdim=True)) / deviation
+    form, whole = weight_format(leaf), weight_of(leaf)
+    if form is not None:
+        changed = form.decode(form.encode(changed.view_as(whole))).view_as(weights) * free
+    shift = torch.einsum("gof,gf->go", changed - weights, mean).flatten()
+    bias = bias_of(leaf)
+    bias = -shift if bias is None else bias - shift
+    set_weight(leaf, changed.view_as(whole).to(whole.dtype))
+    leaf.bias = nn.Parameter((bias if form is None else short(bias)).to(whole.dtype), requires_grad=False)
+    return True

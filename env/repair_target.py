@@ -1,0 +1,123 @@
+"""What a repaired network is held against: what its original puts out on the same calibration inputs."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.layers import channels_last
+from plywise.env.calibration import Moments, moments
+from plywise.env.layer_outputs import layer_outputs
+from plywise.env.network import Network
+from plywise.env.shortcuts import Shortcut
+
+ROWS = 4096
+"""Places of a layer's outputs that its weights are refitted on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Of one layer or BatchNorm, or of some of its output channels.
+
+    Attributes:
+        moments: of its outputs.
+        last: whether channels are the last axis of its outputs, rather than the one behind the batch.
+        rows: `(rows, out)` its outputs at `places_of`.
+        beside: `(rows, out)` what the network adds to them, or None.
+        shortcut: where that is to be seen, or None.
+    """
+
+    moments: Moments
+    last: bool
+    rows: Tensor
+    beside: Tensor | None = None
+    shortcut: Shortcut | None = None
+
+    def of(self, channels: Tensor) -> "Target":
+        """Returns the target of some output channels (indices)."""
+        found = Moments(self.moments.mean[channels], self.moments.deviation[channels])
+        beside = None if self.beside is None else self.beside[:, channels]
+        return Target(found, self.last, self.rows[:, channels], beside, self.shortcut)
+
+
+def find_targets(network: Network, inputs: Tensor) -> dict[str, Target]:
+    """Runs the original over `inputs` `(n, ...)`, as one batch, and returns the target of each layer and BatchNorm."""
+    found: dict[str, Target] = {}
+    beside: dict[str, Tensor] = {}
+
+    def record(name: str, module: nn.Module, _: Tensor, outputs: Tensor) -> None:
+        last = channels_last(module)
+        rows = rows_of(outputs, places_of(outputs, last), last)
+        found[name] = Target(moments(outputs, last), last, rows, beside.get(name), network.shortcuts.get(name))
+
+    places = {name: (place, channels_last(network.modules[name])) for name, place in network.shortcuts.items()}
+    with torch.no_grad(), layer_outputs(network, record), watched(network.model, places, beside):
+        network.model(inputs)
+    return found
+
+
+@contextmanager
+def watched(
+    model: nn.Module, shortcuts: Mapping[str, tuple[Shortcut, bool]], found: dict[str, Tensor]
+) -> Iterator[None]:
+    """Puts into `found`, while `model` runs, what is added to the outputs of layers, by their names.
+
+    Args:
+        model: the network or what was made of it.
+        shortcuts: where to look, and whether channels are the last axis, by layer.
+        found: gets `(rows, out)` at `places_of` the outputs.
+    """
+
+    def look(layer: str, tensor: Tensor) -> None:
+        last = shortcuts[layer][1]
+        found[layer] = rows_of(tensor, places_of(tensor, last), last)
+
+    def before(layer: str) -> Any:
+        return lambda module, args: look(layer, args[0])
+
+    def after(layer: str) -> Any:
+        return lambda module, args, output: look(layer, output)
+
+    handles: list[Any] = []
+    for layer, (place, _) in shortcuts.items():
+        module = model.get_submodule(place.module)
+        if place.read:
+            handles.append(module.register_forward_pre_hook(before(layer)))
+        else:
+            handles.append(module.register_forward_hook(after(layer)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def places_of(outputs: Tensor, last: bool) -> Tensor:
+    """Returns up to `ROWS` places of outputs, counted over all inputs and positions; the same for the same number."""
+    return _drawn(outputs.numel() // outputs.shape[-1 if last else 1])
+
+
+def rows_of(outputs: Tensor, places: Tensor, last: bool) -> Tensor:
+    """Returns the channels `(rows, out)` at some places.
+
+    Args:
+        outputs: `(n, out, ...)`, or `(n, ..., out)` where the channels are the `last` axis.
+        places: `(rows,)`.
+        last: where the channels are.
+    """
+    if last or outputs.dim() == 2:
+        return outputs.flatten(0, -2)[places]
+    positions = outputs[0, 0].numel()
+    rows: Tensor = outputs.flatten(2)[places // positions, :, places % positions]
+    return rows
+
+
+@lru_cache(64)
+def _drawn(count: int) -> Tensor:
+    if count <= ROWS:
+        return torch.arange(count)
+    return torch.randint(count, (ROWS,), generator=torch.Generator().manual_seed(0))

@@ -19,6 +19,9 @@ WORTH = 0.03
 RIDGE = 0.3
 """Pull towards the weights before, in mean variances of an input: a few thousand rows tell little of most weights."""
 
+LEAST_ROWS, ROWS_A_FEATURE = 256, 32
+"""Rows that are looked at, at least and for each weight of an output: so many tell as much as all."""
+
 STEPS = 10
 """Of conjugate gradients: with that much pull they are near the end."""
 
@@ -38,6 +41,8 @@ def refit(leaf: nn.Module, inputs: Tensor, missing: Tensor, wanted: Tensor, plac
     """
     if not isinstance(leaf, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
         return False
+    rows = max(LEAST_ROWS, ROWS_A_FEATURE * weight_matrices(leaf).shape[2])
+    missing, wanted, places = missing[:rows], wanted[:rows], places[:rows]
     missing = missing - missing.mean(0)
     if float(missing.square().sum()) <= WORTH * float((wanted - wanted.mean(0)).square().sum()):
         return False
@@ -58,6 +63,8 @@ def refit(leaf: nn.Module, inputs: Tensor, missing: Tensor, wanted: Tensor, plac
     form, whole = weight_format(leaf), weight_of(leaf)
     if form is not None:
         changed = form.decode(form.encode(changed.view_as(whole))).view_as(weights) * free
+    if not bool(changed.isfinite().all()) or torch.equal(changed, weights):
+        return False
     shift = torch.einsum("gof,gf->go", changed - weights, mean).flatten()
     bias = bias_of(leaf)
     bias = -shift if bias is None else bias - shift

@@ -97,7 +97,7 @@ def watched(
 
 
 def places_of(outputs: Tensor, last: bool) -> Tensor:
-    """Returns up to `ROWS` places of outputs, counted over all inputs and positions; the same for the same number."""
+    """Returns up to `ROWS` random places among outputs, counted over all inputs and positions; the same every time."""
     return _drawn(outputs.numel() // outputs.shape[-1 if last else 1])
 
 
@@ -118,6 +118,5 @@ def rows_of(outputs: Tensor, places: Tensor, last: bool) -> Tensor:
 
 @lru_cache(64)
 def _drawn(count: int) -> Tensor:
-    if count <= ROWS:
-        return torch.arange(count)
-    return torch.randint(count, (ROWS,), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(count, generator=generator)[:ROWS].clone()

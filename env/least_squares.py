@@ -63,6 +63,9 @@ def refit(leaf: nn.Module, inputs: Tensor, missing: Tensor, wanted: Tensor, plac
     form, whole = weight_format(leaf), weight_of(leaf)
     if form is not None:
         changed = form.decode(form.encode(changed.view_as(whole))).view_as(weights) * free
+        change = changed - weights
+        gained = 2.0 * (gradient * change).sum(-1) - ((change @ covariance) * change).sum(-1)
+        changed = torch.where(gained[..., None] > 0, changed, weights)  # where rounding leaves something of it
     if not bool(changed.isfinite().all()) or torch.equal(changed, weights):
         return False
     shift = torch.einsum("gof,gf->go", changed - weights, mean).flatten()

@@ -1,4 +1,4 @@
-"""Calibration, the bank of compressed layers, plans stitched from it, and the repair of moments."""
+"""Calibration, the bank of compressed layers, and plans stitched from it."""
 
 import errno
 
@@ -7,7 +7,6 @@ import torch
 from tiny_networks import NETWORKS, Concatenated, Depthwise, Identity, Plain, Residual, Sequence, build, images, labels
 from torch import nn
 
-from plywise.compressors.assembly import assemble
 from plywise.compressors.errors import ConfigurationError, ModelError, UnsupportedLayerError
 from plywise.compressors.layers import groups_of, weight_matrices
 from plywise.compressors.packed_file import load_packed, save_packed
@@ -15,14 +14,12 @@ from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.technique import Stage
-from plywise.compressors.weight_format import weight_format
 from plywise.env.bank import Bank
 from plywise.env.bank_folder import BankFolder
-from plywise.env.calibration import calibrate, moments
+from plywise.env.calibration import calibrate
 from plywise.env.menu import legal_recipes
 from plywise.env.network import Network
-from plywise.env.repair import NONE, Repair, output_leaves, repair
-from plywise.env.repair_target import find_targets
+from plywise.env.repair import Repair
 from plywise.env.scheme import Scheme
 
 
@@ -252,103 +249,6 @@ def test_plans_of_other_networks_and_impossible_recipes_are_refused():
         bank.stitch(Plan("other", {}))
     with pytest.raises(UnsupportedLayerError, match=r"layer 'filter' cannot take low_rank.*grouped"):
         bank.stitch(plan_of(bank.network, filter="low_rank"))
-
-
-# Moment matching
-
-
-def divergence_of(bank, plan, *repair):
-    return divergence(bank, bank.stitch(plan, *repair).model)
-
-
-def divergence(bank, model):
-    changed, original = outputs_of(model, images()), outputs_of(bank.network.model, images())
-    return float((changed - original).square().mean() / original.var())
-
-
-@pytest.mark.parametrize("kind", [Plain, Identity, Sequence])
-def test_repair_helps_a_network_that_is_badly_disturbed(kind):
-    bank = banked(kind)
-    plan = plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)")
-    assert divergence_of(bank, plan) < divergence_of(bank, plan, NONE)
-
-
-def test_repair_hardly_touches_a_network_that_is_hardly_disturbed():
-    bank = banked(Plain)
-    plan = plan_of(bank.network, "uniform_quantization(bits=8)")
-    assert divergence_of(bank, plan) < 2 * divergence_of(bank, plan, NONE) + 1e-6
-
-
-def test_matched_layers_have_the_means_of_the_original():
-    bank = banked(Plain)
-    plan = plan_of(bank.network, "uniform_quantization(bits=3)")
-    stitched = bank.stitch(plan)
-    wanted = bank.calibration.outputs
-    seen = {}
-    for name, module in stitched.replaced.items():
-        ((leaf, _),) = output_leaves(module, torch.arange(len(wanted[name].mean)))
-        leaf.register_forward_hook(
-            lambda leaf, _, outputs, name=name: seen.update({name: moments(outputs, isinstance(leaf, nn.Linear))})
-        )
-    outputs_of(stitched.model, images())
-    assert seen.keys() == {"conv1", "conv2", "head"}
-    for name, found in seen.items():
-        assert torch.allclose(found.mean, wanted[name].mean, atol=5e-3)  # biases are bfloat16
-
-
-def test_matching_keeps_weights_in_their_format():
-    bank = banked(Plain)
-    stitched = bank.stitch(plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)"))
-    for module in stitched.replaced.values():
-        form, weight = weight_format(module), module.weight.detach()
-        assert torch.equal(form.decode(form.encode(weight)), weight)
-
-
-def test_matching_leaves_a_fixed_point_where_it_is_and_yet_keeps_means():
-    bank = banked(Plain)
-    stitched = bank.stitch(plan_of(bank.network, "fixed_point(width=4)"))
-    for module in stitched.replaced.values():
-        assert weight_format(module).tensors()["scale"].tolist() == [2.0**-3]
-    wanted = bank.calibration.outputs["conv1"].mean
-    outputs = stitched.replaced["conv1"](images())
-    assert torch.allclose(moments(outputs, False).mean, wanted, atol=5e-3)
-
-
-def test_a_scaled_layer_is_scaled_back():
-    network = Network.of(build(Plain), images(4))
-    wanted = find_targets(network, images())
-    model = build(Plain)
-    folded = Network.of(model, images(4)).model
-    with torch.no_grad():
-        folded.conv2.weight *= 0.5
-        folded.conv2.bias += 1.0
-    how = Repair(least_squares=False)
-    repair(folded, images(), {"conv2": wanted["conv2"]}, {"conv2": folded.conv2}, how)
-    assert torch.allclose(outputs_of(folded, images()), outputs_of(network.model, images()), atol=0.02)
-
-
-def test_layers_behind_a_changed_one_make_up_for_it_and_those_before_stay():
-    bank = banked(Plain)
-    plan = plan_of(bank.network, conv2="uniform_quantization(bits=2, scheme=affine)")
-    stitched = bank.stitch(plan)
-    assert stitched.replaced.keys() == {"conv2", "head"}
-    assert stitched.model.conv1 is bank.network.modules["conv1"]
-    own, head = stitched.replaced["conv2"], bank.network.modules["head"]
-    assert divergence_of(bank, plan) < divergence(bank, assemble(bank.network.model, {"conv2": own, "head": head}))
-    assert bank.stitch(plan, NONE).replaced.keys() == {"conv2"}
-    assert not bank.stitch(plan_of(bank.network)).replaced
-
-
-def test_channels_without_any_spread_are_left_finite():
-    model = build(Plain)
-    with torch.no_grad():
-        model.conv2.weight[:5] = 0.0
-        model.norm2.weight[5:8] = 0.0
-    network = Network.of(model, images(4))
-    bank = Bank(network, calibrate(network, images(), labels()))
-    for recipe in ("uniform_quantization(bits=2)", "low_rank(ratio=0.4) + magnitude_pruning"):
-        outputs = outputs_of(bank.stitch(plan_of(network, conv2=recipe)).model, images())
-        assert bool(torch.isfinite(outputs).all())
 
 
 # The bank's folder

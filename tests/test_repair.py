@@ -1,0 +1,332 @@
+"""Repair by what the original puts out: moments, weights refitted to what layers really see, and shortcuts."""
+
+import dataclasses
+
+import pytest
+import torch
+from layer_kinds import KINDS, inputs_of, layer_of, prepared
+from tiny_networks import Encoder, Identity, Perceptron, Plain, Residual, Sequence, build, images, labels
+from torch import nn
+from torch.nn import functional as F
+
+from plywise.compressors.assembly import assemble
+from plywise.compressors.layers import channels_last, weight_matrices, weight_of
+from plywise.compressors.plan import Plan
+from plywise.compressors.recipe import Recipe
+from plywise.compressors.weight_format import weight_format
+from plywise.env.bank import Bank
+from plywise.env.calibration import calibrate, moments
+from plywise.env.least_squares import LEAST_ROWS, ROWS_A_FEATURE, refit
+from plywise.env.network import Network
+from plywise.env.repair import NONE, Repair, output_leaves, repair
+from plywise.env.repair_target import find_targets, places_of, rows_of
+from plywise.env.shortcuts import Shortcut, find_shortcuts
+
+
+def banked(kind):
+    network = Network.of(build(kind), images(4), kind.__name__)
+    return Bank(network, calibrate(network, images(), labels()))
+
+
+def plan_of(network, recipe="identity", **recipes):
+    texts = {layer.name: recipes.get(layer.name, recipe) for layer in network.layers}
+    return Plan(network.name, {name: Recipe.parse(text) for name, text in texts.items()})
+
+
+def outputs_of(model, inputs):
+    with torch.no_grad():
+        return model(inputs)
+
+
+# Moments
+
+
+def divergence_of(bank, plan, *repair):
+    return divergence(bank, bank.stitch(plan, *repair).model)
+
+
+def divergence(bank, model):
+    changed, original = outputs_of(model, images()), outputs_of(bank.network.model, images())
+    return float((changed - original).square().mean() / original.var())
+
+
+@pytest.mark.parametrize("kind", [Plain, Identity, Sequence])
+def test_repair_helps_a_network_that_is_badly_disturbed(kind):
+    bank = banked(kind)
+    plan = plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)")
+    assert divergence_of(bank, plan) < divergence_of(bank, plan, NONE)
+
+
+def test_repair_hardly_touches_a_network_that_is_hardly_disturbed():
+    bank = banked(Plain)
+    plan = plan_of(bank.network, "uniform_quantization(bits=8)")
+    assert divergence_of(bank, plan) < 2 * divergence_of(bank, plan, NONE) + 1e-6
+
+
+def test_matched_layers_have_the_means_of_the_original():
+    bank = banked(Plain)
+    plan = plan_of(bank.network, "uniform_quantization(bits=3)")
+    stitched = bank.stitch(plan)
+    wanted = bank.calibration.outputs
+    seen = {}
+    for name, module in stitched.replaced.items():
+        ((leaf, _),) = output_leaves(module, torch.arange(len(wanted[name].mean)))
+        leaf.register_forward_hook(
+            lambda leaf, _, outputs, name=name: seen.update({name: moments(outputs, isinstance(leaf, nn.Linear))})
+        )
+    outputs_of(stitched.model, images())
+    assert seen.keys() == {"conv1", "conv2", "head"}
+    for name, found in seen.items():
+        assert torch.allclose(found.mean, wanted[name].mean, atol=5e-3)  # biases are bfloat16
+
+
+def test_matching_keeps_weights_in_their_format():
+    bank = banked(Plain)
+    stitched = bank.stitch(plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)"))
+    for module in stitched.replaced.values():
+        form, weight = weight_format(module), module.weight.detach()
+        assert torch.equal(form.decode(form.encode(weight)), weight)
+
+
+def test_matching_leaves_a_fixed_point_where_it_is_and_yet_keeps_means():
+    bank = banked(Plain)
+    stitched = bank.stitch(plan_of(bank.network, "fixed_point(width=4)"))
+    for module in stitched.replaced.values():
+        assert weight_format(module).tensors()["scale"].tolist() == [2.0**-3]
+    wanted = bank.calibration.outputs["conv1"].mean
+    outputs = stitched.replaced["conv1"](images())
+    assert torch.allclose(moments(outputs, False).mean, wanted, atol=5e-3)
+
+
+def test_a_scaled_layer_is_scaled_back():
+    network = Network.of(build(Plain), images(4))
+    wanted = find_targets(network, images())
+    model = build(Plain)
+    folded = Network.of(model, images(4)).model
+    with torch.no_grad():
+        folded.conv2.weight *= 0.5
+        folded.conv2.bias += 1.0
+    how = Repair(least_squares=False)
+    repair(folded, images(), {"conv2": wanted["conv2"]}, {"conv2": folded.conv2}, how)
+    assert torch.allclose(outputs_of(folded, images()), outputs_of(network.model, images()), atol=0.02)
+
+
+def test_layers_behind_a_changed_one_make_up_for_it_and_those_before_stay():
+    bank = banked(Plain)
+    plan = plan_of(bank.network, conv2="uniform_quantization(bits=2, scheme=affine)")
+    stitched = bank.stitch(plan)
+    assert stitched.replaced.keys() == {"conv2", "head"}
+    assert stitched.model.conv1 is bank.network.modules["conv1"]
+    own, head = stitched.replaced["conv2"], bank.network.modules["head"]
+    assert divergence_of(bank, plan) < divergence(bank, assemble(bank.network.model, {"conv2": own, "head": head}))
+    assert bank.stitch(plan, NONE).replaced.keys() == {"conv2"}
+    assert not bank.stitch(plan_of(bank.network)).replaced
+
+
+def test_channels_without_any_spread_are_left_finite():
+    model = build(Plain)
+    with torch.no_grad():
+        model.conv2.weight[:5] = 0.0
+        model.norm2.weight[5:8] = 0.0
+    network = Network.of(model, images(4))
+    bank = Bank(network, calibrate(network, images(), labels()))
+    for recipe in ("uniform_quantization(bits=2)", "low_rank(ratio=0.4) + magnitude_pruning"):
+        outputs = outputs_of(bank.stitch(plan_of(network, conv2=recipe)).model, images())
+        assert bool(torch.isfinite(outputs).all())
+
+
+# Each part of it
+
+
+BEHIND = {"conv1": "uniform_quantization(bits=2)", "conv2": "uniform_quantization(bits=3)"}
+
+
+def test_each_part_does_what_it_says_and_no_more():
+    bank = banked(Plain)
+    plan = plan_of(bank.network, **BEHIND)
+    bare = bank.stitch(plan, NONE)
+    assert not Repair(means=False, deviations=False, least_squares=False)
+    assert not NONE
+    means = bank.stitch(plan, Repair(deviations=False, least_squares=False)).replaced
+    for name, module in bare.replaced.items():
+        (mine, _), (other, _) = (next(output_leaves(each, torch.arange(24))) for each in (means[name], module))
+        assert torch.equal(weight_of(mine), weight_of(other))
+    assert not torch.equal(means["conv2"].bias, bare.replaced["conv2"].bias)
+    wanted = find_targets(bank.network, images())
+    deviations = bank.stitch(plan, Repair(means=False, least_squares=False)).replaced["conv1"]
+    found, before = (moments(outputs_of(each, images()), False) for each in (deviations, bare.replaced["conv1"]))
+    assert torch.allclose(found.mean, before.mean, atol=5e-3)  # biases are bfloat16
+    off = [(each.deviation / wanted["conv1"].moments.deviation).log().abs().mean() for each in (found, before)]
+    assert off[0] < off[1] / 2
+    refitted = bank.stitch(plan, Repair(means=False, deviations=False)).replaced["conv2"]
+    assert not torch.equal(weight_of(refitted), weight_of(bare.replaced["conv2"]))
+
+
+def test_least_squares_help_on_inputs_that_they_have_not_seen():
+    gains = []
+    for kind in (Plain, Identity, Residual, Sequence, Perceptron, Encoder):
+        network = Network.of(build(kind), images(4), kind.__name__)
+        bank = Bank(network, calibrate(network, images(512), labels(512)))
+        texts = {layer.name: "uniform_quantization(bits=3)" for layer in network.layers}
+        for layer in network.layers:
+            if network.unsupported(layer.name, Recipe.parse("low_rank(ratio=0.4)")) is None:
+                texts[layer.name] = "low_rank(ratio=0.4)"
+        others, off = images(256, 9), []
+        original = outputs_of(network.model, others)
+        for least_squares in (True, False):
+            model = bank.stitch(plan_of(network, **texts), Repair(512, least_squares=least_squares)).model
+            off.append(float((outputs_of(model, others) - original).square().mean()))
+        gains.append(off[0] / off[1])
+    assert sorted(gains)[-2] < 1.0, gains  # on all but one of random weights
+    assert sum(gains) / len(gains) < 0.95, gains
+
+
+# Least squares
+
+
+REFITTED = [kind for kind in KINDS if kind != "embedding"]
+
+
+def disturbed(kind, recipe=None):
+    """Returns a layer, the inputs that it sees instead of others, and what its outputs lack, at all places."""
+    layer, inputs, statistics = prepared(kind)
+    last = channels_last(layer)
+    generator = torch.Generator().manual_seed(5)
+    wanted = outputs_of(layer, inputs)
+    beside = inputs.roll(1, -1 if last else 1)
+    if "depthwise" in kind:  # which sees each channel alone
+        beside = inputs.square()
+    seen = 0.8 * inputs + 0.3 * beside + 0.1 * torch.randn(inputs.shape, generator=generator)
+    if recipe is not None:
+        layer = Recipe.parse(recipe).compress(layer, statistics)
+    places = places_of(wanted, last)
+    return layer, seen, rows_of(wanted, places, last), places, last
+
+
+def lacking(layer, seen, wanted, places, last):
+    return wanted - rows_of(outputs_of(layer, seen), places, last)
+
+
+@pytest.mark.parametrize("kind", REFITTED)
+def test_a_layer_of_any_kind_makes_up_for_what_it_sees_instead(kind):
+    layer, seen, wanted, places, last = disturbed(kind)
+    before = lacking(layer, seen, wanted, places, last)
+    assert refit(layer, seen, before, wanted, places)
+    after = lacking(layer, seen, wanted, places, last)
+    assert after.var(0).sum() < 0.7 * before.var(0).sum()
+    looked_at = max(LEAST_ROWS, ROWS_A_FEATURE * weight_matrices(layer).shape[2])
+    assert torch.allclose(after[:looked_at].mean(0), before[:looked_at].mean(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "linear", "transposed", "depthwise"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "magnitude_pruning(sparsity=0.5)",
+        "uniform_quantization(bits=4, scheme=affine)",
+        "magnitude_pruning(sparsity=0.5) + codebook(bits=3)",
+        "fixed_point(width=5)",
+        "minifloat",
+    ],
+)
+def test_zeros_and_formats_stay(kind, recipe):
+    layer, seen, wanted, places, last = disturbed(kind, recipe)
+    zeros, before = weight_of(layer) == 0, lacking(layer, seen, wanted, places, last)
+    form = weight_format(layer)
+    assert refit(layer, seen, before, wanted, places)
+    assert bool((weight_of(layer)[zeros] == 0).all())
+    assert weight_format(layer) is form
+    if form is not None:
+        assert torch.equal(form.decode(form.encode(weight_of(layer))), weight_of(layer))
+    assert lacking(layer, seen, wanted, places, last).var(0).sum() < before.var(0).sum()
+
+
+def test_what_is_hardly_off_is_left_as_it_is():
+    layer, inputs = layer_of("conv2d"), inputs_of("conv2d")
+    wanted = outputs_of(layer, inputs)
+    places = places_of(wanted, False)
+    rows, weight = rows_of(wanted, places, False), layer.weight
+    noise = 0.1 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    assert not refit(layer, inputs, noise * rows.std(0), rows, places)
+    assert layer.weight is weight
+    assert refit(layer, inputs, 3 * noise * rows.std(0), rows, places)
+
+
+def test_inputs_that_are_no_numbers_change_no_weight():
+    layer, seen, wanted, places, _ = disturbed("linear")
+    before = weight_matrices(layer).clone()
+    assert not refit(layer, seen * torch.inf, wanted, wanted, places)
+    assert torch.equal(weight_matrices(layer), before)
+
+
+# Shortcuts
+
+
+class Beside(nn.Module):
+    """Layers `one`, `two` and `three` of which something is made by `join`."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.one, self.two, self.three = (nn.Linear(6, 6) for _ in range(3))
+        self.relu = nn.ReLU()
+        self.join = join
+
+    def forward(self, inputs):
+        return self.join(self, inputs)
+
+
+def in_place(net, inputs):
+    out = net.one(inputs)
+    out += inputs
+    return F.relu(out)
+
+
+def into_the_shortcut(net, inputs):
+    out = net.relu(net.one(inputs))
+    out += net.two(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("join", "expected"),
+    [
+        (lambda net, x: net.one(x) + x, {"one": Shortcut("one", True)}),
+        (lambda net, x: x + net.two(net.one(x)), {"two": Shortcut("one", True)}),
+        (lambda net, x: net.two(net.one(x)) + net.three(x), {"three": Shortcut("two", False)}),
+        (lambda net, x: net.two(net.relu(net.one(x))) + net.relu(x), {}),  # one module, two outputs
+        (lambda net, x: F.relu(net.one(x)) + x, {}),
+        (lambda net, x: 2 * net.one(x) + x, {}),
+        (lambda net, x: torch.add(net.one(x), x, alpha=2), {}),
+        (lambda net, x: net.one(x) + x.roll(1), {}),  # seen nowhere
+        (lambda net, x: net.two(y := net.one(x)) + (y + x), {"two": None}),
+        (in_place, {"one": Shortcut("one", True)}),
+        (into_the_shortcut, {"two": Shortcut("relu", False)}),
+    ],
+)
+def test_what_is_added_is_found_where_it_is_known_in_time(join, expected):
+    found = find_shortcuts(Beside(join).eval(), torch.randn(4, 6), {"one", "two", "three"})
+    assert found == {layer: place for layer, place in expected.items() if place is not None}
+
+
+def test_a_shortcut_is_looked_for_outside_of_blocks_that_may_not_run_again():
+    bank = banked(Encoder)
+    assert bank.network.shortcuts == {
+        "layer.self_attn.out_proj": Shortcut("embed", False),
+        "layer.linear2": Shortcut("layer.norm1", False),
+    }
+
+
+def test_a_layer_makes_up_for_what_its_shortcut_lacks():
+    network = Network.of(build(Identity), images(4))
+    targets = find_targets(network, images())
+    with torch.no_grad():
+        noise = torch.randn(16, 1, 1, 1, generator=torch.Generator().manual_seed(3))
+        network.modules["stem"].weight.mul_(1.0 + 0.3 * noise)
+    others = images(256, 9)
+    original, off = outputs_of(build(Identity), others), []
+    for shortcut in (targets["outer"], dataclasses.replace(targets["outer"], beside=None, shortcut=None)):
+        outer = build(Identity).outer
+        model = assemble(network.model, {"outer": outer})
+        repair(model, images(), {"outer": shortcut}, {"outer": outer})
+        off.append(float((outputs_of(model, others) - original).square().mean()))
+    assert off[0] < 0.9 * off[1]

@@ -349,6 +349,7 @@ def _report(
             "original_accuracy": subject.accuracy,
             "compressed_accuracy": subject.measure(plan).accuracy if recovered is None else recovered.accuracy,
         },
+        "repair": asdict(subject.bank.repair),
         "recovery": None if recovered is None else recovered.report(),
         "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: found.version for name in VERSIONED for found in metadata.distributions(name=name)},

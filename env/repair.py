@@ -8,7 +8,7 @@ Source: Nagel et al., Data-Free Quantization, 2019, section 4.2 (empirical bias 
 Renormalization, 2017 (what changes in a network whose statistics moved).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.branches import Branches
 from plywise.compressors.channel_order import ChannelOrder, inverted
+from plywise.compressors.errors import unknown_name
 from plywise.compressors.layers import bias_of, set_weight, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.weight_format import attach_format, short, takes_gain, weight_format
@@ -51,6 +52,23 @@ class Repair:
 
 
 FULL, NONE = Repair(), Repair(inputs=0)
+PARTS = ("means", "deviations", "least_squares")
+
+
+def make_repair(parts: Sequence[str]) -> Repair:
+    """Returns the repair of some of `PARTS`, of `none` of them, or of all where nothing is named.
+
+    Raises:
+        ConfigurationError: if a part is unknown.
+    """
+    if not parts:
+        return FULL
+    if list(parts) == ["none"]:
+        return NONE
+    for part in parts:
+        if part not in PARTS:
+            raise unknown_name("part of the repair", part, PARTS)
+    return Repair(**{part: part in parts for part in PARTS})
 
 
 def repair(

@@ -27,6 +27,7 @@ from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.recovery import Recovered, recover
 from plywise.env.recovery_settings import RecoverySettings
 from plywise.env.recovery_state import STATE_FILE
+from plywise.env.repair import FULL, Repair
 from plywise.env.scheme import Scheme
 from plywise.env.subject import Subject
 from plywise.experiments.dataset import Dataset
@@ -51,6 +52,7 @@ def compress_model(
     seed: int = 0,
     recovery: RecoverySettings | None = None,
     device: str | None = None,
+    repair: Repair = FULL,
 ) -> Report:
     """Finds a plan for a network, builds it, and writes the hand-over folder.
 
@@ -67,6 +69,7 @@ def compress_model(
         seed: of every random choice.
         recovery: how the compressed network is fine-tuned, None for not at all.
         device: where the network will run, as for `open_device`; this machine where None.
+        repair: of compressed networks; less than all of it is for comparison.
 
     Raises:
         PlywiseError: on anything that the user can mend, before anything is computed where possible.
@@ -89,7 +92,7 @@ def compress_model(
     latency = open_device(device)
     network, dataset = load_both(model, data, weights)
     with claimed(out):
-        studied = study_network(network, model, dataset, seed, latency=latency)
+        studied = study_network(network, model, dataset, seed, latency=latency, repair=repair)
         subject = studied.subject
         if searcher is None:
             assert given is not None

@@ -9,6 +9,7 @@ from torch import nn
 
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.latency import Latencies
+from plywise.env.repair import FULL, Repair
 from plywise.env.samples import Samples
 from plywise.env.subject import Subject, untracked
 from plywise.experiments.dataset import Dataset, Split
@@ -62,6 +63,7 @@ def study_network(
     seed: int = 0,
     progress: bool = True,
     latency: Latencies | None = None,
+    repair: Repair = FULL,
 ) -> Study:
     """Does what `study` does with a network that is loaded; `name` is what it was loaded as."""
     subject = Subject(
@@ -72,6 +74,7 @@ def study_network(
         latency=latency,
         track=tracked if progress else untracked,
         seed=seed,
+        repair=repair,
     )
     return Study(subject, samples(dataset.test))
 

@@ -32,6 +32,7 @@ def compress(
     gradients: str | None = None,
     gradients_of: str | Sequence[str] = (),
     device: str | Path | None = None,
+    repair: str | Sequence[str] = (),
     memory: float | None = None,
     **demand: float | None,
 ) -> dict[str, Any]:
@@ -54,6 +55,8 @@ def compress(
         gradients_of: which of them: `weights`, `biases`, `errors`, a list or one of them; all where empty.
         device: where the network will run: a declared device such as `raspberry-pi-4`, or a device file; this machine
             where None.
+        repair: which parts of the repair of compressed networks are done, to see what each is worth: `means`,
+            `deviations`, `least_squares`, a list or one of them, or `none`; all where empty.
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where None.
         demand: fields of `plywise.env.demand.Demand`, such as `max_storage=0.15`.
@@ -64,6 +67,7 @@ def compress(
     from plywise.env.demand import make_demand
     from plywise.env.memory import limit_memory
     from plywise.env.recovery_settings import make_recovery
+    from plywise.env.repair import make_repair
     from plywise.experiments.compress_model import compress_model
 
     limit_memory(memory)
@@ -81,6 +85,7 @@ def compress(
         seed,
         make_recovery(recover, epochs, incremental, gradients, kinds, seed),
         None if device is None else str(device),
+        make_repair((repair,) if isinstance(repair, str) else tuple(repair)),
     )
 
 

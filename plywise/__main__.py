@@ -85,6 +85,7 @@ def compress(
     gradients: str | None = None,
     gradients_of: str | None = None,
     device: str | None = None,
+    repair: str | None = None,
     memory: float | None = None,
 ) -> None:
     """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors and report.json.
@@ -117,19 +118,25 @@ def compress(
         device: where the network will run: a name from 'plywise list devices' (a model of it, labelled declared) or a
             device file that was measured there; this machine with one thread where not given, here:4 with four,
             here:4x8 with batches of eight as well, cuda or cuda:x8 for its NVIDIA card
+        repair: parts of the repair of compressed networks, with commas between, to see what each is worth: means,
+            deviations, least_squares, or none; all where not given
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where not given
     """
     from plywise.env.demand import Demand
     from plywise.env.memory import limit_memory
     from plywise.env.recovery_settings import make_recovery
+    from plywise.env.repair import make_repair
     from plywise.experiments.compress_model import compress_model, show_report
 
     limit_memory(memory)
     ceilings = (max_accuracy_drop, max_storage, max_latency, max_energy)
     demand = Demand(*ceilings, accuracy_weight, storage_weight, latency_weight, energy_weight)
     recovery = make_recovery(recover, epochs, incremental, gradients, _names(gradients_of), seed)
-    report = compress_model(model, data, out, agent, method, plan, weights, demand, walks, seed, recovery, device)
+    repaired = make_repair(_names(repair))
+    report = compress_model(
+        model, data, out, agent, method, plan, weights, demand, walks, seed, recovery, device, repaired
+    )
     show_report(report)
     print(f"written to {out}")
     if not report["demand_met"]:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from plywise.compressors.assembly import assemble
+from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.layers import channels_last, weight_matrices, weight_of
 from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
@@ -18,7 +19,7 @@ from plywise.env.bank import Bank
 from plywise.env.calibration import calibrate, moments
 from plywise.env.least_squares import LEAST_ROWS, ROWS_A_FEATURE, refit
 from plywise.env.network import Network
-from plywise.env.repair import NONE, Repair, output_leaves, repair
+from plywise.env.repair import NONE, Repair, make_repair, output_leaves, repair
 from plywise.env.repair_target import find_targets, places_of, rows_of
 from plywise.env.shortcuts import Shortcut, find_shortcuts
 
@@ -179,6 +180,15 @@ def test_least_squares_help_on_inputs_that_they_have_not_seen():
         gains.append(off[0] / off[1])
     assert sorted(gains)[-2] < 1.0, gains  # on all but one of random weights
     assert sum(gains) / len(gains) < 0.95, gains
+
+
+def test_parts_are_chosen_by_their_names():
+    assert make_repair(()) == Repair() == make_repair(("means", "deviations", "least_squares"))
+    assert not make_repair(("none",))
+    assert make_repair(("means",)) == Repair(deviations=False, least_squares=False)
+    for wrong in (("mean",), ("none", "means"), ("",)):
+        with pytest.raises(ConfigurationError, match="part of the repair"):
+            make_repair(wrong)
 
 
 # Least squares

@@ -22,6 +22,9 @@ Selection = Callable[[Tensor, float], Tensor]
 """Maps scores `(groups, rows, features)` to which of them stay (boolean); the number from 0 to 1 says how much of the
 pattern is demanded: 0 nothing, 1 all of it."""
 
+Metric = Callable[[Tensor], Tensor]
+"""Multiplies `(groups, rows, features)` by a matrix `(groups, features, features)`."""
+
 PENALTIES = (0.1, 1.0)
 """Weights of the pattern against the output error: small ones suit few features, large ones suit many."""
 STEPS = 30
@@ -59,7 +62,8 @@ class SparseFit:
         weights = self.target * mask
         residual = ((self.target - weights) @ self.metric) * mask
         enough = 1e-10 * self.target.square().sum(-1, keepdim=True)
-        return self._unscaled((weights + descended(self.metric, residual, mask, REFIT_STEPS, enough)) * mask)
+        change = descended(lambda direction: direction @ self.metric, residual, mask, REFIT_STEPS, enough)
+        return self._unscaled((weights + change) * mask)
 
     def masks(self, select: Selection) -> Iterable[Tensor]:
         """Yields candidates for what should stay: by the scaled magnitudes, then by alternation."""
@@ -82,11 +86,11 @@ class SparseFit:
         return (weights.double() / self.scale).float()
 
 
-def descended(metric: Tensor, gradient: Tensor, mask: Tensor, steps: int, enough: Tensor) -> Tensor:
+def descended(metric: Metric, gradient: Tensor, mask: Tensor, steps: int, enough: Tensor) -> Tensor:
     """Returns the change of weights that lowers a quadratic form most, by conjugate gradients for all rows at once.
 
     Args:
-        metric: `(groups, features, features)`, positive definite, ones on its diagonal.
+        metric: positive definite, with ones on its diagonal.
         gradient: `(groups, rows, features)` in which the form falls; zero where `mask` is False.
         mask: boolean like `gradient`: which weights may change.
         steps: at most.
@@ -98,7 +102,7 @@ def descended(metric: Tensor, gradient: Tensor, mask: Tensor, steps: int, enough
         moving = energy > enough
         if not bool(moving.any()):
             break
-        image = (direction @ metric) * mask
+        image = metric(direction) * mask
         step = torch.where(moving, energy / (direction * image).sum(-1, keepdim=True), 0.0)
         change = change + step * direction
         residual = residual - step * image

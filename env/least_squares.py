@@ -26,46 +26,60 @@ STEPS = 10
 """Of conjugate gradients: with that much pull they are near the end."""
 
 
-def refit(leaf: nn.Module, inputs: Tensor, missing: Tensor, wanted: Tensor, places: Tensor) -> bool:
-    """Changes the weights so that the outputs come nearer to what they should be; their means stay.
+def refits(leaf: nn.Module) -> bool:
+    """Returns whether it is of a kind that can be refitted: a convolution or a linear layer."""
+    return isinstance(leaf, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
+
+
+def rows_for(leaf: nn.Module) -> int:
+    """Returns how many rows its refit looks at."""
+    return max(LEAST_ROWS, ROWS_A_FEATURE * weight_matrices(leaf).shape[2])
+
+
+def refit(leaf: nn.Module, inputs: Tensor, missing: Tensor, variance: float, places: Tensor) -> bool:
+    """Changes the weights so that the outputs come nearer to what they should be; their means stay, at these places.
 
     Args:
-        leaf: a layer; any other kind than convolutions and linear layers is left as it is.
+        leaf: as `refits` wants it.
         inputs: what it reads `(n, ...)`.
         missing: `(rows, out)` what must be added to its outputs.
-        wanted: `(rows, out)` what they should be.
+        variance: of what these should be, summed over channels.
         places: `(rows,)` where, counted over all inputs and positions.
 
     Returns:
         Whether they were changed.
     """
-    if not isinstance(leaf, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
-        return False
-    rows = max(LEAST_ROWS, ROWS_A_FEATURE * weight_matrices(leaf).shape[2])
-    missing, wanted, places = missing[:rows], wanted[:rows], places[:rows]
+    missing, places = missing[: rows_for(leaf)], places[: rows_for(leaf)]
     missing = missing - missing.mean(0)
-    if float(missing.square().sum()) <= WORTH * float((wanted - wanted.mean(0)).square().sum()):
+    if float(missing.square().sum()) <= WORTH * len(missing) * variance:
         return False
     seen = patches_at(leaf, inputs, places).float()
     mean = seen.mean(0)
     seen = (seen - mean).transpose(0, 1)  # (groups, rows, features)
     weights = weight_matrices(leaf)
-    groups, rows = seen.shape[:2]
-    gradient = missing.T.reshape(groups, -1, rows) @ seen / rows
-    covariance = seen.transpose(1, 2) @ seen / rows
-    variance = covariance.diagonal(dim1=1, dim2=2)
-    variance += RIDGE * variance.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
-    deviation = variance.sqrt()[:, None]
+    groups, rows, features = seen.shape
+    # In units of the deviations, to which the pull is added.
+    spread = seen.square().mean(1)
+    pulled = spread + RIDGE * spread.mean(1, keepdim=True) + torch.finfo(torch.float32).tiny
+    deviation, pull = pulled.sqrt()[:, None], (1.0 - spread / pulled)[:, None]
+    seen = seen / deviation
+    across = seen.transpose(1, 2)
+    covariance = across @ seen if features <= rows else None  # else to multiply twice is less to do
+
+    def metric(change: Tensor) -> Tensor:
+        image = (change @ across) @ seen if covariance is None else change @ covariance
+        return image / rows + change * pull
+
     free = weights != 0
-    metric = covariance / (deviation.transpose(1, 2) * deviation)
-    slope = gradient / deviation * free
-    changed = weights + descended(metric, slope, free, STEPS, 1e-10 * slope.square().sum(-1, keepdim=True)) / deviation
+    slope = missing.T.reshape(groups, -1, rows) @ seen / rows * free
+    change = descended(metric, slope, free, STEPS, 1e-10 * slope.square().sum(-1, keepdim=True))
     form, whole = weight_format(leaf), weight_of(leaf)
+    changed = weights + change / deviation
     if form is not None:
         changed = form.decode(form.encode(changed.view_as(whole))).view_as(weights) * free
-        change = changed - weights
-        gained = 2.0 * (gradient * change).sum(-1) - ((change @ covariance) * change).sum(-1)
-        changed = torch.where(gained[..., None] > 0, changed, weights)  # where rounding leaves something of it
+        change = (changed - weights) * deviation
+        gained = ((2.0 * slope - metric(change)) * change).sum(-1, keepdim=True)
+        changed = torch.where(gained > 0, changed, weights)  # where rounding leaves something of it
     if not bool(changed.isfinite().all()) or torch.equal(changed, weights):
         return False
     shift = torch.einsum("gof,gf->go", changed - weights, mean).flatten()

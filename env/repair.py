@@ -17,16 +17,19 @@ from torch import Tensor, nn
 
 from plywise.compressors.branches import Branches
 from plywise.compressors.channel_order import ChannelOrder, inverted
-from plywise.compressors.errors import unknown_name
+from plywise.compressors.errors import ConfigurationError, unknown_name
 from plywise.compressors.layers import bias_of, set_weight, weight_of
 from plywise.compressors.static_quantized import StaticQuantized
 from plywise.compressors.weight_format import attach_format, short, takes_gain, weight_format
 from plywise.env.calibration import Moments, moments
-from plywise.env.least_squares import refit
+from plywise.env.least_squares import refit, refits
 from plywise.env.repair_target import Target, places_of, rows_of, watched
 
 TRUST = 0.05
 """Relative disturbance of a channel's output at which half of the correction of its deviation is applied."""
+
+MOST_SCALED = (0.25, 4.0)
+"""Least and most that a channel is multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Repair:
 
     Attributes:
         inputs: calibration inputs that it looks at, at most; 0 for no repair. On ResNet-20, 128 take a tenth of the
-            forward pass over 2,000 images.
+            forward pass over 2,000 images, and up to a third with least squares.
         means: whether channels get their means back, by their biases.
         deviations: whether they get their deviations back, by their weights.
         least_squares: whether weights are refitted.
@@ -65,9 +68,11 @@ def make_repair(parts: Sequence[str]) -> Repair:
         return FULL
     if list(parts) == ["none"]:
         return NONE
+    if "none" in parts:
+        raise ConfigurationError(f"'none' of the repair stands alone; of {', '.join(PARTS)} name those to do")
     for part in parts:
         if part not in PARTS:
-            raise unknown_name("part of the repair", part, PARTS)
+            raise unknown_name("part of the repair", part, (*PARTS, "none"))
     return Repair(**{part: part in parts for part in PARTS})
 
 
@@ -95,32 +100,36 @@ def repair(
                 left[leaf] = name, channels
     beside: dict[str, Tensor] = {}
 
-    def correct(leaf: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> Tensor:
+    def correct(leaf: nn.Module, args: tuple[Any, ...], settings: dict[str, Any], outputs: Tensor) -> Tensor:
         if leaf not in left:  # runs a second time
             return outputs
         name, channels = left.pop(leaf)
         target = targets[name].of(channels)
         last = target.last
-        if how.least_squares:
-            places = places_of(outputs, last)
+        # What else a layer is given, such as the size of its outputs, may change which inputs they see.
+        plain = refits(leaf) and len(target.rows) and len(args) == 1 and not settings
+        if how.least_squares and plain and (target.shortcut is None or name in beside):
+            places = places_of(outputs, last, len(target.rows))
             missing = target.rows - rows_of(outputs, places, last)
-            if target.beside is not None:
-                missing = missing + target.beside - beside[name][:, channels]
-            if refit(leaf, args[0], missing, target.rows, places):
+            if target.shortcut is not None:
+                missing = missing - beside[name][:, channels]
+            if refit(leaf, args[0], missing, float(target.moments.deviation.square().sum()), places):
                 outputs = leaf.forward(args[0])
         found = moments(outputs, last)
         factor, shift = _correction(found, target.moments, how.deviations and _may_scale(leaf))
         shift = shift if how.means else found.mean * (1.0 - factor)
+        if not bool((factor != 1).any() or (shift != 0).any()):
+            return outputs
         _apply(leaf, factor, shift)
         shape = (-1,) if last else (-1,) + (1,) * (outputs.dim() - 2)
         return torch.addcmul(shift.view(shape), outputs, factor.view(shape))
 
     shortcuts = {
-        name: (target.shortcut, target.last)
+        name: (target.shortcut, target.last, len(target.rows))
         for name, target in targets.items()
         if how.least_squares and target.shortcut is not None
     }
-    handles = [leaf.register_forward_hook(correct) for leaf in left]
+    handles = [leaf.register_forward_hook(correct, with_kwargs=True) for leaf in left]
     try:
         with torch.no_grad(), watched(model, shortcuts, beside):
             model(inputs)
@@ -161,7 +170,7 @@ def _correction(found: Moments, target: Moments, scales: bool) -> tuple[Tensor, 
         return torch.ones_like(found.mean), target.mean - found.mean
     ratio = target.deviation / found.deviation.clamp(min=1e-12)
     usable = (found.deviation > 1e-6 * found.deviation.max()) & (target.deviation > 0)
-    ratio = torch.where(usable, ratio, torch.ones_like(ratio)).clamp(0.25, 4.0)
+    ratio = torch.where(usable, ratio, torch.ones_like(ratio)).clamp(*MOST_SCALED)
     disturbance = (ratio.log().square()) / TRUST**2
     factor = 1.0 + (ratio - 1.0) * disturbance / (1.0 + disturbance)
     return factor, target.mean - factor * found.mean

@@ -17,7 +17,8 @@ class Shortcut:
     """Where the tensor is to be seen.
 
     Attributes:
-        module: dotted name of one that runs before the layer, beside it or beside a module that holds it.
+        module: dotted name of a module: one that runs before the layer, beside it or beside what holds it; or, for what
+            it reads, the layer itself or what holds it.
         read: whether it is what this module reads, else it is what it puts out.
     """
 

@@ -18,6 +18,7 @@ from plywise.compressors.statistics import LayerStatistics
 from plywise.compressors.technique import Stage
 from plywise.compressors.weight_format import attach_format, takes_gain, weight_format
 from plywise.env.bank import Bank
+from plywise.env.repair import MOST_SCALED
 from plywise.env.trained_leaf import Surgery, TrainedLeaf
 
 GAIN = "gain of "
@@ -139,7 +140,7 @@ def _factor(before: Tensor, after: Tensor) -> Tensor:
     The median over its weights, for some of them may have been refitted as well.
     """
     ratio = torch.where(before != 0, after / before, torch.nan).flatten(1).nanmedian(1).values
-    return ratio.nan_to_num(nan=1.0).view(-1, *(1,) * (before.dim() - 1))
+    return ratio.nan_to_num(nan=1.0).clamp(*MOST_SCALED).view(-1, *(1,) * (before.dim() - 1))
 
 
 def _loudness(module: nn.Module, statistics: LayerStatistics) -> list[Tensor]:

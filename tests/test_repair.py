@@ -175,8 +175,8 @@ def test_least_squares_help_on_inputs_that_they_have_not_seen():
                 texts[layer.name] = "low_rank(ratio=0.4)"
         others, off = images(256, 9), []
         original = outputs_of(network.model, others)
-        for least_squares in (True, False):
-            model = bank.stitch(plan_of(network, **texts), Repair(512, least_squares=least_squares)).model
+        for refitted in (True, False):
+            model = bank.stitch(plan_of(network, **texts), Repair(512, least_squares=refitted)).model
             off.append(float((outputs_of(model, others) - original).square().mean()))
         gains.append(off[0] / off[1])
     assert sorted(gains)[-2] < 1.0, gains  # on all but one of random weights

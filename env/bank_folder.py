@@ -35,7 +35,7 @@ class BankFolder:
         if not path.exists():
             return None
         try:
-            return load_packed(path, layer)
+            return load_packed(path, layer).requires_grad_(False)  # as what is made here
         except FileFormatError:
             return None  # made again, and written over
 

@@ -148,8 +148,8 @@ def _raw_floats(data: bytes, shape: Sequence[int]) -> Tensor:
     """Returns float32 values `shape` from their little-endian bytes; raises FileFormatError on another length."""
     if len(data) != 4 * math.prod(shape):
         raise FileFormatError(f"a float tensor of shape {tuple(shape)} has {len(data)} bytes; the file is damaged")
-    # A copy of torch's own: where in memory weights lie decides about the last bits of products on some machines.
-    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32)).reshape(tuple(shape)).clone()
+    # Into memory of torch's own: where in it weights lie decides about the last bits of products on some machines.
+    return torch.tensor(np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)).reshape(tuple(shape))
 
 
 def _histogram(symbols: Tensor, bits: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

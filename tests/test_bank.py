@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import torch
+from tiny_banks import banked, outputs_of, plan_of
 from tiny_networks import NETWORKS, Concatenated, Depthwise, Identity, Plain, Residual, Sequence, build, images, labels
 from torch import nn
 
@@ -21,22 +22,6 @@ from plywise.env.menu import legal_recipes
 from plywise.env.network import Network
 from plywise.env.repair import Repair
 from plywise.env.scheme import Scheme
-
-
-def banked(kind):
-    network = Network.of(build(kind), images(4), kind.__name__)
-    return Bank(network, calibrate(network, images(), labels()))
-
-
-def plan_of(network, recipe="identity", **recipes):
-    texts = {layer.name: recipes.get(layer.name, recipe) for layer in network.layers}
-    return Plan(network.name, {name: Recipe.parse(text) for name, text in texts.items()})
-
-
-def outputs_of(model, inputs):
-    with torch.no_grad():
-        return model(inputs)
-
 
 # Calibration
 

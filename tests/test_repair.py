@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from layer_kinds import KINDS, inputs_of, layer_of, prepared
+from tiny_banks import banked, outputs_of, plan_of
 from tiny_networks import Encoder, Identity, Perceptron, Plain, Residual, Sequence, build, images, labels
 from torch import nn
 from torch.nn import functional as F
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 from plywise.compressors.assembly import assemble
 from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.layers import channels_last, weight_matrices, weight_of
-from plywise.compressors.plan import Plan
 from plywise.compressors.recipe import Recipe
 from plywise.compressors.weight_format import weight_format
 from plywise.env import least_squares
@@ -23,22 +23,6 @@ from plywise.env.network import Network
 from plywise.env.repair import NONE, Repair, make_repair, output_leaves, repair
 from plywise.env.repair_target import find_targets, places_of, rows_of
 from plywise.env.shortcuts import Shortcut, find_shortcuts
-
-
-def banked(kind):
-    network = Network.of(build(kind), images(4), kind.__name__)
-    return Bank(network, calibrate(network, images(), labels()))
-
-
-def plan_of(network, recipe="identity", **recipes):
-    texts = {layer.name: recipes.get(layer.name, recipe) for layer in network.layers}
-    return Plan(network.name, {name: Recipe.parse(text) for name, text in texts.items()})
-
-
-def outputs_of(model, inputs):
-    with torch.no_grad():
-        return model(inputs)
-
 
 # Moments
 

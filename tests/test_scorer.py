@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from tiny_banks import banked
 from tiny_networks import NETWORKS, Plain, Residual, build, images, labels
 from torch import nn
 from torch.nn import functional as F
@@ -64,11 +65,6 @@ class InPlace(nn.Module):
             after = block(out)
             out = after.add_(out)
         return self.head(out.mean((2, 3)))
-
-
-def banked(kind):
-    network = Network.of(build(kind), images(4), kind.__name__)
-    return Bank(network, calibrate(network, images(), labels()))
 
 
 def walk(network, steps, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from plywise.env.surrogate import FACTORS, LEAST_COUNTED, PAIR, PLAN, Surrogate
+from plywise.env.surrogate import FACTORS, LEAST_COUNTED, PAIR, PLAN, WITNESSES, Surrogate
 from plywise.env.synthetic import synthetic_table
 from plywise.env.uncertainty import COUNTING, LAYER, NETWORK
 from plywise.experiments.fidelity_study import random_plans, reliability, spread_plans
@@ -94,6 +94,23 @@ def test_nine_of_ten_outcomes_lie_within_nine_tenths(table, plans):
             inside.append(abs(outcome - drop) < 1.645 * spread)
             surrogate.observe(plan, outcome)
     assert 0.85 < np.mean(inside) < 0.95
+
+
+@pytest.mark.parametrize("times", [0.5, 2.0])
+def test_how_large_the_errors_of_a_network_are_is_learned(table, plans, times):
+    spreads = []
+    for size in (1.0, times):
+        generator = np.random.default_rng(0)
+        for _ in range(10):
+            factors, pairs = truth(generator)
+            surrogate = Surrogate(table)
+            for plan in plans[:50]:
+                real = lost(table, plan, 1 + size * (factors - 1), size * pairs)
+                surrogate.observe(plan, real + size * (seen(real, generator) - real))
+            spreads.append(surrogate.estimate(plans[50:])[2])
+    usual, found = np.reshape(spreads, (2, -1))
+    wanted = np.sqrt((WITNESSES + 50 * times**2) / (WITNESSES + 50))
+    assert np.median(found / usual) == pytest.approx(wanted, rel=0.15)
 
 
 def test_spread_plans_lose_from_least_to_most_and_differ(table):

@@ -131,7 +131,6 @@ class Walks:
         self.edges[rows] = self.stack.plan_borders(table, plans) * self.scale[rows][:, :, None, LATENCY]
         drop = self.stack.drop[table[:, None, None], depth, plans]
         self.price[rows, :, :, DROP] = drop * self.drop_factor[rows][..., None]
-        self._find_way_out(rows, demands)
 
     def refresh(self) -> None:
         """Works out what the current layers offer; call it after the last `start` or `step` of a turn."""
@@ -146,6 +145,7 @@ class Walks:
         flat = self.price.reshape(self.count, stack.num_layers + 1, -1)
         self.rest = np.matmul(ahead[:, None], flat).reshape(self.count, NUM_PRICES + 1, NUM_METRICS + 1)
         self.rest[..., LATENCY] += np.matmul(ahead[:, None], self.edges)[:, 0]
+        self._find_way_out()
         spent, drop, room = (a[:, None].astype(np.float32) for a in (self.spent, self.drop, self.room))
         self.promised = spent + self.rest[:, :NUM_PRICES, :DROP]
         self.promised_drop = np.minimum(drop + self.rest[:, :NUM_PRICES, DROP], room)
@@ -227,16 +227,15 @@ class Walks:
         self.shares = metric_shares(self.demands)
         self.refresh()
 
-    def _find_way_out(self, rows: Ints, demands: Demands) -> None:
-        """Makes the way out of just started rows that of all their plans which is nearest to holding the ceilings."""
-        total = self.fixed[rows, None] + self.price[rows, :, :, :DROP].sum(1)  # (r, P, M)
-        total[..., LATENCY] += self.edges[rows].sum(1)
-        used = worst_use(demands.per_plan(), total)
+    def _find_way_out(self) -> None:
+        """Makes that plan of each row its way out which is nearest to holding the ceilings."""
+        used = worst_use(self.demands.per_plan(), self.spent[:, None].astype(np.float32) + self.rest[..., :DROP])
         best = used.argmin(1)
-        found = used[np.arange(len(rows)), best] < used[:, WAY_OUT]
-        rows, best = rows[found], best[found]
+        rows = np.flatnonzero(used[self._all, best] < used[:, WAY_OUT])
+        best = best[rows]
         for each in (self.plans, self.kept, self.out, self.price, self.edges):
             each[rows, :, WAY_OUT] = each[rows, :, best]
+        self.rest[rows, WAY_OUT] = self.rest[rows, best]
 
     def _moved(self, rows: Ints, plan: Ints, level: Ints) -> tuple[Floats, Ints, Floats]:
         """States and costs of the layers that the rows' current groups touch, were the groups set to given levels.
@@ -304,14 +303,16 @@ class Walks:
         return behind
 
     def _masks(self) -> Bools:
-        """Legal slots after which the way out still holds every ceiling; all of them where it does not even now.
+        """Legal slots after which the way out, or the best price's plan, still holds every ceiling.
 
-        What comes nearest to ceilings out of reach loses all accuracy: there the score has to weigh one against the
-        other.
+        All of them where neither does: what comes nearest to ceilings out of reach loses all accuracy, so there
+        the score has to weigh one against the other.
         """
         legal = self.stack.legal[self.table, self.layer]
-        total = self.spent[:, None].astype(np.float32) + self.cost + self.behind[:, :, 1]
-        used = np.where(legal, worst_use(self.demands.per_plan(), total), np.float32(np.inf))
+        now = self.spent[:, None].astype(np.float32) + self.cost
+        demands = self.demands.per_plan()
+        used = np.minimum(*(worst_use(demands, now + self.behind[:, :, plan]) for plan in (0, 1)))
+        used = np.where(legal, used, np.float32(np.inf))
         least = used.min(1, keepdims=True)  # rounding brings it above 1 where the way out uses all there is
         allowed: Bools = legal & ((used <= np.maximum(least, 1.0)) | (least > 1.0 + SLACK))
         assert allowed.any(1).all()

@@ -134,6 +134,22 @@ def test_the_mask_keeps_every_cost_ceiling(tables):
     assert held.mean() > 0.98
 
 
+def test_what_only_the_best_price_can_finish_stays_open_and_holds(tables):
+    """Random choices among what the mask allows, wherever it allows it for the best price's plan alone."""
+    walks, choose, opened = start(tables, 256, seed=5), at_random(5), np.zeros(256, bool)
+    ceilings, held = walks.demands.ceilings.copy(), np.ones(256, bool)
+    while not walks.done.all():
+        walks.refresh()
+        total = walks.spent[:, None] + walks.cost + walks.behind[:, :, 1]
+        alone = (total <= ceilings[:, None] * (1 + 1e-5)).all(2)  # the way out would still hold
+        held &= alone.any(1)
+        more = walks.masks & ~alone & held[:, None]
+        opened |= more.any(1)
+        walks.step(np.where(more.any(1), more.argmax(1), choose(walks)))
+    assert opened.sum() > 20
+    assert (walks.spent <= ceilings * (1 + 1e-5)).all(1)[opened & held].mean() > 0.98
+
+
 def test_masks_leave_it_to_the_score_where_nothing_holds(tables):
     walks = start(tables, 8, demand=Demand(max_storage=0.001))
     walks.refresh()
@@ -150,6 +166,7 @@ def test_the_way_out_is_the_plan_nearest_to_the_ceilings():
         estimator = PlanEstimator(table)
         ceilings = np.minimum(1.0, 1.1 * estimator.estimate(least_plans(estimator.stack, 0)[:, :8])[0].min(0))
         walks = start([table], 1, demand=Demand(max_storage=ceilings[0], max_latency=ceilings[1]))
+        walks.refresh()
         given = walks.plans[0, :8].T
         plans = given[WAY_OUT:], least_plans(estimator.stack, 0)[:, :8], given[:WAY_OUT]
         way_out, least, priced = ((estimator.estimate(each)[0] / ceilings)[:, :2].max(1).min() for each in plans)

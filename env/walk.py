@@ -41,7 +41,7 @@ class Walks:
 
     STATE = (
         *("table", "layer", "actions", "spent", "drop", "true_drop", "luck", "drop_factor", "truth_factor", "scale"),
-        *("fixed", "plans", "kept", "out", "price", "edges", "form"),
+        *("plans", "kept", "out", "price", "edges", "form"),
     )
 
     def __init__(self, stack: PriceStack, count: int) -> None:
@@ -55,7 +55,6 @@ class Walks:
         self.layer: Ints = np.zeros(count, np.int64)
         self.actions: Ints = np.full((count, stack.num_layers), -1)
         self.spent: Array = np.ones((count, NUM_METRICS))
-        self.fixed: Array = np.zeros((count, NUM_METRICS))
         self.drop: Array = np.zeros(count)
         self.true_drop: Array = np.zeros(count)
         self.luck: Array = np.zeros(count)
@@ -101,12 +100,11 @@ class Walks:
         self.luck[rows] = luck
         self.drop_factor[rows] = one if drop_factor is None else drop_factor
         self.truth_factor[rows] = one if truth_factor is None else truth_factor
-        self.scale[rows], self.fixed[rows] = one, self.stack.fixed[table]
+        self.scale[rows], self.spent[rows] = one, self.stack.fixed[table]
         if cost_factor is not None:
             grown = 1.0 + ((cost_factor - 1.0) * self.stack.base[table, :, 0]).sum(1)  # (r, M)
             self.scale[rows] = cost_factor / grown[:, None]
-            self.fixed[rows] /= grown
-        self.spent[rows] = self.fixed[rows]
+            self.spent[rows] /= grown
         reachable: Array = self.spent[rows][:, None] + np.einsum(
             "rljm,rlm->rjm", self._least_cost[table], self.scale[rows]
         )
@@ -145,9 +143,10 @@ class Walks:
         flat = self.price.reshape(self.count, stack.num_layers + 1, -1)
         self.rest = np.matmul(ahead[:, None], flat).reshape(self.count, NUM_PRICES + 1, NUM_METRICS + 1)
         self.rest[..., LATENCY] += np.matmul(ahead[:, None], self.edges)[:, 0]
-        self._find_way_out()
         spent, drop, room = (a[:, None].astype(np.float32) for a in (self.spent, self.drop, self.room))
-        self.promised = spent + self.rest[:, :NUM_PRICES, :DROP]
+        total = spent + self.rest[..., :DROP]
+        self._find_way_out(total)
+        self.promised = total[:, :NUM_PRICES]
         self.promised_drop = np.minimum(drop + self.rest[:, :NUM_PRICES, DROP], room)
         spread = spread_of(self.promised_drop)
         self.projected = expected_scores(self.demands.per_plan(), self.promised, self.promised_drop, spread)
@@ -227,9 +226,9 @@ class Walks:
         self.shares = metric_shares(self.demands)
         self.refresh()
 
-    def _find_way_out(self) -> None:
-        """Makes that plan of each row its way out which is nearest to holding the ceilings."""
-        used = worst_use(self.demands.per_plan(), self.spent[:, None].astype(np.float32) + self.rest[..., :DROP])
+    def _find_way_out(self, total: Floats) -> None:
+        """Makes that plan of each row its way out which, at these costs `(n, P, M)`, comes nearest to the ceilings."""
+        used = worst_use(self.demands.per_plan(), total)
         best = used.argmin(1)
         rows = np.flatnonzero(used[self._all, best] < used[:, WAY_OUT])
         best = best[rows]

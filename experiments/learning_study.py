@@ -6,6 +6,7 @@ Needs ResNet-20 and its images, see `study_files`.
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -86,8 +87,9 @@ def priced(watch: Parts) -> PriceTable:
 
 def learned(table: PriceTable, seed: int, folder: Path) -> RecipeAgent:
     """Returns an agent that has learned on one network."""
-    env = BatchedCompressionEnv([table], DemandSampler(), SETTINGS.num_envs, seed)
-    return train(env, SETTINGS, folder, progress=False, context_features=CONTEXT_FEATURES, recipe_features=ROW_FEATURES)
+    settings = replace(SETTINGS, seed=seed)
+    env = BatchedCompressionEnv([table], DemandSampler(), settings.num_envs, seed)
+    return train(env, settings, folder, progress=False, context_features=CONTEXT_FEATURES, recipe_features=ROW_FEATURES)
 
 
 def _rows(table: PriceTable, agents: list[RecipeAgent]) -> Iterator[tuple[str, ...]]:

@@ -28,6 +28,7 @@ from plywise.env.surrogate import Surrogate
 from plywise.experiments.dataset import Dataset, Split
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.kept_runs import kept_run
+from plywise.experiments.plots import Points, against
 from plywise.experiments.progress import tracked
 from plywise.experiments.results_page import Page
 from plywise.experiments.splits import channel_moments
@@ -52,6 +53,8 @@ REPAIRS = {
 """What of the repair is done, to see what each part of it is worth."""
 INTERVAL = 0.9
 """How many of the drops should lie within the surrogate's interval."""
+REACH = float(norm.ppf(0.5 + INTERVAL / 2))
+"""Half of the interval, in standard deviations."""
 
 
 class Found(NamedTuple):
@@ -221,6 +224,14 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
         ("network", "plans", "images trained on", "seconds a plan", "scored, percent", "tuned, percent"),
         [(name, str(len(found)), f"{images:,}", *rows[name][:3]) for name, (_, images, found) in networks.items()],
     )
+    page.figure(
+        against(
+            {name: [Points(*_accuracies(found))] for name, (_, _, found) in networks.items()},
+            "scored, percent",
+            "tuned, percent",
+        ),
+        "Each plan's accuracy as it is scored, without training, and after fine-tuning:",
+    )
     within = {name: _within(studied, found) for name, (studied, _, found) in networks.items()}
     page.table(
         ("network", "scored, tuned", "attainable", "surrogate, scored", "in interval", "while learning"),
@@ -228,6 +239,16 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
     )
     prior, learning = 100 * np.concatenate(list(within.values()), axis=1).mean(1)
     page.text(f"Of all plans together, {prior:.0f} % lie in the interval, and while it learns {learning:.0f} %.")
+    page.figure(
+        against(
+            {name: [_estimates(studied, found)] for name, (studied, _, found) in networks.items()},
+            "scored, points lost",
+            "foretold, points lost",
+            equal=True,
+        ),
+        f"What the surrogate, which has seen none of the plans, foretells of each, with its interval of "
+        f"{100 * INTERVAL:.0f} %; on the line it is right:",
+    )
     page.text(
         "What each part of the repair is worth: the plans' mean accuracy as they are scored, percent, where only this "
         "much of it is done, and its rank correlation with the accuracy after fine-tuning."
@@ -240,8 +261,7 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
 
 
 def _row(studied: Study, found: list[Found]) -> tuple[str, ...]:
-    scored = np.array([each.scored for each in found])
-    tuned = np.array([statistics.fmean(each.tuned) for each in found])
+    scored, tuned = _accuracies(found)
     _, expected, _ = Surrogate(studied.subject.table).estimate(np.array([each.actions for each in found]))
     return (
         f"{statistics.fmean(each.seconds for each in found):.0f}",
@@ -251,6 +271,16 @@ def _row(studied: Study, found: list[Found]) -> tuple[str, ...]:
         f"{attainable(studied, found):.2f}",
         f"{spearmanr(-expected, scored).statistic:.2f}",
     )
+
+
+def _accuracies(found: list[Found]) -> tuple[Floats, Floats]:
+    """Returns the plans' accuracies as they are scored and after fine-tuning, percent."""
+    return np.array([each.scored for each in found]), np.array([statistics.fmean(each.tuned) for each in found])
+
+
+def _estimates(studied: Study, found: list[Found]) -> Points:
+    _, expected, spread = Surrogate(studied.subject.table).estimate(np.array([each.actions for each in found]))
+    return Points(studied.subject.accuracy - _accuracies(found)[0], expected, REACH * spread)
 
 
 def _ablation(found: list[Found]) -> list[str]:
@@ -290,13 +320,13 @@ def reliability(hits: Floats) -> float:
 
 def _within(studied: Study, found: list[Found]) -> Bools:
     """Returns whether drops lie within the interval, of a surrogate as it is and of one that learns, `(2, plans)`."""
-    table, reach, inside = studied.subject.table, norm.ppf(0.5 + INTERVAL / 2), []
+    table, inside = studied.subject.table, []
     prior, learning = Surrogate(table), Surrogate(table)
     for each in found:
         drop, estimates = studied.subject.accuracy - each.scored, []
         for surrogate in (prior, learning):
             _, (expected,), (spread,) = surrogate.estimate(np.array([each.actions]))
-            estimates.append(abs(drop - expected) <= reach * spread)
+            estimates.append(abs(drop - expected) <= REACH * spread)
         inside.append(estimates)
         learning.observe(each.actions, drop)
     return np.array(inside).T

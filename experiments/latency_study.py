@@ -29,6 +29,7 @@ from plywise.env.pricing import Pricer
 from plywise.env.runtime import relative_time, time_model
 from plywise.env.trial_graphs import Shapes, random_plans
 from plywise.experiments.hollow import hollow
+from plywise.experiments.plots import Points, against
 from plywise.experiments.progress import tracked
 from plywise.experiments.results_page import Page
 from plywise.experiments.zoo import untrained
@@ -99,6 +100,18 @@ def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
         for how, words in FORETOLD.items()
     ]
     page.table(("network", "foretold from", "median error, percent", "90th percentile", "Spearman"), rows)
+    page.figure(
+        against(
+            {
+                name: [Points(o.measured, getattr(o, how), label=FORETOLD[how]) for how in ("timed", "foretold")]
+                for name, o in found.items()
+            },
+            "file measured, share of the original",
+            "foretold, share of the original",
+            equal=True,
+        ),
+        "What is foretold of each plan against its file; on the line both are the same:",
+    )
     page.text(
         "Seconds of measuring: whole graphs to calibrate on, every layer that a price table may ask for, and one plan "
         "looked at for real. Milliseconds of the original, and range of the files as shares of it:"

@@ -38,6 +38,7 @@ from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import divergence
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.model_loading import load_model
+from plywise.experiments.plots import Points, growth
 from plywise.experiments.price_check import PriceCheck, fresh_cache
 from plywise.experiments.resnet import cifar_resnet
 from plywise.experiments.results_page import Page
@@ -296,14 +297,26 @@ def _write_costs(page: Page, costs: dict[str, ScoreCost], laid_out: float, searc
 
 
 def _write_growth(page: Page, depths: list[tuple[int, float]], counts: list[tuple[int, float]]) -> None:
+    layers = [depth - 2 for depth, _ in depths], [taken for _, taken in depths]
+    images = [count for count, _ in counts], [taken for _, taken in counts]
     page.text(
         f"`{RECIPES[0]}` on deeper networks of random weights, {GROWTH_IMAGES} random images, repaired on as many: "
         "seconds grow with the layers to the power of "
-        f"{_exponent([(depth - 2, taken) for depth, taken in depths]):.2f} (fitted)."
+        f"{_exponent(*layers):.2f} (fitted)."
     )
     page.table(("network", "seconds a score"), [(f"ResNet-{depth}", f"{taken:.2f}") for depth, taken in depths])
-    page.text(f"ResNet-{DEPTHS[0]} over more images: to the power of {_exponent(counts):.2f}.")
+    page.text(f"ResNet-{DEPTHS[0]} over more images: to the power of {_exponent(*images):.2f}.")
     page.table(("images", "seconds a score"), [(f"{count:,}", f"{taken:.2f}") for count, taken in counts])
+    page.figure(
+        growth(
+            {
+                "layers": Points(*layers, label=f"{GROWTH_IMAGES} images"),
+                "images": Points(*images, label=f"ResNet-{DEPTHS[0]}"),
+            },
+            "seconds a score",
+        ),
+        "Both on logarithmic axes, with the powers that were fitted:",
+    )
 
 
 def _write_prices(page: Page, checks: list[tuple[PriceCheck, NDArray[np.float64]]]) -> None:
@@ -358,9 +371,9 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _exponent(pairs: list[tuple[int, float]]) -> float:
-    """Returns the power of the first that the second grows with."""
-    return float(np.polyfit(np.log([pair[0] for pair in pairs]), np.log([pair[1] for pair in pairs]), 1)[0])
+def _exponent(sizes: list[int], taken: list[float]) -> float:
+    """Returns the power of the sizes that what is taken grows with."""
+    return float(np.polyfit(np.log(sizes), np.log(taken), 1)[0])
 
 
 def _seconds(work: Callable[..., object], *arguments: object) -> float:

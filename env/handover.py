@@ -24,7 +24,7 @@ from plywise.env.chains import realised_chain
 from plywise.env.demand import Demand
 from plywise.env.device import DECLARED, Device
 from plywise.env.energy import energy_mj
-from plywise.env.energy_counter import EnergyCounter
+from plywise.env.energy_counter import card_counter, processor_counter
 from plywise.env.latency import Chain
 from plywise.env.menu import legal_recipes
 from plywise.env.onnx_export import export_onnx
@@ -255,13 +255,15 @@ def _energies(subject: Subject, paths: list[Path]) -> tuple[list[float | None], 
     unread: list[float | None] = [None] * len(paths)
     if not device.is_here:
         return unread, "not read: the network will run on another device"
-    if device.provider != CPU:
-        return unread, "not read: they count the processor; energy on the card is not measured but modelled"
+    shape = (1, *subject.network.example.shape[1:])
     try:
-        found = measure_energy(paths, (1, *subject.network.example.shape[1:]), EnergyCounter())
+        if device.provider == CPU:
+            found = measure_energy(paths, shape, processor_counter())
+            return list(found), "read: whole processor packages, with all that they do besides"
+        found = measure_energy(paths, shape, card_counter(), device.execution)
+        return list(found), "read: the whole card, with all that it does besides, without the processor"
     except ConfigurationError as error:
         return unread, f"not read: {error}"
-    return list(found), "read: whole processor packages, with all that they do besides"
 
 
 def _block(

@@ -162,18 +162,21 @@ def _rounds(
     return taken
 
 
-def measure_energy(paths: Sequence[Path], input_shape: Sequence[int], counter: EnergyCounter) -> list[float]:
-    """Returns the millijoules of one inference of each file, single-threaded.
+def measure_energy(
+    paths: Sequence[Path], input_shape: Sequence[int], counter: EnergyCounter, execution: Execution = ONE_THREAD
+) -> list[float]:
+    """Returns the millijoules of one inference of each file.
 
     Args:
         paths: exported files with one input named `input`.
         input_shape: shape of the input with its batch.
         counter: what counts.
+        execution: how they are run.
 
     Raises:
         ModelError: where the runtime refuses a file or the inputs.
     """
-    return counter.of_all([loaded_run(Path(path), input_shape) for path in paths])
+    return counter.of_all([loaded_run(Path(path), input_shape, execution) for path in paths])
 
 
 def run_model(path: Path, images: Tensor, batch: int = 256) -> Tensor:

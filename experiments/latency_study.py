@@ -58,6 +58,7 @@ class Outcome:
 
     Attributes:
         measured: times of the exported files.
+        again: `(2, plans)` the same of half of the passes and of the others: what no forecast can be better than.
         timed, foretold, summed, macs: what they are foretold from, see `FORETOLD`.
         original: milliseconds of the original's file.
         calibrating, pricing: seconds of timing whole graphs, and all that a price table may ask for.
@@ -65,6 +66,7 @@ class Outcome:
     """
 
     measured: Floats
+    again: Floats
     timed: Floats
     foretold: Floats
     summed: Floats
@@ -94,11 +96,10 @@ def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
         "changes what a plan saves, too. A plan that is scored exactly has its whole graph timed; the price list and "
         "the walks use layers timed alone, calibrated on whole graphs of other plans."
     )
-    rows = [
-        (name, words, *_fit(getattr(outcome, how), outcome.measured, how))
-        for name, outcome in found.items()
-        for how, words in FORETOLD.items()
-    ]
+    rows = []
+    for name, outcome in found.items():
+        rows.append((name, "the file itself, other passes", *_fit(outcome.again[0], outcome.again[1], "again")))
+        rows += [(name, words, *_fit(getattr(outcome, how), outcome.measured, how)) for how, words in FORETOLD.items()]
     page.table(("network", "foretold from", "median error, percent", "90th percentile", "Spearman"), rows)
     page.figure(
         against(
@@ -151,20 +152,22 @@ def studied(name: str, plans: int) -> Outcome:
         pairs = zip(drawn, files[1:], strict=True)
         shapes = [_exported(network, plan, file) for plan, file in tracked(pairs, name, plans)]
         original = time_model(files[0], SHAPE)
-        measured, timed, timing = _in_turns(whole, shapes, files)
+        passes, timed, timing = _in_turns(whole, shapes, files)
         chains = [network.operations, *(each for each, _ in shapes)]
         foretold = whole.foretold(chains)
         summed = np.array([table.milliseconds(list(each.values()), progress=False).sum() for each in chains])
         macs = np.array([float(sum(each.macs for chain in plan.values() for each in chain)) for plan in chains])
     foretold, summed, macs = (values[1:] / values[0] for values in (foretold, summed, macs))
-    return Outcome(measured, timed, foretold, summed, macs, original, calibrating, pricing, timing)
+    measured, again = np.median(passes, axis=0), np.array([np.median(passes[part::2], axis=0) for part in (0, 1)])
+    return Outcome(measured, again, timed, foretold, summed, macs, original, calibrating, pricing, timing)
 
 
 def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[Path]) -> tuple[Floats, Floats, float]:
     """Times each plan's file and its graph one after the other, for the host changes by the minute what a plan saves.
 
     Returns:
-        Both as shares of the original's, `(plans,)`, medians over passes, and the seconds that a plan's graph takes.
+        Both as shares of the original's, `(PASSES, plans)` and the medians over passes, and the seconds that a plan's
+        graph takes.
     """
     measured, timed, seconds = np.empty((PASSES, len(shapes))), np.empty((PASSES, len(shapes))), 0.0
     for turn in range(PASSES):
@@ -173,7 +176,7 @@ def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[P
             started = time.perf_counter()
             timed[turn, place] = whole.measured(*plan) / (whole.overhead.original or 1.0)
             seconds += time.perf_counter() - started
-    return np.median(measured, axis=0), np.median(timed, axis=0), seconds / timed.size
+    return measured, np.median(timed, axis=0), seconds / timed.size
 
 
 def _exported(network: Network, plan: Plan, file: Path) -> Shapes:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from plywise.env.device import Device
 from plywise.env.device_file import DeviceFile, write_questions
 from plywise.env.devices import open_device
 from plywise.env.energy import energy_mj
-from plywise.env.energy_counter import EnergyCounter
+from plywise.env.energy_counter import card_counter, processor_counter
 from plywise.env.handover import Origin, claimed, hand_over
 from plywise.env.latency import Chain, LatencyTable, chain_key
 from plywise.env.network import Network
@@ -419,7 +420,7 @@ def counters(folder: Path, *packages: int) -> Path:
 
 def test_counters_give_the_energy_of_one_run_and_may_start_over(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(energy_counter, "SECONDS", 0.0)
-    counter = EnergyCounter(counters(tmp_path, 100, 999_000))
+    counter = processor_counter(counters(tmp_path, 100, 999_000))
     # 400 and, over the end of its range, 3,000 microjoules; parts of a package are not counted twice.
     assert counter.millijoules(lambda: counters(tmp_path, 500, 2_000)) == pytest.approx(3.4)
     counters(tmp_path, 0, 0)
@@ -430,12 +431,48 @@ def test_counters_give_the_energy_of_one_run_and_may_start_over(tmp_path, monkey
 
 def test_machines_without_counters_say_so(tmp_path) -> None:
     with pytest.raises(ConfigurationError, match="holds no energy counters"):
-        EnergyCounter(tmp_path / "missing")
+        processor_counter(tmp_path / "missing")
     with pytest.raises(ConfigurationError, match="stand still while"):
-        EnergyCounter(counters(tmp_path, 5)).millijoules(lambda: None)
+        processor_counter(counters(tmp_path, 5)).millijoules(lambda: None)
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
     with pytest.raises(ConfigurationError, match=r"cannot be read.*chmod"):
-        EnergyCounter(tmp_path)
+        processor_counter(tmp_path)
+
+
+class Nvml:
+    """What NVIDIA's package does where there is one card."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, millijoules: Iterator[int], broken: str = "") -> None:
+        self.millijoules, self.broken = millijoules, broken
+
+    def nvmlInit(self) -> None:
+        if self.broken:
+            raise self.NVMLError(self.broken)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index + 7
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, card: int) -> int:
+        assert card == 7
+        return next(self.millijoules)
+
+
+def test_cards_count_millijoules(monkeypatch) -> None:
+    monkeypatch.setattr(energy_counter, "CARD_SECONDS", 0.0)
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(iter((5, 100, 142))))
+    assert card_counter().millijoules(lambda: None) == pytest.approx(42.0)
+
+
+def test_cards_without_counters_say_so(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(iter(()), "Driver Not Loaded"))
+    with pytest.raises(ConfigurationError, match=r"cannot be read \(Driver Not Loaded\)"):
+        card_counter()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(ConfigurationError, match="pip install nvidia-ml-py"):
+        card_counter()
 
 
 def samples(count: int, seed: int) -> Samples:
@@ -482,14 +519,14 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
 
     # The same network for this machine, first without and then with a counter.
     subject.latency = LatencyTable(tmp_path / "table.sqlite")
-    monkeypatch.setattr(handover, "EnergyCounter", partial(EnergyCounter, tmp_path / "none"))
+    monkeypatch.setattr(handover, "processor_counter", partial(processor_counter, tmp_path / "none"))
     with claimed(tmp_path / "here"):
         report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "here", origin)
     assert report["compressed"]["energy_source"] == "modelled"
     assert "holds no energy counters" in report["energy_counter"]
     assert report["demand_latency"] == "latency_ms"
     assert "device_latency_ms" not in report["compressed"]
-    monkeypatch.setattr(handover, "EnergyCounter", lambda: "a counter")
+    monkeypatch.setattr(handover, "processor_counter", lambda: "a counter")
     monkeypatch.setattr(handover, "measure_energy", lambda paths, shape, counter: [3.0, 2.0, 1.0])
     with claimed(tmp_path / "counted"):
         report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "counted", origin)
@@ -498,7 +535,11 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
 
     # For the card in it, with the processor in its place.
     subject.latency = LatencyTable(tmp_path / "table.sqlite", dataclasses.replace(Device.here(), provider=CUDA))
-    assert handover._energies(subject, [tmp_path]) == (
-        [None],
-        "not read: they count the processor; energy on the card is not measured but modelled",
-    )
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(iter(()), "Driver Not Loaded"))
+    unread, said = handover._energies(subject, [tmp_path])
+    assert (unread, said) == ([None], "not read: the card's energy counter cannot be read (Driver Not Loaded)")
+    monkeypatch.setattr(handover, "card_counter", lambda: "a card")
+    monkeypatch.setattr(handover, "measure_energy", lambda paths, shape, counter, execution: [counter, execution])
+    found, said = handover._energies(subject, [tmp_path])
+    assert found == ["a card", subject.latency.device.execution]
+    assert said.startswith("read: the whole card")

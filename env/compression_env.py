@@ -27,9 +27,9 @@ class CompressionEnv(gym.Env[dict[str, Any], np.int64]):
 
     ## Action Space
     `Discrete(K)`: a row of the current menu. `action_masks()` says which rows may be chosen: those that suit the
-    layer and after which every cost ceiling can still be held; where nothing known can hold them, those that come
-    nearest. Any other action is replaced by the allowed row with the nearest index, and
-    `info["replaced_action"]` holds it.
+    layer and after which every cost ceiling can still be held; where nothing known can hold them, or not without
+    losing more accuracy than is allowed, all that suit it. Any other action is replaced by the allowed
+    row with the nearest index, and `info["replaced_action"]` holds it.
 
     ## Observation Space
     `Dict(context, recipes)`, all numbers without unit, clipped to [-8, 8]:

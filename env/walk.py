@@ -145,7 +145,7 @@ class Walks:
         self.rest[..., LATENCY] += np.matmul(ahead[:, None], self.edges)[:, 0]
         spent, drop, room = (a[:, None].astype(np.float32) for a in (self.spent, self.drop, self.room))
         total = spent + self.rest[..., :DROP]
-        self._find_way_out(total)
+        used = self._find_way_out(total)
         drops = np.minimum(drop + self.rest[..., DROP], room)
         scores = expected_scores(self.demands.per_plan(), total, drops, spread_of(drops))
         self.promised, self.promised_drop = total[:, :NUM_PRICES], drops[:, :NUM_PRICES]
@@ -154,7 +154,7 @@ class Walks:
         self.potential = self.projected[rows, self.star].astype(np.float64)
         self._turns = self._crossings()
         self.behind = self._behind()
-        self.masks = self._masks(self._ruinous(total, drops, scores))
+        self.masks = self._masks(self._ruinous(used, drops, scores))
 
     @property
     def room(self) -> Array:
@@ -226,18 +226,21 @@ class Walks:
         self.shares = metric_shares(self.demands)
         self.refresh()
 
-    def _find_way_out(self, total: Floats) -> None:
+    def _find_way_out(self, total: Floats) -> Floats:
         """Makes that plan of each row its way out which, at these costs `(n, P, M)`, comes nearest to the ceilings.
 
-        In `total` as well.
+        Returns:
+            The largest share of a ceiling that each plan uses, `(n, P)`; the way out's is renewed in `total` as well.
         """
-        used = worst_use(self.demands.per_plan(), total)
+        used: Floats = worst_use(self.demands.per_plan(), total)
         best = used.argmin(1)
         rows = np.flatnonzero(used[self._all, best] < used[:, WAY_OUT])
         best = best[rows]
         for each in (self.plans, self.kept, self.out, self.price, self.edges):
             each[rows, :, WAY_OUT] = each[rows, :, best]
-        self.rest[rows, WAY_OUT], total[rows, WAY_OUT] = self.rest[rows, best], total[rows, best]
+        for each in (self.rest, total, used):
+            each[rows, WAY_OUT] = each[rows, best]
+        return used
 
     def _moved(self, rows: Ints, plan: Ints, level: Ints) -> tuple[Floats, Ints, Floats]:
         """States and costs of the layers that the rows' current groups touch, were the groups set to given levels.
@@ -304,16 +307,16 @@ class Walks:
             behind[deciding] += change[np.arange(len(deciding))[:, None], level]
         return behind
 
-    def _ruinous(self, total: Floats, drops: Floats, scores: Floats) -> Bools:
+    def _ruinous(self, used: Floats, drops: Floats, scores: Floats) -> Bools:
         """Where no known plan is for the demand as a whole, `(n,)`, and the best gains by breaking a cost ceiling.
 
         What comes nearest to ceilings out of reach loses all accuracy, so there the score has to weigh one against
         the other.
 
         Args:
-            total, drops, scores: `(n, P, M)`, `(n, P)`, `(n, P)` of the known plans.
+            used, drops, scores: `(n, P)` of the known plans.
         """
-        breaks = worst_use(self.demands.per_plan(), total) > 1.0 + SLACK
+        breaks = used > 1.0 + SLACK
         fails = breaks[:, WAY_OUT] | (drops[:, WAY_OUT] > self.demands.max_drop)
         ruinous: Bools = fails & breaks[self._all, scores.argmax(1)]
         return ruinous
@@ -321,7 +324,7 @@ class Walks:
     def _masks(self, ruinous: Bools) -> Bools:
         """Legal slots after which the way out, or the best price's plan, still holds every ceiling.
 
-        All of them where neither does, and where that is `ruinous`.
+        All of them where insisting on that is `ruinous`; where nothing known holds the ceilings, it is.
         """
         legal = self.stack.legal[self.table, self.layer]
         now = self.spent[:, None].astype(np.float32) + self.cost
@@ -329,6 +332,6 @@ class Walks:
         used = np.minimum(*(worst_use(demands, now + self.behind[:, :, plan]) for plan in (0, 1)))
         used = np.where(legal, used, np.float32(np.inf))
         least = used.min(1, keepdims=True)  # rounding brings it above 1 where the way out uses all there is
-        allowed: Bools = legal & ((used <= np.maximum(least, 1.0)) | (least > 1.0 + SLACK) | ruinous[:, None])
+        allowed: Bools = legal & ((used <= np.maximum(least, 1.0)) | ruinous[:, None])
         assert allowed.any(1).all()
         return allowed

@@ -219,7 +219,8 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
         "how many of the scored drops lie in the surrogate's interval of "
         f"{100 * INTERVAL:.0f} %, and in that of a surrogate that learns from one plan after the other."
     )
-    rows = {name: _row(studied, found) for name, (studied, _, found) in networks.items()}
+    estimates = {name: _estimates(studied, found) for name, (studied, _, found) in networks.items()}
+    rows = {name: _row(studied, found, estimates[name]) for name, (studied, _, found) in networks.items()}
     page.table(
         ("network", "plans", "images trained on", "seconds a plan", "scored, percent", "tuned, percent"),
         [(name, str(len(found)), f"{images:,}", *rows[name][:3]) for name, (_, images, found) in networks.items()],
@@ -241,12 +242,12 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
     page.text(f"Of all plans together, {prior:.0f} % lie in the interval, and while it learns {learning:.0f} %.")
     page.figure(
         against(
-            {name: [_estimates(studied, found)] for name, (studied, _, found) in networks.items()},
+            {name: [points] for name, points in estimates.items()},
             "scored, points lost",
             "foretold, points lost",
             equal=True,
         ),
-        f"What the surrogate, which has seen none of the plans, foretells of each, with its interval of "
+        "What the surrogate, which has seen none of the plans, foretells of each, with its interval of "
         f"{100 * INTERVAL:.0f} %; on the line it is right:",
     )
     page.text(
@@ -260,16 +261,15 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
     page.write(Console())
 
 
-def _row(studied: Study, found: list[Found]) -> tuple[str, ...]:
+def _row(studied: Study, found: list[Found], estimates: Points) -> tuple[str, ...]:
     scored, tuned = _accuracies(found)
-    _, expected, _ = Surrogate(studied.subject.table).estimate(np.array([each.actions for each in found]))
     return (
         f"{statistics.fmean(each.seconds for each in found):.0f}",
         f"{scored.min():.1f} to {scored.max():.1f}",
         f"{tuned.min():.1f} to {tuned.max():.1f}",
         f"{spearmanr(scored, tuned).statistic:.2f}",
         f"{attainable(studied, found):.2f}",
-        f"{spearmanr(-expected, scored).statistic:.2f}",
+        f"{spearmanr(estimates.y, estimates.x).statistic:.2f}",
     )
 
 
@@ -279,6 +279,7 @@ def _accuracies(found: list[Found]) -> tuple[Floats, Floats]:
 
 
 def _estimates(studied: Study, found: list[Found]) -> Points:
+    """Returns the points lost as scored and as the surrogate foretells them, which has seen none of the plans."""
     _, expected, spread = Surrogate(studied.subject.table).estimate(np.array([each.actions for each in found]))
     return Points(studied.subject.accuracy - _accuracies(found)[0], expected, REACH * spread)
 

@@ -1,4 +1,4 @@
-"""Pictures of the studies' pages: files of a few kilobytes that are the same for the same figures."""
+"""Pictures of the studies' pages: files that are the same for the same figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -76,16 +76,22 @@ def growth(panels: Mapping[str, Points], up: str) -> Figure:
     with mpl.rc_context(STYLE):
         figure, every = _panels(len(panels))
         for axes, (across, points) in zip(every, panels.items(), strict=True):
-            slope, start = np.polyfit(np.log(points.x), np.log(points.y), 1)
-            axes.loglog(points.x, np.exp(start) * np.asarray(points.x, float) ** slope, color="0.6", linewidth=0.8)
+            power, factor = fitted_power(points.x, points.y)
+            axes.loglog(points.x, factor * np.asarray(points.x, float) ** power, color="0.6", linewidth=0.8)
             axes.loglog(points.x, points.y, "o", markersize=3.5)
-            axes.set_title(f"{points.label}: power {slope:.2f}")
+            axes.set_title(f"{points.label}: power {power:.2f}")
             axes.set_xlabel(across)
             axes.minorticks_off()
             axes.set_xticks(points.x, [f"{each:,}" for each in points.x], rotation=45)
             axes.set_yticks(points.y, [f"{each:.2g}" for each in points.y])
         every[0].set_ylabel(up)
     return figure
+
+
+def fitted_power(x: Sequence[float] | NDArray[Any], y: Sequence[float] | NDArray[Any]) -> tuple[float, float]:
+    """Returns the power of x that y grows with, and the factor before it, by least squares of the logarithms."""
+    power, start = np.polyfit(np.log(x), np.log(y), 1)
+    return float(power), math.exp(start)
 
 
 def save(figure: Figure, path: Path) -> None:

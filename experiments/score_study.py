@@ -38,7 +38,7 @@ from plywise.env.scorer import Scorer
 from plywise.env.sensitivity import divergence
 from plywise.experiments.datasets import load_dataset
 from plywise.experiments.model_loading import load_model
-from plywise.experiments.plots import Points, growth
+from plywise.experiments.plots import Points, fitted_power, growth
 from plywise.experiments.price_check import PriceCheck, fresh_cache
 from plywise.experiments.resnet import cifar_resnet
 from plywise.experiments.results_page import Page
@@ -302,10 +302,10 @@ def _write_growth(page: Page, depths: list[tuple[int, float]], counts: list[tupl
     page.text(
         f"`{RECIPES[0]}` on deeper networks of random weights, {GROWTH_IMAGES} random images, repaired on as many: "
         "seconds grow with the layers to the power of "
-        f"{_exponent(*layers):.2f} (fitted)."
+        f"{fitted_power(*layers)[0]:.2f} (fitted)."
     )
     page.table(("network", "seconds a score"), [(f"ResNet-{depth}", f"{taken:.2f}") for depth, taken in depths])
-    page.text(f"ResNet-{DEPTHS[0]} over more images: to the power of {_exponent(*images):.2f}.")
+    page.text(f"ResNet-{DEPTHS[0]} over more images: to the power of {fitted_power(*images)[0]:.2f}.")
     page.table(("images", "seconds a score"), [(f"{count:,}", f"{taken:.2f}") for count, taken in counts])
     page.figure(
         growth(
@@ -369,11 +369,6 @@ def _write_searches(page: Page, rows: list[tuple[str, ...]]) -> None:
 def _peak() -> float:
     """Returns the most memory that the process has held so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _exponent(sizes: list[int], taken: list[float]) -> float:
-    """Returns the power of the sizes that what is taken grows with."""
-    return float(np.polyfit(np.log(sizes), np.log(taken), 1)[0])
 
 
 def _seconds(work: Callable[..., object], *arguments: object) -> float:

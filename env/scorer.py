@@ -45,6 +45,7 @@ class Scorer:
         plan: Plan,
         how: Repair | None = None,
         enough: Callable[[Tensor], bool] = lambda _: False,
+        keep: int | None = None,
     ) -> tuple[Stitched, Tensor]:
         """Returns a plan put together and its logits `(n, classes)`.
 
@@ -54,6 +55,8 @@ class Scorer:
             plan: a recipe for each layer.
             how: as for `Bank.stitch`.
             enough: as for `Samples.logits`.
+            keep: how many layers later plans will begin with; outputs behind them are not remembered, for to get memory
+                from the system may take as long as to compute. None where that is not known.
 
         Raises:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
@@ -63,6 +66,7 @@ class Scorer:
         self.bank.check(plan)
         self._memory.begin()
         prefixes = list(self._prefixes(plan, how))
+        keep = len(prefixes) if keep is None else keep
         matched = {unit: self._memory.get(self._key(unit, prefixes, None)) for unit in self._units}
         known = {name: module for found in matched.values() if found for name, module in found[1].items()}
         outputs: dict[Unit, Tensor] = {}
@@ -74,7 +78,7 @@ class Scorer:
 
         stitched = self.bank.stitch(plan, how, known, lambda model: self._through(model, repaired))
         for unit, output in outputs.items():
-            if matched[unit] is None:
+            if matched[unit] is None and unit.layers <= keep:
                 inside = {name: module for name, module in stitched.replaced.items() if unit.holds(name)}
                 self._memory.put(self._key(unit, prefixes, None), output, inside)
         places = {unit: itertools.count() for unit in self._units}
@@ -85,7 +89,8 @@ class Scorer:
             if found is not None:
                 return _own(unit, found[0])
             output: Tensor = work()
-            self._memory.put(key, _own(unit, output), {})
+            if unit.layers <= keep:
+                self._memory.put(key, _own(unit, output), {})
             return output
 
         return stitched, self.samples.logits(self._through(stitched.model, scored), enough)

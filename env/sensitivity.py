@@ -34,7 +34,13 @@ Probe = Callable[[str, Recipe], float]
 """Measures the divergence that a recipe on the layer of a name causes."""
 
 PROBES = 3
-"""Recipes of one kind that are probed on each layer; those that only prune are probed all."""
+"""Recipes of one kind that are probed on each layer, at most; those that only prune are probed all."""
+ALIKE, APART = math.log(2.0), 2.0
+"""Recipes of one kind whose output errors differ by less than this, in logarithms, need one probe; those between two
+probes that are less than this apart need no third one."""
+PROPORTION = 0.2
+"""How far the divergence between two probes may be from following the error in proportion, as an exponent of it, before
+a third one is run in the middle."""
 LEAST = 1e-7
 """Divergences and output errors below this count as this."""
 
@@ -143,6 +149,7 @@ class Probing:
         self._bank, self._recipes, self._probed = bank, recipes, probed
         self._store, self._key = store, key
         self._scorer = Scorer(bank, probed.samples)
+        self._places = {each.name: place for place, each in enumerate(bank.network.layers)}
         self._repair = replace(bank.repair, inputs=min(PROBE_INPUTS, bank.repair.inputs))
 
     def sensitivity(self, layer: Layer) -> Sensitivity:
@@ -153,8 +160,8 @@ class Probing:
         name = f"{self._key}/probe/{layer}/{recipe}"
         found = self._store.get(name)
         if found is None:
-            plan = single(self._bank.network, layer, recipe)
-            found = self._probed.divergence(self._scorer.run(plan, self._repair)[1])
+            plan, before = single(self._bank.network, layer, recipe), self._places[layer]
+            found = self._probed.divergence(self._scorer.run(plan, self._repair, keep=before)[1])
             self._store.put(name, found)
         return max(LEAST, float(found)) if math.isfinite(found) else MOST
 
@@ -188,9 +195,17 @@ def _kind(recipe: Recipe) -> str:
 def _line(
     recipes: Sequence[Recipe], errors: Mapping[Recipe, float], probe: Callable[[Recipe], float]
 ) -> "_MonotoneLine":
-    """Probes a few of the recipes, sorted by error, and returns the divergence as a function of the error."""
-    points = _spread(recipes, [errors[recipe] for recipe in recipes])
-    return _MonotoneLine([errors[point] for point in points], [probe(point) for point in points])
+    """Probes as few of the recipes, sorted by error, as tell the divergence as a function of the error."""
+    line = _MonotoneLine({})
+    if recipes:
+        logs = np.log(np.maximum([errors[recipe] for recipe in recipes], LEAST))
+        first, middle, last = (int(np.abs(logs - goal).argmin()) for goal in np.linspace(logs[0], logs[-1], PROBES))
+        found = {place: probe(recipes[place]) for place in ((first, last) if np.ptp(logs) > ALIKE else (middle,))}
+        line = _MonotoneLine({errors[recipes[place]]: value for place, value in found.items()})
+        if np.ptp(logs) > APART and abs(line.slope - 1.0) > PROPORTION:
+            found |= {middle: probe(recipes[middle])}
+            line = _MonotoneLine({errors[recipes[place]]: found[place] for place in sorted(found)})
+    return line
 
 
 def _pruning(recipe: Recipe) -> FilterPruning | None:
@@ -213,20 +228,18 @@ def _output_error(bank: Bank, layer: Layer, recipe: Recipe) -> float:
     return relative_output_error(before, after, bank.calibration.statistics[layer.name].covariance)
 
 
-def _spread(recipes: Sequence[Recipe], errors: Sequence[float]) -> list[Recipe]:
-    """Returns up to `PROBES` recipes whose logarithmic errors are spread evenly, both ends included."""
-    logs = np.log(np.maximum(errors, LEAST))
-    targets = np.linspace(logs[0], logs[-1], PROBES) if len(logs) else np.array([])
-    picked = dict.fromkeys(int(np.abs(logs - target).argmin()) for target in targets)
-    return [recipes[index] for index in sorted(picked)]
-
-
 class _MonotoneLine:
     """Divergence over output error, straight in logarithms between probes, never falling."""
 
-    def __init__(self, errors: Sequence[float], values: Sequence[float]) -> None:
-        self.x = np.log(np.maximum(errors, LEAST))
-        self.y = np.maximum.accumulate(np.log(np.maximum(values, LEAST)))
+    def __init__(self, probed: Mapping[float, float]) -> None:
+        """Draws it through divergences by output error, sorted."""
+        self.x = np.log(np.maximum([*probed], LEAST))
+        self.y = np.maximum.accumulate(np.log(np.maximum([*probed.values()], LEAST)))
+
+    @property
+    def slope(self) -> float:
+        """From its one end to the other: 1 where the divergence follows the error in proportion."""
+        return float(np.ptp(self.y) / np.ptp(self.x))
 
     def __call__(self, error: float) -> float:
         x = np.log(max(error, LEAST))

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from plywise.agent.search_method import SearchMethod, SearchResult
 from plywise.env.demand import Demand
@@ -32,6 +32,7 @@ DEVICE = "raspberry-pi-4"
 """A declared one: its latencies are computed, so that none are measured here."""
 
 FORWARD_PASSES = 3
+"""Before and after each part: the machine changes its speed."""
 
 
 class PriceCheck:
@@ -40,7 +41,7 @@ class PriceCheck:
     Attributes:
         name: of the network.
         seconds: of the processor, by what they went into.
-        forward: seconds of one forward pass of the original over the calibration images.
+        forward: seconds of one forward pass of the original over the calibration images, median of passes in between.
     """
 
     def __init__(self, name: str, network: nn.Module, dataset: Dataset) -> None:
@@ -57,17 +58,20 @@ class PriceCheck:
         with timed("calibration"):
             self.subject = study_network(network, name, dataset, progress=False, latency=open_device(DEVICE)).subject
         subject, pricer = self.subject, Pricer(self.subject.bank, self.subject.whole)
+        passes = self._forwards()
         with timed("compressing layers"):
             for layer in subject.layers:
                 pricer.sizes_of(layer)
+        passes += self._forwards()
         probed = ProbeSamples.of(subject.validation, subject.validation.logits(subject.network.model))
         with timed("sensitivities"):
             probing = Probing(subject.bank, pricer.recipes, probed, subject.store, subject.key)
             for layer in subject.layers:
                 probing.sensitivity(layer)
+        passes += self._forwards()
         with timed("trial plans, prices"):
             self.table = subject.table  # finds layers and probes made
-        self.forward = self._forward(subject.bank.calibration.inputs)
+        self.forward = median(passes + self._forwards())
 
     @property
     def equivalents(self) -> dict[str, float]:
@@ -108,14 +112,15 @@ class PriceCheck:
         with tempfile.TemporaryDirectory() as folder:
             return self.subject.pack(stitched.model, Path(folder) / "weights")
 
-    def _forward(self, inputs: Tensor) -> float:
+    def _forwards(self) -> list[float]:
+        inputs = self.subject.bank.calibration.inputs
         given = Samples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
         calibration, taken = given.laid_out(torch.contiguous_format), []
         for _ in range(FORWARD_PASSES):
             started = time.process_time()
             calibration.logits(self.subject.network.model)
             taken.append(time.process_time() - started)
-        return median(taken)
+        return taken
 
 
 @contextmanager

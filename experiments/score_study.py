@@ -51,7 +51,7 @@ GROWTH_IMAGES = 64
 DEPTHS = (20, 32, 44, 56, 110)
 COUNTS = (500, 1000, 2000, 4000, 8000)
 REPEATS = 7
-STEPS = 6
+STEPS = 24
 ACCEPTED = 0.25
 """Share of the steps of a local search that are kept."""
 INTEGERS = "uniform_quantization(bits=4) + activation_quantization"
@@ -146,9 +146,13 @@ class Scored:
         chooser = random.Random(0)
         kept = self.plan(RECIPES[0])
         yield kept
-        for _ in range(STEPS):
+        seen = [kept]
+        while len(seen) <= STEPS:
             layer, bits = chooser.choice(self.network.layers).name, chooser.choice((2, 3, 5, 6))
             plan = Plan(kept.network, {**kept, layer: Recipe.parse(f"uniform_quantization(bits={bits})")})
+            if plan in seen:  # no search scores a plan twice
+                continue
+            seen.append(plan)
             yield plan
             kept = plan if chooser.random() < ACCEPTED else kept
 

@@ -115,6 +115,19 @@ def test_layers_before_the_change_do_not_run_again():
     assert set(ran) == {"head"}  # "b2" is another module now
 
 
+@pytest.mark.parametrize("kind", [Plain, InPlace])
+def test_nothing_is_remembered_behind_the_layers_that_later_plans_begin_with(kind):
+    bank = banked(kind)
+    plan, units = next(walk(bank.network, 1)), find_units(bank.network)
+    keep = units[1].layers
+    few, all_of_it = ActivationMemory(PLENTY), ActivationMemory(PLENTY)
+    scorers = [Scorer(bank, SAMPLES, memory) for memory in (few, all_of_it)]
+    for turn in (1, 2):
+        assert torch.equal(scorers[0].run(plan, keep=keep)[1], scorers[1].run(plan)[1])
+        assert 0 < few.used < all_of_it.used
+        assert (few.hits > 0) == (turn == 2)
+
+
 def test_networks_that_share_a_memory_do_not_get_each_others_outputs():
     memory = ActivationMemory(PLENTY)
     for seed in (0, 1):

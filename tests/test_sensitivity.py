@@ -13,7 +13,7 @@ from plywise.env.calibration import calibrate
 from plywise.env.menu import legal_recipes
 from plywise.env.network import Network
 from plywise.env.samples import Samples
-from plywise.env.sensitivity import PROBES, ProbeSamples, Probing, divergence
+from plywise.env.sensitivity import PROBES, ProbeSamples, Probing, _line, divergence
 
 HARM = {"uniform_quantization": 1.0, "step_quantization": 0.1, "magnitude_pruning": 5.0, "low_rank": 30.0}
 CUT, ROUNDED = 0.3, 0.02
@@ -97,6 +97,48 @@ def test_few_recipes_are_probed(studied):
     assert probed.keys() == offered.keys()
     assert all(count <= PROBES for count in probed.values())
     assert max(offered.values()) > 2 * PROBES
+
+
+def probed_of(errors, power):
+    """Returns which of one kind's recipes are probed, by their errors, where the divergence is a power of the error."""
+    recipes = [Recipe.parse(f"uniform_quantization(bits={bits})") for bits in range(8, 8 - len(errors), -1)]
+    known, asked = dict(zip(recipes, errors, strict=True)), []
+
+    def probe(recipe):
+        asked.append(known[recipe])
+        return known[recipe] ** power
+
+    line = _line(recipes, known, probe)
+    for error in asked:
+        assert line(error) == pytest.approx(error**power)
+    return sorted(asked)
+
+
+@pytest.mark.parametrize(
+    ("errors", "power", "probed"),
+    [
+        ([], 1.0, []),
+        ([0.1], 1.0, [0.1]),
+        ([0.10, 0.12, 0.15], 1.0, [0.12]),  # alike
+        ([0.01, 0.03, 0.1, 0.3], 1.0, [0.01, 0.3]),  # in proportion
+        ([0.01, 0.03, 0.1, 0.3], 1.15, [0.01, 0.3]),
+        ([0.01, 0.05, 0.09, 0.3], 1.5, [0.01, 0.05, 0.3]),  # far apart, and not in proportion
+        ([0.01, 0.05, 0.09, 0.3], 0.5, [0.01, 0.05, 0.3]),
+        ([0.10, 0.2, 0.5], 1.5, [0.1, 0.5]),  # near each other
+    ],
+)
+def test_as_many_recipes_of_a_kind_are_probed_as_it_takes(errors, power, probed):
+    assert probed_of(errors, power) == probed
+
+
+def test_divergences_that_fall_while_errors_grow_are_looked_at_in_the_middle():
+    found = {0.01: 0.5, 0.05: 0.3, 0.3: 0.1}
+    recipes = {
+        Recipe.parse(f"uniform_quantization(bits={bits})"): error for bits, error in zip((8, 7, 6), found, strict=True)
+    }
+    line = _line([*recipes], recipes, lambda recipe: found[recipes[recipe]])
+    assert len(line.x) == 3
+    assert [line(error) for error in found] == pytest.approx([0.5, 0.5, 0.5])
 
 
 def test_what_changes_nothing_loses_nothing(studied):

@@ -5,7 +5,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -46,8 +46,10 @@ from plywise.experiments.study import CALIBRATION_IMAGES, samples
 from plywise.experiments.study_files import resnet_files
 
 IMAGES = 2000
-GROWTH_IMAGES = 64
-"""Images scored, and images calibrated on, of the networks of growing depth."""
+GROWTH_IMAGES, GROWTH_CALIBRATION = 1024, 64
+"""Images scored, and images calibrated and repaired on, of the networks of growing depth: in the same proportion as
+2,000 and 128."""
+GROWTH_REPEATS = 5
 DEPTHS = (20, 32, 44, 56, 110)
 COUNTS = (500, 1000, 2000, 4000, 8000)
 REPEATS = 7
@@ -90,11 +92,12 @@ class Scored:
         return cls(load_model("resnet20", weights, dataset), calibration, validation)
 
     @classmethod
-    def random(cls, depth: int, images: int) -> "Scored":
+    def random(cls, depth: int) -> "Scored":
         """Returns a ResNet with random weights and images."""
         generator = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
-        return cls(cifar_resnet(depth), *(_random_samples(images, generator) for _ in range(2)))
+        calibration, validation = (_random_samples(n, generator) for n in (GROWTH_CALIBRATION, GROWTH_IMAGES))
+        return cls(cifar_resnet(depth), calibration, validation)
 
     def first(self, images: int) -> "Scored":
         """Returns the same network with the same bank over fewer images."""
@@ -199,8 +202,8 @@ def main() -> None:
     before = _peak()
     search = SearchCost(*scored.search(), before, _peak())
     costs, laid_out = _score_costs(scored)
-    counts = [(count, _taken(largest.first(count))) for count in COUNTS]
-    depths = [(depth, _taken(Scored.random(depth, GROWTH_IMAGES))) for depth in DEPTHS]
+    counts = list(zip(COUNTS, _taken([largest.first(count) for count in COUNTS]), strict=True))
+    depths = list(zip(DEPTHS, _taken([Scored.random(depth) for depth in DEPTHS]), strict=True))
     checks, searches = [], []
     for name in NETWORKS:
         weights, images = resnet_files() if name == "resnet20" else (None, "digits")
@@ -246,11 +249,15 @@ def _score_costs(scored: Scored) -> tuple[dict[str, ScoreCost], float]:
     return costs, median(laid_out / taken for taken, laid_out, _ in rounds)
 
 
-def _taken(scored: Scored) -> float:
-    """Returns the fewer seconds of two scores."""
-    plan = scored.plan(RECIPES[0])
-    scored.fill(plan)
-    return min(_seconds(scored.score, plan) for _ in range(2))
+def _taken(each: Sequence[Scored]) -> list[float]:
+    """Returns the fewest seconds of a few scores of each, in turns."""
+    plans = [scored.plan(RECIPES[0]) for scored in each]
+    for scored, plan in zip(each, plans, strict=True):
+        scored.fill(plan)
+    rounds = [
+        [_seconds(scored.score, plan) for scored, plan in zip(each, plans, strict=True)] for _ in range(GROWTH_REPEATS)
+    ]
+    return [min(taken) for taken in zip(*rounds, strict=True)]
 
 
 def _searched(check: PriceCheck, method: SearchMethod) -> tuple[str, ...]:
@@ -304,8 +311,9 @@ def _write_growth(page: Page, depths: list[tuple[int, float]], counts: list[tupl
     layers = [depth - 2 for depth, _ in depths], [taken for _, taken in depths]
     images = [count for count, _ in counts], [taken for _, taken in counts]
     page.text(
-        f"`{RECIPES[0]}` on deeper networks of random weights, {GROWTH_IMAGES} random images, repaired on as many: "
-        "seconds grow with the layers to the power of "
+        f"`{RECIPES[0]}` on deeper networks of random weights, {GROWTH_IMAGES:,} random images, repaired on "
+        f"{GROWTH_CALIBRATION}, the proportion of {IMAGES:,} and {FULL.inputs}: seconds (fewest of {GROWTH_REPEATS}, "
+        "all in turns) grow with the layers to the power of "
         f"{fitted_power(*layers)[0]:.2f} (fitted)."
     )
     page.table(("network", "seconds a score"), [(f"ResNet-{depth}", f"{taken:.2f}") for depth, taken in depths])
@@ -314,7 +322,7 @@ def _write_growth(page: Page, depths: list[tuple[int, float]], counts: list[tupl
     page.figure(
         growth(
             {
-                "layers": Points(*layers, label=f"{GROWTH_IMAGES} images"),
+                "layers": Points(*layers, label=f"{GROWTH_IMAGES:,} images"),
                 "images": Points(*images, label=f"ResNet-{DEPTHS[0]}"),
             },
             "seconds a score",

@@ -196,16 +196,16 @@ def _line(
     recipes: Sequence[Recipe], errors: Mapping[Recipe, float], probe: Callable[[Recipe], float]
 ) -> "_MonotoneLine":
     """Probes as few of the recipes, sorted by error, as tell the divergence as a function of the error."""
-    line = _MonotoneLine({})
-    if recipes:
-        logs = np.log(np.maximum([errors[recipe] for recipe in recipes], LEAST))
-        first, middle, last = (int(np.abs(logs - goal).argmin()) for goal in np.linspace(logs[0], logs[-1], PROBES))
-        found = {place: probe(recipes[place]) for place in ((first, last) if np.ptp(logs) > ALIKE else (middle,))}
-        line = _MonotoneLine({errors[recipes[place]]: value for place, value in found.items()})
-        if np.ptp(logs) > APART and abs(line.slope - 1.0) > PROPORTION:
-            found |= {middle: probe(recipes[middle])}
-            line = _MonotoneLine({errors[recipes[place]]: found[place] for place in sorted(found)})
-    return line
+    if not recipes:
+        return _MonotoneLine([], [])
+    logs = np.log(np.maximum([errors[recipe] for recipe in recipes], LEAST))
+    span = logs[-1] - logs[0]
+    first, middle, last = (int(np.abs(logs - goal).argmin()) for goal in np.linspace(logs[0], logs[-1], PROBES))
+    found = {place: probe(recipes[place]) for place in ((first, last) if span > ALIKE else (middle,))}
+    if span > APART and abs(math.log(found[last] / found[first]) / span - 1.0) > PROPORTION:
+        found[middle] = probe(recipes[middle])
+    places = sorted(found)
+    return _MonotoneLine([errors[recipes[place]] for place in places], [found[place] for place in places])
 
 
 def _pruning(recipe: Recipe) -> FilterPruning | None:
@@ -231,15 +231,9 @@ def _output_error(bank: Bank, layer: Layer, recipe: Recipe) -> float:
 class _MonotoneLine:
     """Divergence over output error, straight in logarithms between probes, never falling."""
 
-    def __init__(self, probed: Mapping[float, float]) -> None:
-        """Draws it through divergences by output error, sorted."""
-        self.x = np.log(np.maximum([*probed], LEAST))
-        self.y = np.maximum.accumulate(np.log(np.maximum([*probed.values()], LEAST)))
-
-    @property
-    def slope(self) -> float:
-        """From its one end to the other: 1 where the divergence follows the error in proportion."""
-        return float(np.ptp(self.y) / np.ptp(self.x))
+    def __init__(self, errors: Sequence[float], values: Sequence[float]) -> None:
+        self.x = np.log(np.maximum(errors, LEAST))
+        self.y = np.maximum.accumulate(np.log(np.maximum(values, LEAST)))
 
     def __call__(self, error: float) -> float:
         x = np.log(max(error, LEAST))

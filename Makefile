@@ -32,10 +32,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup           ## the tables under experiments/results
-	$(BIN)/python -m plywise.experiments.bench
+	$(BIN)/python -m plywise.experiments.studies.bench
 
 size: setup            ## lines per file and in total
-	$(BIN)/python -m plywise.experiments.size
+	$(BIN)/python -m plywise.experiments.workbench.size
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -6,7 +6,14 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-LAYERS = ("compressors", "env", "agent", "experiments")
+LAYERS = {
+    "compressors": "modules statistics formats recipes packing structure sparsity quantization",
+    "env": "storage network calibration runtime costs bank prices score walk recovery",
+    "agent": "learning search",
+    "experiments": "commands data handover networks studies workbench",
+}
+FOLDERS = [*LAYERS, *(f"{layer}/{folder}" for layer, folders in LAYERS.items() for folder in folders.split())]
+PACKAGES = {"plywise": "plywise", **{f"plywise.{folder.replace('/', '.')}": folder for folder in FOLDERS}}
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "plywise/__init__.py").read_text(encoding="utf-8"))
 assert VERSION is not None
 
@@ -18,8 +25,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["plywise", *(f"plywise.{layer}" for layer in LAYERS)],
-    package_dir={"plywise": "plywise", **{f"plywise.{layer}": layer for layer in LAYERS}},
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
     package_data={"plywise": ["py.typed"]},
     install_requires=[
         "torch>=2.13",

@@ -3,4 +3,4 @@
 from gymnasium.envs.registration import register, registry
 
 if "plywise/Compression-v0" not in registry:
-    register(id="plywise/Compression-v0", entry_point="plywise.env.compression_env:CompressionEnv")
+    register(id="plywise/Compression-v0", entry_point="plywise.env.walk.compression_env:CompressionEnv")

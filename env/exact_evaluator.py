@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from plywise.env.demand import Demand
-from plywise.env.early_stopping import Look
-from plywise.env.evaluator import PlanEstimator
-from plywise.env.prices import PriceTable
-from plywise.env.score import Outcome, judge, score_of
+from plywise.env.prices.prices import PriceTable
+from plywise.env.score.demand import Demand
+from plywise.env.score.early_stopping import Look
+from plywise.env.score.evaluator import PlanEstimator
+from plywise.env.score.score import Outcome, judge, score_of
 from plywise.env.subject import Subject
 
 CHEAPER = 0.75
@@ -16,7 +16,7 @@ CHEAPER = 0.75
 
 
 class ExactEvaluator:
-    """The evaluator whose scores count; see `plywise.env.evaluator.Evaluator`.
+    """The evaluator whose scores count; see `plywise.env.score.evaluator.Evaluator`.
 
     A plan that can no longer beat the best one so far is not run to the end: its drop is then that on the images seen,
     and its costs are those of the price table. Its score is below the best one either way, and its outcome says so.

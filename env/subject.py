@@ -11,34 +11,33 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from torch import nn
 
-from plywise.compressors.entry_points import load_entry_points, source_of
 from plywise.compressors.errors import DataError, FileFormatError, ModelError
-from plywise.compressors.packed_file import save_packed
-from plywise.compressors.packed_module import packed_size
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.technique import Technique
-from plywise.env.bank import Bank, Stitched
-from plywise.env.bank_folder import BankFolder
-from plywise.env.cache import cache_folder
-from plywise.env.calibration import calibrate
-from plywise.env.chains import realised_chain
-from plywise.env.channel_groups import NORMS
-from plywise.env.early_stopping import EarlyStopping, Hopeless, Look
-from plywise.env.energy import energy_mj
-from plywise.env.latency import Latencies, LatencyTable
-from plywise.env.menu import catalogue
-from plywise.env.network import Layer, Network
-from plywise.env.network_latency import NetworkLatency
-from plywise.env.price_file import load_prices, save_prices
-from plywise.env.prices import PriceTable
-from plywise.env.pricing import Pricer
-from plywise.env.repair import FULL, Repair
-from plywise.env.result_store import ResultStore
-from plywise.env.samples import Samples, model_digest
-from plywise.env.scorer import Scorer
-from plywise.env.sensitivity import ProbeSamples, Sensitivity, divergence
-from plywise.env.survey import Survey, surveyed
+from plywise.compressors.packing.packed_file import save_packed
+from plywise.compressors.packing.packed_module import packed_size
+from plywise.compressors.recipes.entry_points import load_entry_points, source_of
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe, Technique
+from plywise.env.bank.bank import Bank, Stitched
+from plywise.env.bank.bank_folder import BankFolder
+from plywise.env.bank.repair import FULL, Repair
+from plywise.env.bank.scorer import Scorer
+from plywise.env.calibration.calibration import calibrate
+from plywise.env.costs.chains import realised_chain
+from plywise.env.costs.energy import energy_mj
+from plywise.env.costs.latency import Latencies, LatencyTable
+from plywise.env.costs.network_latency import NetworkLatency
+from plywise.env.network.channel_groups import NORMS
+from plywise.env.network.menu import catalogue
+from plywise.env.network.network import Layer, Network
+from plywise.env.network.samples import Samples, model_digest
+from plywise.env.prices.price_file import load_prices, save_prices
+from plywise.env.prices.prices import PriceTable
+from plywise.env.prices.pricing import Pricer
+from plywise.env.prices.sensitivity import ProbeSamples, Sensitivity, divergence
+from plywise.env.prices.survey import Survey, surveyed
+from plywise.env.score.early_stopping import EarlyStopping, Hopeless, Look
+from plywise.env.storage.cache import cache_folder
+from plywise.env.storage.result_store import ResultStore
 
 VERSION = "18"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""

@@ -11,30 +11,30 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from plywise.agent.agent_search import AgentSearch
-from plywise.agent.methods import SEARCH_METHODS
-from plywise.agent.recipe_agent import RecipeAgent
-from plywise.agent.search_method import SearchMethod
+from plywise.agent.learning.recipe_agent import RecipeAgent
+from plywise.agent.search.agent_search import AgentSearch
+from plywise.agent.search.methods import SEARCH_METHODS
+from plywise.agent.search.search_method import SearchMethod
 from plywise.compressors.errors import ConfigurationError, FileFormatError, unknown_name
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.env.demand import Demand
-from plywise.env.devices import open_device
-from plywise.env.evaluator import check_demand
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.env.bank.repair import FULL, Repair
+from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.handover import Origin, check_folder, claimed, hand_over
-from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
-from plywise.env.recovery import Recovered, recover
-from plywise.env.recovery_settings import RecoverySettings
-from plywise.env.recovery_state import STATE_FILE
-from plywise.env.repair import FULL, Repair
-from plywise.env.scheme import Scheme
+from plywise.env.network.scheme import Scheme
+from plywise.env.recovery.recovery import Recovered, recover
+from plywise.env.recovery.recovery_settings import RecoverySettings
+from plywise.env.recovery.recovery_state import STATE_FILE
+from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import check_demand
 from plywise.env.subject import Subject
-from plywise.experiments.dataset import Dataset
-from plywise.experiments.mistakes import telling_mistakes
-from plywise.experiments.options import OptionParser
+from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
+from plywise.experiments.commands.mistakes import telling_mistakes
+from plywise.experiments.commands.options import OptionParser
+from plywise.experiments.commands.study import check_seed, load_both, study_network, validation_kind
+from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.handover.handover import Origin, check_folder, claimed, hand_over
 from plywise.experiments.progress import tracked
-from plywise.experiments.study import check_seed, load_both, study_network, validation_kind
 
 Report = dict[str, Any]
 

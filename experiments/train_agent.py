@@ -13,26 +13,26 @@ import torch
 from joblib import Parallel, delayed
 from jsonargparse import auto_cli
 
-from plywise.agent.ppo import PPOSettings, train
-from plywise.agent.recipe_agent import RecipeAgent
+from plywise.agent.learning.ppo import PPOSettings, train
+from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
-from plywise.env.cache import cache_folder
-from plywise.env.demand_sampler import DemandSampler
-from plywise.env.devices import HERE, open_device
-from plywise.env.handover import alone_in, check_writable
-from plywise.env.latency import RoughLatencyWarning
-from plywise.env.memory import limit_memory, share
-from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
-from plywise.env.prices import PriceTable
-from plywise.env.vector_env import BatchedCompressionEnv
-from plywise.experiments.dataset import Dataset
-from plywise.experiments.datasets import load_dataset
-from plywise.experiments.mistakes import telling_mistakes
-from plywise.experiments.options import OptionParser
+from plywise.env.costs.devices import HERE, open_device
+from plywise.env.costs.latency import RoughLatencyWarning
+from plywise.env.prices.prices import PriceTable
+from plywise.env.storage.cache import cache_folder
+from plywise.env.storage.memory import limit_memory, share
+from plywise.env.walk.demand_sampler import DemandSampler
+from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
+from plywise.env.walk.vector_env import BatchedCompressionEnv
+from plywise.experiments.commands.mistakes import telling_mistakes
+from plywise.experiments.commands.options import OptionParser
+from plywise.experiments.commands.study import check_seed, study
+from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.handover.handover import alone_in, check_writable
+from plywise.experiments.networks.zoo import ZOO, trainable, untrained, zoo_entry
 from plywise.experiments.progress import tracked
-from plywise.experiments.study import check_seed, study
-from plywise.experiments.zoo import ZOO, trainable, untrained, zoo_entry
 
 DIGITS_ZOO = tuple(name for name, entry in ZOO.items() if entry.dataset == "digits")
 

@@ -59,15 +59,15 @@ def compress(
             `deviations`, `least_squares`, a list or one of them, or `none`; all where empty.
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where None.
-        demand: fields of `plywise.env.demand.Demand`, such as `max_storage=0.15`.
+        demand: fields of `plywise.env.score.demand.Demand`, such as `max_storage=0.15`.
 
     Raises:
         PlywiseError: on anything that can be mended; the message says how.
     """
-    from plywise.env.demand import make_demand
-    from plywise.env.memory import limit_memory
-    from plywise.env.recovery_settings import make_recovery
-    from plywise.env.repair import make_repair
+    from plywise.env.bank.repair import make_repair
+    from plywise.env.recovery.recovery_settings import make_recovery
+    from plywise.env.score.demand import make_demand
+    from plywise.env.storage.memory import limit_memory
     from plywise.experiments.compress_model import compress_model
 
     limit_memory(memory)
@@ -100,6 +100,6 @@ def load(path: str | Path, model: "nn.Module | str | None" = None) -> "nn.Module
     Raises:
         PlywiseError: if the file is damaged or the architecture is not known.
     """
-    from plywise.experiments.loading import load_compressed
+    from plywise.experiments.networks.loading import load_compressed
 
     return load_compressed(Path(path), model)

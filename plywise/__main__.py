@@ -9,8 +9,8 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from plywise import __version__
-from plywise.experiments.mistakes import telling_mistakes
-from plywise.experiments.options import OptionParser
+from plywise.experiments.commands.mistakes import telling_mistakes
+from plywise.experiments.commands.options import OptionParser
 
 DEMAND_NOT_MET = 3
 
@@ -43,7 +43,7 @@ def train(
         memory: GiB that all processes together may keep while they price the networks; a quarter of the machine's
             where not given
     """
-    from plywise.agent.ppo import PPOSettings
+    from plywise.agent.learning.ppo import PPOSettings
     from plywise.compressors.errors import ConfigurationError
     from plywise.experiments.train_agent import DIGITS_ZOO, train_agent
 
@@ -123,10 +123,10 @@ def compress(
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where not given
     """
-    from plywise.env.demand import Demand
-    from plywise.env.memory import limit_memory
-    from plywise.env.recovery_settings import make_recovery
-    from plywise.env.repair import make_repair
+    from plywise.env.bank.repair import make_repair
+    from plywise.env.recovery.recovery_settings import make_recovery
+    from plywise.env.score.demand import Demand
+    from plywise.env.storage.memory import limit_memory
     from plywise.experiments.compress_model import compress_model, show_report
 
     limit_memory(memory)
@@ -151,7 +151,7 @@ def evaluate(folder: Path, data: str | None = None, model: str | None = None) ->
         data: dataset, whose test split is used; the one in the report where not given
         model: the network as in 'plywise compress'; only needed for networks outside the zoo
     """
-    from plywise.experiments.evaluate_files import evaluate_files
+    from plywise.experiments.commands.evaluate_files import evaluate_files
 
     evaluate_files(folder, data, model)
 
@@ -170,7 +170,7 @@ def profile(
             numpy and onnxruntime measures the network's layers there, for --device device.json; with as many threads
             and inputs of one run as --device here:4x8 says
     """
-    from plywise.experiments.profile_model import profile_model
+    from plywise.experiments.commands.profile_model import profile_model
 
     profile_model(model, data, weights, device, ask)
 
@@ -181,7 +181,7 @@ def list_(what: str = "techniques") -> None:
     Args:
         what: techniques, networks, datasets, methods or devices
     """
-    from plywise.experiments.listings import show_list
+    from plywise.experiments.commands.listings import show_list
 
     show_list(what)
 

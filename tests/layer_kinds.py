@@ -6,10 +6,10 @@ from functools import cache
 import torch
 from torch import nn
 
-from plywise.compressors.layers import out_channels
-from plywise.compressors.statistics import CRITERIA, LayerStatistics, isotropic
-from plywise.env.calibration import ROWS, patches, row_counts, row_frequency
-from plywise.env.row_moments import RowMoments
+from plywise.compressors.modules.layers import out_channels
+from plywise.compressors.statistics.statistics import CRITERIA, LayerStatistics, isotropic
+from plywise.env.calibration.calibration import ROWS, patches, row_counts, row_frequency
+from plywise.env.calibration.row_moments import RowMoments
 
 IMAGE, SIGNAL = (32, 12, 7, 7), (32, 12, 9)
 

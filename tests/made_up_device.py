@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from tiny_networks import images
 
-from plywise.env.device import Device
-from plywise.env.samples import Samples
+from plywise.env.costs.device import Device
+from plywise.env.network.samples import Samples
 
 
 class FakeLatency:

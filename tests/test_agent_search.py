@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from plywise.agent.agent_search import AgentSearch, walk
-from plywise.agent.recipe_agent import RecipeAgent
+from plywise.agent.learning.recipe_agent import RecipeAgent
+from plywise.agent.search.agent_search import AgentSearch, walk
 from plywise.compressors.errors import ConfigurationError
-from plywise.env.demand import Demand
-from plywise.env.evaluator import SurrogateEvaluator
-from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
-from plywise.env.score import Demands, expected_scores
-from plywise.env.surrogate import Surrogate
-from plywise.env.synthetic import synthetic_table
+from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import SurrogateEvaluator
+from plywise.env.score.score import Demands, expected_scores
+from plywise.env.score.surrogate import Surrogate
+from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
+from plywise.env.walk.synthetic import synthetic_table
 
 LAYERS = 10
 DEMAND = Demand(2.0, max_storage=0.3)
@@ -111,7 +111,7 @@ def test_walks_after_a_surprise_see_larger_drops(agent, mild, monkeypatch):
         seen.append(surrogate.table.drop)
         return walk(agent, surrogate, demand, count, generator)
 
-    monkeypatch.setattr("plywise.agent.agent_search.walk", watching)
+    monkeypatch.setattr("plywise.agent.search.agent_search.walk", watching)
     evaluator = Strict(mild, DEMAND, 4.0)
     AgentSearch(agent).search(evaluator, 4, seed=0)
     assert (seen[0] == mild.drop).all()

@@ -9,19 +9,18 @@ from tiny_networks import NETWORKS, Concatenated, Depthwise, Identity, Plain, Re
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError, UnsupportedLayerError
-from plywise.compressors.layers import groups_of, weight_matrices
-from plywise.compressors.packed_file import load_packed, save_packed
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.technique import Stage
-from plywise.env.bank import Bank
-from plywise.env.bank_folder import BankFolder
-from plywise.env.calibration import calibrate
-from plywise.env.menu import legal_recipes
-from plywise.env.network import Network
-from plywise.env.repair import Repair
-from plywise.env.scheme import Scheme
+from plywise.compressors.modules.layers import groups_of, weight_matrices
+from plywise.compressors.modules.static_quantized import StaticQuantized
+from plywise.compressors.packing.packed_file import load_packed, save_packed
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe, Stage
+from plywise.env.bank.bank import Bank
+from plywise.env.bank.bank_folder import BankFolder
+from plywise.env.bank.repair import Repair
+from plywise.env.calibration.calibration import calibrate
+from plywise.env.network.menu import legal_recipes
+from plywise.env.network.network import Network
+from plywise.env.network.scheme import Scheme
 
 # Calibration
 
@@ -62,7 +61,7 @@ WORDS = torch.randint(40, (32, 6), generator=torch.Generator().manual_seed(0))
 def test_calibration_in_batches_sees_what_one_batch_sees(model, inputs, monkeypatch):
     network = Network.of(model, inputs[:4])
     whole = calibrate(network, inputs, labels(32))
-    monkeypatch.setattr("plywise.env.calibration.BATCH", 5)
+    monkeypatch.setattr("plywise.env.calibration.calibration.BATCH", 5)
     parts = calibrate(network, inputs, labels(32))
     for name, found in whole.statistics.items():
         other = parts.statistics[name]
@@ -217,7 +216,7 @@ def test_what_is_on_its_grid_is_not_rounded_again():
 
 
 def test_the_least_recently_used_entries_go_first(monkeypatch):
-    monkeypatch.setattr("plywise.env.bank.ceiling_of_layers", lambda: 3 * 4 * (24 * 144 + 24))
+    monkeypatch.setattr("plywise.env.bank.bank.ceiling_of_layers", lambda: 3 * 4 * (24 * 144 + 24))
     bank = banked(Plain)
     recipes = [Recipe.parse(f"uniform_quantization(bits={bits})") for bits in (8, 7, 6, 4)]
     first, second = (bank.entry("conv2", recipe) for recipe in recipes[:2])
@@ -283,7 +282,7 @@ def test_a_damaged_entry_is_made_again(tmp_path):
 
 
 def test_a_full_folder_takes_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("plywise.env.bank_folder.CEILING", 1)
+    monkeypatch.setattr("plywise.env.bank.bank_folder.CEILING", 1)
     first = banked(Plain)
     plan = plan_of(first.network, conv1="uniform_quantization(bits=4)", head="uniform_quantization(bits=4)")
     bank = Bank(first.network, first.calibration, BankFolder(tmp_path))
@@ -295,7 +294,7 @@ def test_a_full_disk_ends_no_search(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("plywise.env.bank_folder.save_packed", full)
+    monkeypatch.setattr("plywise.env.bank.bank_folder.save_packed", full)
     first = banked(Plain)
     plan = plan_of(first.network, conv1="uniform_quantization(bits=4)", head="uniform_quantization(bits=4)")
     bank = Bank(first.network, first.calibration, BankFolder(tmp_path))

@@ -7,16 +7,16 @@ import torch
 from tiny_networks import NETWORKS, Crossed, Depthwise, build, images, labels
 from torch import nn
 
-from plywise.compressors.assembly import assemble
-from plywise.compressors.channels import kept_count
 from plywise.compressors.errors import ConfigurationError
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.env.bank import Bank
-from plywise.env.calibration import calibrate
-from plywise.env.channel_groups import cut
-from plywise.env.network import Network
-from plywise.env.repair import NONE
+from plywise.compressors.modules.assembly import assemble
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.compressors.statistics.channels import kept_count
+from plywise.env.bank.bank import Bank
+from plywise.env.bank.repair import NONE
+from plywise.env.calibration.calibration import calibrate
+from plywise.env.network.channel_groups import cut
+from plywise.env.network.network import Network
 
 PARTS = ("query", "key", "value")
 GROUPS = {

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_walk import CONTEXT, ROW, ToyWalk
 
-from plywise.agent import checkpoint
-from plywise.agent.ppo import PPOSettings, train
-from plywise.agent.recipe_agent import RecipeAgent
+from plywise.agent.learning import checkpoint
+from plywise.agent.learning.ppo import PPOSettings, train
+from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 
 SETTINGS = PPOSettings(total_steps=1024, num_envs=16, n_steps=8, minibatch=64, epochs=2, hidden=8)

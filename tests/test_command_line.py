@@ -23,27 +23,27 @@ from torch import nn
 
 import plywise
 from plywise.__main__ import main
-from plywise.agent.ppo import PPOSettings
-from plywise.agent.recipe_agent import RecipeAgent
+from plywise.agent.learning.ppo import PPOSettings
+from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.compressors.errors import ConfigurationError
-from plywise.compressors.packed_file import load_packed
-from plywise.compressors.plan import Plan
-from plywise.compressors.technique import TECHNIQUES
-from plywise.env import handover
-from plywise.env.handover import alone_in, claimed
-from plywise.env.latency import LatencyTable, RoughLatencyWarning
-from plywise.env.memory import GIB
-from plywise.env.network_latency import Overhead
-from plywise.env.observation import CONTEXT_FEATURES, ROW_FEATURES
-from plywise.env.result_store import ResultStore
-from plywise.env.runtime import Timing
+from plywise.compressors.packing.packed_file import load_packed
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import techniques
+from plywise.env.costs.latency import LatencyTable, RoughLatencyWarning
+from plywise.env.costs.network_latency import Overhead
+from plywise.env.runtime.runtime import Timing
+from plywise.env.runtime.target_program import CPU
+from plywise.env.storage.memory import GIB
+from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
-from plywise.env.target_program import CPU
+from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
-from plywise.experiments.mistakes import telling_mistakes
+from plywise.experiments.commands.mistakes import telling_mistakes
+from plywise.experiments.handover import handover
+from plywise.experiments.handover.handover import alone_in, claimed
+from plywise.experiments.networks.zoo import ZOO
 from plywise.experiments.train_agent import price_networks, train_agent
-from plywise.experiments.zoo import ZOO
 
 FACTORIES = """
 import torch
@@ -136,8 +136,8 @@ def prepared(tmp_path_factory):
     (home / "net.py").write_text(FACTORIES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLYWISE_CACHE", str(home / "cache"))
-        patch.setattr("plywise.env.latency._time_chain", fake_time)
-        patch.setattr("plywise.env.network_latency.NetworkLatency.overhead", Overhead())
+        patch.setattr("plywise.env.costs.latency._time_chain", fake_time)
+        patch.setattr("plywise.env.costs.network_latency.NetworkLatency.overhead", Overhead())
         patch.chdir(home)
         yield Prepared(home)
 
@@ -235,7 +235,7 @@ def cheap(monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("too late: something expensive has begun")
 
-    monkeypatch.setattr("plywise.experiments.study.Subject", forbidden)
+    monkeypatch.setattr("plywise.experiments.commands.study.Subject", forbidden)
     monkeypatch.setattr("plywise.experiments.train_agent.Parallel", forbidden)
 
 
@@ -727,7 +727,7 @@ def new_plan():
 
 @pytest.mark.usefixtures("place")
 def test_a_locked_cache(prepared, refused, monkeypatch, new_plan):
-    monkeypatch.setattr("plywise.env.sqlite_file.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("plywise.env.storage.sqlite_file.PATIENCE_SECONDS", 0.05)
     with closing(sqlite3.connect(prepared.home / "cache" / "results.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         said = refused(new_plan)
@@ -741,7 +741,7 @@ def test_a_cache_that_is_only_read(refused, monkeypatch, new_plan):
     def read_only(path, **options):
         return connect(f"file:{path}?mode=ro", uri=True, **options)
 
-    monkeypatch.setattr("plywise.env.sqlite_file.sqlite3.connect", read_only)
+    monkeypatch.setattr("plywise.env.storage.sqlite_file.sqlite3.connect", read_only)
     said = refused(new_plan)
     assert "attempt to write a readonly database" in said
     assert "is writable and its disk not full, or set PLYWISE_CACHE to another folder" in said
@@ -790,7 +790,9 @@ def test_debug_shows_the_traceback():
 
 
 def test_a_path_that_is_not_there_is_not_said_to_be_gone_on_from(refused, monkeypatch):
-    monkeypatch.setattr("plywise.experiments.listings.show_list", lambda _: Path("/nope/x.zip").write_bytes(b""))
+    monkeypatch.setattr(
+        "plywise.experiments.commands.listings.show_list", lambda _: Path("/nope/x.zip").write_bytes(b"")
+    )
     assert refused(["list"]).endswith("directory: /nope/x.zip; check that it is there and may be read or written\n")
 
 
@@ -798,7 +800,7 @@ def test_defects_are_not_dressed_up_as_mistakes(monkeypatch):
     def defect(_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("plywise.experiments.listings.show_list", defect)
+    monkeypatch.setattr("plywise.experiments.commands.listings.show_list", defect)
     with pytest.raises(ZeroDivisionError):
         main(["list"])
 
@@ -873,7 +875,7 @@ def test_networks_are_priced_on_each_device(monkeypatch, tmp_path):
     monkeypatch.setattr("plywise.experiments.train_agent.Parallel", lambda **_: list)
     monkeypatch.setattr("plywise.experiments.train_agent.delayed", lambda _: price)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr("plywise.env.memory._asked", [3 * GIB])
+    monkeypatch.setattr("plywise.env.storage.memory._asked", [3 * GIB])
     with pytest.warns(RoughLatencyWarning, match="latencies of 2 of 4 networks vary much"):
         tables = price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
     assert tables == [  # each of two processes may keep half
@@ -920,7 +922,7 @@ def test_lists_are_readable(capsys, monkeypatch, width, what):
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
     names = {
-        "techniques": ["identity", *TECHNIQUES],
+        "techniques": ["identity", *techniques()],
         "networks": ZOO,
         "datasets": ["digits", "mnist:PATH", "cifar10:PATH", "folder:PATH"],
         "methods": ["ppo", "random", "uniform", "greedy", "knapsack"],

@@ -7,10 +7,10 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import plywise.env  # noqa: F401  registers the environment
-from plywise.env.compression_env import CompressionEnv
-from plywise.env.demand import Demand
-from plywise.env.evaluator import SurrogateEvaluator
-from plywise.env.synthetic import synthetic_table
+from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import SurrogateEvaluator
+from plywise.env.walk.compression_env import CompressionEnv
+from plywise.env.walk.synthetic import synthetic_table
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from plywise.compressors.errors import ConfigurationError, DataError
-from plywise.env.cache import cache_folder
-from plywise.experiments import image_folder
-from plywise.experiments.cifar_batches import CLASSES, TEST_FILES, TRAIN_FILES
-from plywise.experiments.dataset import Split
-from plywise.experiments.datasets import CIFAR10_NORMALISATION, load_dataset
+from plywise.env.storage.cache import cache_folder
+from plywise.experiments.commands.study import samples
+from plywise.experiments.data import image_folder
+from plywise.experiments.data.cifar_batches import CLASSES, TEST_FILES, TRAIN_FILES
+from plywise.experiments.data.dataset import Split
+from plywise.experiments.data.datasets import CIFAR10_NORMALISATION, load_dataset
+from plywise.experiments.data.splits import LabelledImages, assemble, channel_moments, stratified
+from plywise.experiments.data.tensor_file import read_tensors, write_tensors
 from plywise.experiments.progress import tracked
-from plywise.experiments.splits import LabelledImages, assemble, channel_moments, stratified
-from plywise.experiments.study import samples
-from plywise.experiments.tensor_file import read_tensors, write_tensors
 
 
 @pytest.fixture(autouse=True)

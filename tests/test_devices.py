@@ -18,30 +18,31 @@ from tiny_networks import Plain, build, images, labels
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, FileFormatError
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.env import energy_counter, handover, target_program
-from plywise.env.chains import realised_chain
-from plywise.env.declared_devices import DECLARED, Figure
-from plywise.env.demand import Demand
-from plywise.env.device import Device
-from plywise.env.device_file import DeviceFile, write_questions
-from plywise.env.devices import open_device
-from plywise.env.energy import energy_mj
-from plywise.env.energy_counter import card_counter, processor_counter
-from plywise.env.handover import Origin, claimed, hand_over
-from plywise.env.latency import Chain, LatencyTable, chain_key
-from plywise.env.network import Network
-from plywise.env.network_latency import NetworkLatency
-from plywise.env.operation import operations
-from plywise.env.operation_graph import operation_graph
-from plywise.env.roofline import Roofline, moved_bytes, needed_bytes
-from plywise.env.runtime import Timing, time_models
-from plywise.env.samples import Samples
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.env.costs.chains import realised_chain
+from plywise.env.costs.declared_devices import DECLARED, Figure
+from plywise.env.costs.device import Device
+from plywise.env.costs.device_file import DeviceFile, write_questions
+from plywise.env.costs.devices import open_device
+from plywise.env.costs.energy import energy_mj
+from plywise.env.costs.latency import Chain, LatencyTable, chain_key
+from plywise.env.costs.network_latency import NetworkLatency
+from plywise.env.costs.roofline import Roofline, moved_bytes, needed_bytes
+from plywise.env.network.network import Network
+from plywise.env.network.operation import operations
+from plywise.env.network.samples import Samples
+from plywise.env.runtime import energy_counter, target_program
+from plywise.env.runtime.energy_counter import card_counter, processor_counter
+from plywise.env.runtime.operation_graph import operation_graph
+from plywise.env.runtime.runtime import Timing, time_models
+from plywise.env.runtime.target_program import CPU, CUDA, Execution
+from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
-from plywise.env.target_program import CPU, CUDA, Execution
+from plywise.experiments.commands.listings import devices
 from plywise.experiments.compress_model import show_report
-from plywise.experiments.listings import devices
+from plywise.experiments.handover import handover
+from plywise.experiments.handover.handover import Origin, claimed, hand_over
 
 LINEAR: Chain = operations(nn.Linear(1000, 500), (1000,))
 WIDE: Chain = operations(nn.Conv2d(64, 64, 3, padding=1), (64, 32, 32))

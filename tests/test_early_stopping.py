@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import hypergeom
 
-from plywise.env.early_stopping import RISK, EarlyStopping, most_right
+from plywise.env.score.early_stopping import RISK, EarlyStopping, most_right
 
 
 @pytest.mark.parametrize(

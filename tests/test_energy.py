@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 from torch import nn
 
-from plywise.env.energy import energy_mj, plain_weight_bytes
-from plywise.env.operation import operations
+from plywise.env.costs.energy import energy_mj, plain_weight_bytes
+from plywise.env.network.operation import operations
 
 LINEAR = operations(nn.Linear(1000, 500), (1000,))
 

@@ -7,14 +7,14 @@ from made_up_device import FakeLatency, samples
 from tiny_networks import Plain, build
 
 from plywise.compressors.errors import ConfigurationError, DataError, ModelError
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.env.demand import Demand
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.menu import catalogue
-from plywise.env.result_store import ResultStore
-from plywise.env.samples import Samples
-from plywise.env.score import judge
+from plywise.env.network.menu import catalogue
+from plywise.env.network.samples import Samples
+from plywise.env.score.demand import Demand
+from plywise.env.score.score import judge
+from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
 
 
@@ -81,7 +81,7 @@ def test_a_network_whose_outputs_are_no_numbers_is_refused(monkeypatch, tmp_path
 
 
 def test_a_hopeless_plan_is_stopped_and_only_where_a_better_one_is_known(monkeypatch, tmp_path):
-    monkeypatch.setattr("plywise.env.samples.BATCH", 4)
+    monkeypatch.setattr("plywise.env.network.samples.BATCH", 4)
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     subject = study()
     bad, strict = heaviest(subject), Demand(0.0, storage_weight=0.01)

@@ -12,14 +12,22 @@ from safetensors.torch import save_file
 from tiny_networks import Plain, build
 
 from plywise.compressors.errors import ConfigurationError, ModelError
-from plywise.compressors.packed_file import load_packed, read_metadata
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.env import handover
-from plywise.env.demand import Demand
-from plywise.env.handover import UNFINISHED, Origin, check_folder, check_writable, claimed, hand_over, uniform_plan
-from plywise.env.runtime import Timing, accuracy_onnx, run_model
+from plywise.compressors.packing.packed_file import load_packed, read_metadata
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.env.runtime.runtime import Timing, accuracy_onnx, run_model
+from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
+from plywise.experiments.handover import handover
+from plywise.experiments.handover.handover import (
+    UNFINISHED,
+    Origin,
+    check_folder,
+    check_writable,
+    claimed,
+    hand_over,
+    uniform_plan,
+)
 
 PLAN = {
     "conv1": "filter_pruning(ratio=0.5) + uniform_quantization(bits=4)",

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, FileFormatError, UnsupportedLayerError
-from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
-from plywise.env import latency, target_program
-from plywise.env.device import Device
-from plywise.env.latency import REFERENCE, Chain, LatencyTable
-from plywise.env.operation import Operation, operations
-from plywise.env.target_program import Execution
+from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
+from plywise.env.costs import latency
+from plywise.env.costs.device import Device
+from plywise.env.costs.latency import REFERENCE, Chain, LatencyTable
+from plywise.env.network.operation import Operation, operations
+from plywise.env.runtime import target_program
+from plywise.env.runtime.target_program import Execution
 
 LAYERS = [
     (nn.Conv2d(6, 8, 3, stride=2, padding=1, dilation=2), (6, 11, 9)),

@@ -11,21 +11,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.layers import TRANSPOSED, bias_of, native_weight, weight_matrices, weight_of
-from plywise.compressors.leaves import effective_matrix
-from plywise.compressors.packed_file import load_packed, save_packed
-from plywise.compressors.plan import Plan
-from plywise.compressors.projected_attention import with_projections
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.technique import make_technique
-from plywise.env.bank import Bank
-from plywise.env.calibration import calibrate, patches
-from plywise.env.energy import energy_mj
-from plywise.env.network import Network
-from plywise.env.onnx_export import export_onnx
-from plywise.env.operation import operations
-from plywise.env.operation_graph import operation_graph
-from plywise.env.runtime import open_session, random_inputs, run_model, run_session
+from plywise.compressors.modules.layers import TRANSPOSED, bias_of, native_weight, weight_matrices, weight_of
+from plywise.compressors.modules.projected_attention import with_projections
+from plywise.compressors.packing.packed_file import load_packed, save_packed
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe, make_technique
+from plywise.compressors.statistics.leaves import effective_matrix
+from plywise.env.bank.bank import Bank
+from plywise.env.calibration.calibration import calibrate, patches
+from plywise.env.costs.energy import energy_mj
+from plywise.env.network.network import Network
+from plywise.env.network.operation import operations
+from plywise.env.runtime.onnx_export import export_onnx
+from plywise.env.runtime.operation_graph import operation_graph
+from plywise.env.runtime.runtime import open_session, random_inputs, run_model, run_session
 
 UPSAMPLING = [kind for kind in KINDS if isinstance(layer_of(kind), TRANSPOSED)]
 

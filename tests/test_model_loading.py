@@ -7,10 +7,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError
-from plywise.experiments.datasets import load_dataset
-from plywise.experiments.model_loading import check_runs, load_model
-from plywise.experiments.study import samples
-from plywise.experiments.zoo import untrained
+from plywise.experiments.commands.study import samples
+from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.networks.model_loading import check_runs, load_model
+from plywise.experiments.networks.zoo import untrained
 
 FACTORIES = """
 import torch

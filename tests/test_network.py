@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from plywise.compressors.assembly import assemble
 from plywise.compressors.errors import ModelError
-from plywise.env.folding import fold_batch_norms
-from plywise.env.network import Network
-from plywise.env.trace import trace
+from plywise.compressors.modules.assembly import assemble
+from plywise.env.network.folding import fold_batch_norms
+from plywise.env.network.network import Network
+from plywise.env.network.trace import trace
 
 
 class Norms(nn.Module):

@@ -4,13 +4,14 @@ from tiny_networks import Concatenated, Depthwise, Flattened, Grouped, Residual,
 from torch import nn
 
 from plywise.compressors.errors import ModelError
-from plywise.env import network_latency, runtime
-from plywise.env.latency import Latencies, LatencyTable
-from plywise.env.mould import Mould
-from plywise.env.network import Network
-from plywise.env.network_latency import NetworkLatency, Overhead
-from plywise.env.runtime import open_session, random_inputs, run_session
-from plywise.env.trial_graphs import random_plans, shapes_of
+from plywise.env.costs import network_latency
+from plywise.env.costs.latency import Latencies, LatencyTable
+from plywise.env.costs.mould import Mould
+from plywise.env.costs.network_latency import NetworkLatency, Overhead
+from plywise.env.costs.trial_graphs import random_plans, shapes_of
+from plywise.env.network.network import Network
+from plywise.env.runtime import runtime
+from plywise.env.runtime.runtime import open_session, random_inputs, run_session
 
 
 def network(kind: type[nn.Module]) -> Network:
@@ -136,6 +137,6 @@ def test_what_is_not_measured_here_adds_up(declared: Latencies) -> None:
 
 @pytest.fixture
 def declared() -> Latencies:
-    from plywise.env.devices import open_device
+    from plywise.env.costs.devices import open_device
 
     return open_device("raspberry-pi-4")

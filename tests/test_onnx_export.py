@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plywise.compressors import weight_format
 from plywise.compressors.errors import ModelError
-from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
-from plywise.compressors.weight_format import UniformFormat, WeightFormat, set_weight_format
-from plywise.env.onnx_export import export_onnx
-from plywise.env.operation import operations
-from plywise.env.operation_graph import operation_graph
-from plywise.env.runtime import accuracy_onnx, run_model, time_models
+from plywise.compressors.formats import weight_format
+from plywise.compressors.formats.weight_format import UniformFormat, WeightFormat, set_weight_format
+from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
+from plywise.env.network.operation import operations
+from plywise.env.runtime.onnx_export import export_onnx
+from plywise.env.runtime.operation_graph import operation_graph
+from plywise.env.runtime.runtime import accuracy_onnx, run_model, time_models
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from plywise.compressors.entry_points import load_entry_points
 from plywise.compressors.errors import ConfigurationError
-from plywise.compressors.technique import TECHNIQUES, techniques
+from plywise.compressors.recipes.entry_points import load_entry_points
+from plywise.compressors.recipes.registry import TECHNIQUES
+from plywise.compressors.recipes.technique import techniques
 
 TESTS = Path(__file__).parent
 
@@ -17,9 +18,9 @@ TECHNIQUE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from plywise.compressors.scale_search import best_uniform_format
-from plywise.compressors.technique import choice
-from plywise.compressors.weight_quantizer import WeightQuantizer
+from plywise.compressors.formats.scale_search import best_uniform_format
+from plywise.compressors.recipes.hyperparameter import choice
+from plywise.compressors.quantization.weight_quantizer import WeightQuantizer
 
 
 @dataclass(frozen=True)
@@ -63,28 +64,27 @@ import sys
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-import plywise.compressors
-from plywise.compressors.technique import TECHNIQUES
+from plywise.compressors.recipes.registry import TECHNIQUES
 assert "one_bit" not in TECHNIQUES, "imported before it is needed"
 
 from plywise.__main__ import main
 main(["list", "techniques"])
 
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
 plan = Plan("tiny", {{"conv1": Recipe.parse("low_rank + one_bit(rounding=nearest)")}})
 path = Path(sys.path[1]) / "plan.yaml"
 plan.save(path)
 assert Plan.load(path) == plan
 
-from plywise.env.devices import open_device
-from plywise.env.menu import catalogue
+from plywise.env.costs.devices import open_device
+from plywise.env.network.menu import catalogue
 declared = {{"one_bit", "low_rank(ratio=0.4) + one_bit(rounding=nearest)"}}
 assert declared <= set(map(str, catalogue()))
 
 from torch import nn
 from tiny_networks import images, labels
-from plywise.env.samples import Samples
+from plywise.env.network.samples import Samples
 from plywise.env.subject import Subject
 latency = open_device("raspberry-pi-4")  # nothing is measured
 samples = Samples(images(), labels())
@@ -107,7 +107,7 @@ def test_listing_plans_search_prices_and_contract_tests_see_it(tmp_path):
     ("code", "said"),
     [
         ("import nowhere", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'; mend or uninstall"),
-        ("OneBit = 42", "cannot be used: it is not a class below plywise.compressors.technique.Technique"),
+        ("OneBit = 42", "cannot be used: it is not a class below plywise.compressors.recipes.technique.Technique"),
         (TECHNIQUE.replace("    source: ", "    origin: "), "cannot be used: it lacks source"),
         (TECHNIQUE.replace("def format_of", "def form_of"), "cannot be used: it lacks format_of"),
         (TECHNIQUE.replace("@dataclass(frozen=True)", ""), "cannot be used: it is not a frozen dataclass"),
@@ -118,7 +118,7 @@ def test_listing_plans_search_prices_and_contract_tests_see_it(tmp_path):
 def test_a_broken_one_is_told_with_its_package(tmp_path, monkeypatch, code, said):
     install(tmp_path, code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("plywise.compressors.technique.TECHNIQUES", dict(TECHNIQUES))
+    monkeypatch.setattr("plywise.compressors.recipes.registry.TECHNIQUES", dict(TECHNIQUES))
     load_entry_points.cache_clear()
     try:
         with pytest.raises(ConfigurationError) as found:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("compressors", "env", "agent", "experiments")
-FILES = {f"{layer}/{path.name}" for layer in LAYERS for path in (ROOT / layer).glob("*.py")}
+FILES = {str(path.relative_to(ROOT)) for layer in LAYERS for path in (ROOT / layer).rglob("*.py")}
 
 
 def git(*arguments):
@@ -26,8 +26,8 @@ needs_git = pytest.mark.skipif(
 @needs_git
 @pytest.mark.parametrize("layer", LAYERS)
 def test_git_tracks_every_layer(layer):
-    tracked = git("ls-files", f"{layer}/*.py").stdout.split()
-    assert f"{layer}/__init__.py" in tracked
+    tracked = git("ls-files", layer).stdout.split()
+    assert {path for path in FILES if path.startswith(f"{layer}/")} <= set(tracked)
 
 
 @needs_git
@@ -73,5 +73,6 @@ def test_the_wheel_holds_every_layer(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {f"plywise/{name}" for name in FILES} <= names
+    assert "plywise/env/costs/latency.py" in names
     assert {"plywise/__init__.py", "plywise/py.typed"} <= names
     assert not [name for name in names if name.split("/")[0] in (*LAYERS, "tests")]

@@ -13,14 +13,14 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 
-from plywise.compressors import packed_container
 from plywise.compressors.errors import ConfigurationError, FileFormatError, ModelError
-from plywise.compressors.layers import weight_of
-from plywise.compressors.packed_container import read_container, write_container
-from plywise.compressors.packed_file import file_overhead, load_packed, read_metadata, save_packed
-from plywise.compressors.packed_module import PRESET, compressed_json, packed_size
-from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
-from plywise.compressors.weight_format import UniformFormat, set_weight_format, weight_format
+from plywise.compressors.formats.weight_format import UniformFormat, set_weight_format, weight_format
+from plywise.compressors.modules.layers import weight_of
+from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
+from plywise.compressors.packing import packed_container
+from plywise.compressors.packing.packed_container import read_container, write_container
+from plywise.compressors.packing.packed_file import file_overhead, load_packed, read_metadata, save_packed
+from plywise.compressors.packing.packed_module import PRESET, compressed_json, packed_size
 
 METADATA = {"model": "tiny", "note": 'größer, with a "quote"'}
 RANGES = (ActivationRange.spanning(-1.0, 2.0), ActivationRange.spanning(0.0, 5.0))

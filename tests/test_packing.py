@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from plywise.compressors.errors import FileFormatError
-from plywise.compressors.packing import (
+from plywise.compressors.packing.packing import (
     CODED,
     CONSTANT,
     GAPS,

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from plywise.compressors.errors import ConfigurationError, FileFormatError
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
 
 PLAN = Plan(
     "tiny",

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from plywise.experiments import results_page
-from plywise.experiments.plots import Points, against, growth, save
-from plywise.experiments.results_page import Page
+from plywise.experiments.workbench import results_page
+from plywise.experiments.workbench.plots import Points, against, growth, save
+from plywise.experiments.workbench.results_page import Page
 
 
 def drawn(seed=0):

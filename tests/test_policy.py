@@ -5,8 +5,8 @@ import pytest
 import torch
 from toy_walk import CONTEXT, ROW, ToyWalk
 
-from plywise.agent.policy import RecipePolicy, RecipeScorer, legal_rows
-from plywise.agent.recipe_agent import RecipeAgent
+from plywise.agent.learning.policy import RecipePolicy, RecipeScorer, legal_rows
+from plywise.agent.learning.recipe_agent import RecipeAgent
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_walk import CONTEXT, ROW, ToyWalk, mean_reward
 
-from plywise.agent.ppo import PPOSettings, train
-from plywise.agent.recipe_agent import RecipeAgent
-from plywise.agent.tensorboard import EXPLANATIONS, Choices, explained_as, guide
+from plywise.agent.learning.ppo import PPOSettings, train
+from plywise.agent.learning.recipe_agent import RecipeAgent
+from plywise.agent.learning.tensorboard import EXPLANATIONS, Choices, explained_as, guide
 from plywise.compressors.errors import ConfigurationError
 
 SHORT = PPOSettings(total_steps=512, num_envs=16, n_steps=8, minibatch=64, epochs=2, hidden=8)

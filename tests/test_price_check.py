@@ -4,10 +4,10 @@ import os
 
 from torch import nn
 
-from plywise.agent.random_search import RandomSearch
-from plywise.env.demand import Demand
-from plywise.experiments.datasets import load_dataset
-from plywise.experiments.price_check import PriceCheck, fresh_cache
+from plywise.agent.search.random_search import RandomSearch
+from plywise.env.score.demand import Demand
+from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.studies.price_check import PriceCheck, fresh_cache
 
 
 def test_a_table_made_from_nothing_foretells_bytes_and_says_what_it_took():

@@ -8,22 +8,22 @@ import torch
 from made_up_device import FakeLatency
 from tiny_networks import NETWORKS, Depthwise, Encoder, Identity, Perceptron, Plain, build, images, labels
 
-from plywise.agent.knapsack import Knapsack
-from plywise.agent.random_search import RandomSearch
+from plywise.agent.search.knapsack import Knapsack
+from plywise.agent.search.random_search import RandomSearch
 from plywise.compressors.errors import DataError, FileFormatError, ModelError
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.env.chains import realised_chain
-from plywise.env.demand import Demand
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.env.costs.chains import realised_chain
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.menu import legal_recipes, undominated
-from plywise.env.network import Network
-from plywise.env.operation import operations
-from plywise.env.price_file import load_prices, save_prices
-from plywise.env.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES
-from plywise.env.pricing import KEEP_LEVELS, SLOTS
-from plywise.env.result_store import ResultStore
-from plywise.env.samples import Samples, model_digest
+from plywise.env.network.menu import legal_recipes, undominated
+from plywise.env.network.network import Network
+from plywise.env.network.operation import operations
+from plywise.env.network.samples import Samples, model_digest
+from plywise.env.prices.price_file import load_prices, save_prices
+from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES
+from plywise.env.prices.pricing import KEEP_LEVELS, SLOTS
+from plywise.env.score.demand import Demand
+from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
 
 
@@ -210,7 +210,7 @@ def test_prices_do_not_outlive_the_latencies_that_they_rest_on(monkeypatch, tmp_
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     subject = Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", FakeLatency())
     assert subject.table.num_layers == 3
-    monkeypatch.setattr("plywise.env.network_latency.Overhead.__repr__", lambda _: "measured again")
+    monkeypatch.setattr("plywise.env.costs.network_latency.Overhead.__repr__", lambda _: "measured again")
     assert not Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", FakeLatency()).priced
 
 

@@ -8,11 +8,10 @@ from layer_kinds import prepared
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.technique import Stage
-from plywise.compressors.weight_format import weight_format
-from plywise.env.menu import catalogue
+from plywise.compressors.formats.weight_format import weight_format
+from plywise.compressors.modules.static_quantized import StaticQuantized
+from plywise.compressors.recipes.technique import Recipe, Stage
+from plywise.env.network.menu import catalogue
 
 
 @pytest.mark.parametrize(

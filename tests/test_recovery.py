@@ -10,32 +10,32 @@ from tiny_networks import NETWORKS, Identity, build, images, labels
 from torch import nn
 
 import plywise
-from plywise.compressors.dynamic_surgery import DynamicSurgery
 from plywise.compressors.errors import ConfigurationError, FileFormatError
-from plywise.compressors.layers import weight_of
-from plywise.compressors.packed_file import load_packed
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.weight_format import takes_gain, weight_format
-from plywise.env import recovery
-from plywise.env.augmentation import Augmentation
-from plywise.env.bank import Bank
-from plywise.env.calibration import calibrate
-from plywise.env.demand import Demand
-from plywise.env.gradient_rounding import GradientRounding
-from plywise.env.handover import Origin, claimed, hand_over
-from plywise.env.menu import legal_recipes
-from plywise.env.network import Network
-from plywise.env.recovery import PORTIONS, SPLICE_STEPS, recover
-from plywise.env.recovery_settings import GRADIENTS, RecoverySettings, make_recovery
-from plywise.env.recovery_state import STATE_FILE
+from plywise.compressors.formats.weight_format import takes_gain, weight_format
+from plywise.compressors.modules.layers import weight_of
+from plywise.compressors.modules.static_quantized import StaticQuantized
+from plywise.compressors.packing.packed_file import load_packed
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.compressors.sparsity.dynamic_surgery import DynamicSurgery
+from plywise.env.bank.bank import Bank
+from plywise.env.calibration.calibration import calibrate
+from plywise.env.network.menu import legal_recipes
+from plywise.env.network.network import Network
+from plywise.env.recovery import recovery
+from plywise.env.recovery.augmentation import Augmentation
+from plywise.env.recovery.gradient_rounding import GradientRounding
+from plywise.env.recovery.recovery import PORTIONS, SPLICE_STEPS, recover
+from plywise.env.recovery.recovery_settings import GRADIENTS, RecoverySettings, make_recovery
+from plywise.env.recovery.recovery_state import STATE_FILE
+from plywise.env.recovery.trainable import TrainableNetwork
+from plywise.env.recovery.trained_leaf import Surgery, TrainedLeaf
+from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
-from plywise.env.trainable import TrainableNetwork
-from plywise.env.trained_leaf import Surgery, TrainedLeaf
-from plywise.experiments.datasets import load_dataset
-from plywise.experiments.study import samples
-from plywise.experiments.training import TrainingSettings, fit, reproducible
+from plywise.experiments.commands.study import samples
+from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.handover.handover import Origin, claimed, hand_over
+from plywise.experiments.networks.training import TrainingSettings, fit, reproducible
 
 MIXED = (
     "magnitude_pruning(sparsity=0.5) + uniform_quantization(bits=3)",

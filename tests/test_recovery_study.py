@@ -7,13 +7,13 @@ import torch
 from made_up_device import FakeLatency
 from torch import nn
 
-from plywise.env.recovery_settings import RecoverySettings
+from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.subject import Subject
-from plywise.experiments import recovery_study
-from plywise.experiments.datasets import load_dataset
-from plywise.experiments.recovery_study import CASES, Won, trained
-from plywise.experiments.results_page import Page
-from plywise.experiments.study import Study, samples
+from plywise.experiments.commands.study import Study, samples
+from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.studies import recovery_study
+from plywise.experiments.studies.recovery_study import CASES, Won, trained
+from plywise.experiments.workbench.results_page import Page
 
 
 def test_a_run_that_is_known_is_not_trained_again(tmp_path, monkeypatch):

@@ -10,19 +10,19 @@ from tiny_networks import Encoder, Identity, Perceptron, Plain, Residual, Sequen
 from torch import nn
 from torch.nn import functional as F
 
-from plywise.compressors.assembly import assemble
 from plywise.compressors.errors import ConfigurationError
-from plywise.compressors.layers import channels_last, weight_matrices, weight_of
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.weight_format import weight_format
-from plywise.env import least_squares
-from plywise.env.bank import Bank
-from plywise.env.calibration import calibrate, moments
-from plywise.env.least_squares import refit, rows_for
-from plywise.env.network import Network
-from plywise.env.repair import NONE, Repair, make_repair, output_leaves, repair
-from plywise.env.repair_target import find_targets, places_of, rows_of
-from plywise.env.shortcuts import Shortcut, find_shortcuts
+from plywise.compressors.formats.weight_format import weight_format
+from plywise.compressors.modules.assembly import assemble
+from plywise.compressors.modules.layers import channels_last, weight_matrices, weight_of
+from plywise.compressors.recipes.technique import Recipe
+from plywise.env.bank import least_squares
+from plywise.env.bank.bank import Bank
+from plywise.env.bank.least_squares import refit, rows_for
+from plywise.env.bank.repair import NONE, Repair, make_repair, output_leaves, repair
+from plywise.env.bank.repair_target import find_targets, places_of, rows_of
+from plywise.env.calibration.calibration import calibrate, moments
+from plywise.env.network.network import Network
+from plywise.env.network.shortcuts import Shortcut, find_shortcuts
 
 # Moments
 

@@ -9,15 +9,15 @@ from tiny_networks import Identity, Plain, Reused, build, images
 
 import plywise
 from plywise.compressors.errors import ConfigurationError, FileFormatError, UnsupportedLayerError
-from plywise.compressors.global_pruning import global_threshold_plan
-from plywise.compressors.low_rank import LowRank
-from plywise.compressors.magnitude_pruning import MagnitudePruning
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.uniform_quantization import UniformQuantization
-from plywise.env.network import Network
-from plywise.env.scheme import Scheme
-from plywise.experiments.lenet import DigitsLeNet
+from plywise.compressors.quantization.uniform_quantization import UniformQuantization
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.compressors.sparsity.global_pruning import global_threshold_plan
+from plywise.compressors.sparsity.magnitude_pruning import MagnitudePruning
+from plywise.compressors.structure.low_rank import LowRank
+from plywise.env.network.network import Network
+from plywise.env.network.scheme import Scheme
+from plywise.experiments.networks.lenet import DigitsLeNet
 
 FOUR, TWO = "uniform_quantization(bits=4)", "uniform_quantization(bits=2)"
 

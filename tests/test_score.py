@@ -5,11 +5,21 @@ import numpy as np
 import pytest
 
 from plywise.compressors.errors import ConfigurationError, DemandError
-from plywise.env.demand import Demand
-from plywise.env.evaluator import PlanEstimator, SurrogateEvaluator, check_demand, least_reachable
-from plywise.env.prices import METRICS
-from plywise.env.score import COST_RATE, DROP_RATE, KNEE, Demands, expected_scores, felt, judge, score_of, score_plans
-from plywise.env.synthetic import synthetic_table
+from plywise.env.prices.prices import METRICS
+from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import PlanEstimator, SurrogateEvaluator, check_demand, least_reachable
+from plywise.env.score.score import (
+    COST_RATE,
+    DROP_RATE,
+    KNEE,
+    Demands,
+    expected_scores,
+    felt,
+    judge,
+    score_of,
+    score_plans,
+)
+from plywise.env.walk.synthetic import synthetic_table
 
 
 def test_score_follows_its_formula():

@@ -13,18 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from plywise.compressors.errors import ConfigurationError
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.env import memory as memory_module
-from plywise.env.activation_memory import ActivationMemory, shared_memory
-from plywise.env.bank import Bank
-from plywise.env.calibration import calibrate
-from plywise.env.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory, share
-from plywise.env.network import Network
-from plywise.env.repair import Repair
-from plywise.env.samples import Samples
-from plywise.env.scorer import Scorer
-from plywise.env.unit import find_units
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.env.bank.activation_memory import ActivationMemory, shared_memory
+from plywise.env.bank.bank import Bank
+from plywise.env.bank.repair import Repair
+from plywise.env.bank.scorer import Scorer
+from plywise.env.bank.unit import find_units
+from plywise.env.calibration.calibration import calibrate
+from plywise.env.network.network import Network
+from plywise.env.network.samples import Samples
+from plywise.env.storage import memory as memory_module
+from plywise.env.storage.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory, share
 
 RECIPES = (
     "identity",
@@ -193,7 +193,7 @@ def test_memory_that_the_machine_has_not_is_refused(asked, gibibytes):
 
 PASSES = """
 import ctypes, resource, sys, torch
-from plywise.env.memory import M_MMAP_THRESHOLD, keep_freed_memory
+from plywise.env.storage.memory import M_MMAP_THRESHOLD, keep_freed_memory
 ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)  # where glibc may or may not find itself
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -3,13 +3,13 @@ import itertools
 import numpy as np
 import pytest
 
-from plywise.agent.methods import SEARCH_METHODS
-from plywise.agent.uniform import uniform_plans
+from plywise.agent.search.methods import SEARCH_METHODS
+from plywise.agent.search.uniform import uniform_plans
 from plywise.compressors.errors import ConfigurationError
-from plywise.env.demand import Demand
-from plywise.env.evaluator import PlanEstimator, SurrogateEvaluator
-from plywise.env.score import Demands, score_plans
-from plywise.env.synthetic import synthetic_table
+from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import PlanEstimator, SurrogateEvaluator
+from plywise.env.score.score import Demands, score_plans
+from plywise.env.walk.synthetic import synthetic_table
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny_networks import Identity, Plain, build, images, labels
 
-from plywise.compressors.recipe import Recipe
-from plywise.env.bank import Bank
-from plywise.env.calibration import calibrate
-from plywise.env.menu import legal_recipes
-from plywise.env.network import Network
-from plywise.env.samples import Samples
-from plywise.env.sensitivity import PROBES, ProbeSamples, Probing, _line, divergence
+from plywise.compressors.recipes.technique import Recipe
+from plywise.env.bank.bank import Bank
+from plywise.env.calibration.calibration import calibrate
+from plywise.env.network.menu import legal_recipes
+from plywise.env.network.network import Network
+from plywise.env.network.samples import Samples
+from plywise.env.prices.sensitivity import PROBES, ProbeSamples, Probing, _line, divergence
 
 HARM = {"uniform_quantization": 1.0, "step_quantization": 0.1, "magnitude_pruning": 5.0, "low_rank": 30.0}
 CUT, ROUNDED = 0.3, 0.02

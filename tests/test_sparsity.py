@@ -8,21 +8,20 @@ from layer_kinds import KINDS, layer_of, prepared, statistics_of
 from tiny_networks import NETWORKS, Identity, Plain, build, images, labels
 from torch import nn
 
-from plywise.compressors.dynamic_surgery import DynamicSurgery
-from plywise.compressors.error_feedback import damped, relative_output_error
 from plywise.compressors.errors import ConfigurationError
-from plywise.compressors.global_pruning import global_threshold_plan
-from plywise.compressors.layers import weight_matrices, weight_of
-from plywise.compressors.leaves import effective_matrix
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.sparse_fit import SparseFit, best_sparse_fit
-from plywise.compressors.statistics import CRITERIA, LayerStatistics
-from plywise.compressors.technique import TECHNIQUES, Stage, make_technique
-from plywise.compressors.weight_format import weight_format
-from plywise.env.calibration import calibrate
-from plywise.env.network import Network
+from plywise.compressors.formats.weight_format import weight_format
+from plywise.compressors.modules.layers import weight_matrices, weight_of
+from plywise.compressors.recipes.technique import Recipe, Stage, make_technique, techniques
+from plywise.compressors.sparsity.dynamic_surgery import DynamicSurgery
+from plywise.compressors.sparsity.global_pruning import global_threshold_plan
+from plywise.compressors.sparsity.sparse_fit import SparseFit, best_sparse_fit
+from plywise.compressors.statistics.error_feedback import damped, relative_output_error
+from plywise.compressors.statistics.leaves import effective_matrix
+from plywise.compressors.statistics.statistics import CRITERIA, LayerStatistics
+from plywise.env.calibration.calibration import calibrate
+from plywise.env.network.network import Network
 
-SPARSE = [technique for kind in TECHNIQUES.values() if kind.stage == Stage.SPARSITY for technique in kind.grid()]
+SPARSE = [technique for kind in techniques().values() if kind.stage == Stage.SPARSITY for technique in kind.grid()]
 ACCEPTED = [(t, kind) for t, kind in itertools.product(SPARSE, KINDS) if t.unsupported(layer_of(kind)) is None]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
+from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
 
 SPANS = [(-1.3, 2.1, 8), (0.0, 5.0, 8), (-0.7, 0.0, 8), (-3.0, 1.0, 4), (0.0, 1e-3, 2), (-1e4, 3e5, 8)]
 

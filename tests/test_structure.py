@@ -12,27 +12,27 @@ from layer_kinds import inputs_of, layer_of, prepared, statistics_of
 from torch import nn
 from torch.nn import functional as F
 
-from plywise.compressors.channels import keep_inputs, keep_outputs, rebuilt
-from plywise.compressors.composition import composed, dense_kernel
-from plywise.compressors.error_feedback import relative_output_error
 from plywise.compressors.errors import FileFormatError
-from plywise.compressors.layers import is_pointwise, out_channels, weight_matrices, weight_of
-from plywise.compressors.leaves import effective_matrix
-from plywise.compressors.module_reader import PayloadReader, build
-from plywise.compressors.module_spec import build_leaf
-from plywise.compressors.packed_file import load_packed, save_packed
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.rectifier import rectified
-from plywise.compressors.statistics import LayerStatistics, branch_statistics, chain_statistics
-from plywise.env.calibration import moments
-from plywise.env.chains import chain_of
-from plywise.env.latency import chain_key
-from plywise.env.onnx_export import export_onnx
-from plywise.env.operation import operations
-from plywise.env.operation_graph import operation_graph
-from plywise.env.repair import repair
-from plywise.env.repair_target import Target, places_of, rows_of
-from plywise.env.runtime import run_model
+from plywise.compressors.modules.composition import composed, dense_kernel
+from plywise.compressors.modules.layers import is_pointwise, out_channels, weight_matrices, weight_of
+from plywise.compressors.modules.rectifier import rectified
+from plywise.compressors.packing.module_reader import PayloadReader, build
+from plywise.compressors.packing.module_spec import build_leaf
+from plywise.compressors.packing.packed_file import load_packed, save_packed
+from plywise.compressors.recipes.technique import Recipe
+from plywise.compressors.statistics.channels import keep_inputs, keep_outputs, rebuilt
+from plywise.compressors.statistics.error_feedback import relative_output_error
+from plywise.compressors.statistics.leaves import effective_matrix
+from plywise.compressors.statistics.statistics import LayerStatistics, branch_statistics, chain_statistics
+from plywise.env.bank.repair import repair
+from plywise.env.bank.repair_target import Target, places_of, rows_of
+from plywise.env.calibration.calibration import moments
+from plywise.env.costs.chains import chain_of
+from plywise.env.costs.latency import chain_key
+from plywise.env.network.operation import operations
+from plywise.env.runtime.onnx_export import export_onnx
+from plywise.env.runtime.operation_graph import operation_graph
+from plywise.env.runtime.runtime import run_model
 
 KERNELS = ("conv2d", "conv2d-stride", "conv2d-dilation", "conv2d-reflect", "conv1d", "conv1d-same")
 POINTWISE = ("pointwise", "pointwise-stride", "linear", "linear-tokens")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from plywise.env.surrogate import FACTORS, LEAST_COUNTED, PAIR, PLAN, WITNESSES, Surrogate
-from plywise.env.synthetic import synthetic_table
-from plywise.env.uncertainty import COUNTING, LAYER, NETWORK
-from plywise.experiments.fidelity_study import random_plans, reliability, spread_plans
+from plywise.env.score.surrogate import FACTORS, LEAST_COUNTED, PAIR, PLAN, WITNESSES, Surrogate
+from plywise.env.score.uncertainty import COUNTING, LAYER, NETWORK
+from plywise.env.walk.synthetic import synthetic_table
+from plywise.experiments.studies.fidelity_study import random_plans, reliability, spread_plans
 
 LAYERS, PLANS = 12, 400
 NO_PAIRS = np.zeros((LAYERS, LAYERS))
@@ -75,7 +75,7 @@ def test_outcomes_teach_which_layers_interact(table, plans, monkeypatch):
     pairs[2, 7] = 4.0
     wanted, found = lost(table, plans, np.ones(LAYERS), pairs), {}
     for spread in (1e-6, PAIR):
-        monkeypatch.setattr("plywise.env.surrogate.PAIR", spread)
+        monkeypatch.setattr("plywise.env.score.surrogate.PAIR", spread)
         surrogate = Surrogate(table)
         for plan, drop in zip(plans[:200], wanted, strict=False):
             surrogate.observe(plan, drop)

@@ -7,12 +7,12 @@ from made_up_device import FakeLatency
 from tiny_networks import Residual, build, images, labels
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.low_rank import LowRank
-from plywise.env.pricing import Pricer
-from plywise.env.samples import Samples
-from plywise.env.sensitivity import ProbeSamples
+from plywise.compressors.structure.low_rank import LowRank
+from plywise.env.network.samples import Samples
+from plywise.env.prices.pricing import Pricer
+from plywise.env.prices.sensitivity import ProbeSamples
+from plywise.env.prices.survey import Survey, surveyed
 from plywise.env.subject import Subject
-from plywise.env.survey import Survey, surveyed
 
 
 @pytest.fixture

@@ -9,19 +9,19 @@ from tiny_networks import Depthwise, Identity, build, images
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, DataError, ModelError
-from plywise.compressors.low_rank import LowRank
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.technique import Stage, techniques
-from plywise.env.network import Network
-from plywise.env.onnx_export import export_onnx
-from plywise.env.runtime import run_model
-from plywise.env.samples import Samples
+from plywise.compressors.recipes.technique import Recipe, Stage, techniques
+from plywise.compressors.structure.low_rank import LowRank
+from plywise.env.network.network import Network
+from plywise.env.network.samples import Samples
+from plywise.env.runtime.onnx_export import export_onnx
+from plywise.env.runtime.runtime import run_model
 from plywise.env.subject import Subject
-from plywise.experiments import contrasts, technique_table
-from plywise.experiments.contrasts import Made
-from plywise.experiments.results_page import Page
-from plywise.experiments.technique_rows import HALF_PRUNED, PAIRS, Bar, alone, one_of_each, plan_of
-from plywise.experiments.technique_table import BARS, ORIGINAL
+from plywise.experiments.studies import technique_table
+from plywise.experiments.studies.technique_table import BARS, ORIGINAL
+from plywise.experiments.workbench import contrasts
+from plywise.experiments.workbench.contrasts import Made
+from plywise.experiments.workbench.results_page import Page
+from plywise.experiments.workbench.technique_rows import HALF_PRUNED, PAIRS, Bar, alone, one_of_each, plan_of
 
 
 @pytest.fixture(scope="module")

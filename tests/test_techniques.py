@@ -9,18 +9,17 @@ import torch
 from layer_kinds import KINDS, layer_of, prepared, statistics_of
 from torch import nn
 
-from plywise.compressors.channels import keep_inputs, kept_count
-from plywise.compressors.error_feedback import relative_output_error
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
-from plywise.compressors.layers import groups_of, out_channels, weight_matrices, weight_of
-from plywise.compressors.leaves import effective_matrix
-from plywise.compressors.packed_file import load_packed, save_packed
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.scale_search import best_uniform_format
-from plywise.compressors.static_quantized import StaticQuantized
-from plywise.compressors.statistics import LayerStatistics
-from plywise.compressors.technique import Stage, make_technique, techniques
-from plywise.compressors.weight_format import UniformFormat, weight_format
+from plywise.compressors.formats.scale_search import best_uniform_format
+from plywise.compressors.formats.weight_format import UniformFormat, weight_format
+from plywise.compressors.modules.layers import groups_of, out_channels, weight_matrices, weight_of
+from plywise.compressors.modules.static_quantized import StaticQuantized
+from plywise.compressors.packing.packed_file import load_packed, save_packed
+from plywise.compressors.recipes.technique import Recipe, Stage, make_technique, techniques
+from plywise.compressors.statistics.channels import keep_inputs, kept_count
+from plywise.compressors.statistics.error_feedback import relative_output_error
+from plywise.compressors.statistics.leaves import effective_matrix
+from plywise.compressors.statistics.statistics import LayerStatistics
 
 EVERY = [technique for kind in techniques().values() for technique in kind.grid()]
 ACCEPTED = [

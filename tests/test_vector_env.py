@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from plywise.env.compression_env import CompressionEnv
-from plywise.env.demand import Demand
-from plywise.env.demand_sampler import DemandSampler
-from plywise.env.observation import observation_space
-from plywise.env.synthetic import synthetic_table
-from plywise.env.vector_env import BatchedCompressionEnv
+from plywise.env.score.demand import Demand
+from plywise.env.walk.compression_env import CompressionEnv
+from plywise.env.walk.demand_sampler import DemandSampler
+from plywise.env.walk.observation import observation_space
+from plywise.env.walk.synthetic import synthetic_table
+from plywise.env.walk.vector_env import BatchedCompressionEnv
 
 
 @pytest.fixture(scope="module")

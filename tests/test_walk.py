@@ -3,16 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from plywise.env.demand import Demand
-from plywise.env.demand_sampler import DemandSampler
-from plywise.env.evaluator import PlanEstimator
-from plywise.env.least_plans import least_plans
-from plywise.env.observation import CONTEXT_FEATURES, LIMIT, ROW_FEATURES, Observer, reduced_costs
-from plywise.env.price_stack import PriceStack
-from plywise.env.prices import RECIPE_FEATURES
-from plywise.env.score import Demands, score_plans
-from plywise.env.synthetic import synthetic_table
-from plywise.env.walk import WAY_OUT, Walks
+from plywise.env.prices.price_stack import PriceStack
+from plywise.env.prices.prices import RECIPE_FEATURES
+from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import PlanEstimator
+from plywise.env.score.least_plans import least_plans
+from plywise.env.score.score import Demands, score_plans
+from plywise.env.walk.demand_sampler import DemandSampler
+from plywise.env.walk.observation import CONTEXT_FEATURES, LIMIT, ROW_FEATURES, Observer, reduced_costs
+from plywise.env.walk.synthetic import synthetic_table
+from plywise.env.walk.walk import WAY_OUT, Walks
 
 
 def start(tables, count, seed=0, demand=None, **factors):

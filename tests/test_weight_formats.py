@@ -9,29 +9,28 @@ import torch
 from layer_kinds import layer_of, prepared
 from torch import nn
 
-from plywise.compressors.codebook import clustered
-from plywise.compressors.codebook_format import CodebookFormat
-from plywise.compressors.error_feedback import damped, relative_output_error
 from plywise.compressors.errors import ConfigurationError, FileFormatError, ModelError
-from plywise.compressors.grouped_format import GroupedFormat
-from plywise.compressors.layers import weight_matrices, weight_of
-from plywise.compressors.leaves import effective_matrix
-from plywise.compressors.logarithmic_format import LogarithmicFormat
-from plywise.compressors.minifloat_format import MinifloatFormat
-from plywise.compressors.packed_file import load_packed, save_packed
-from plywise.compressors.packed_module import packed_size
-from plywise.compressors.packing import pack_symbols, symbols_size, unpack_symbols
-from plywise.compressors.recentralized import two_normals
-from plywise.compressors.recentralized_format import RecentralizedFormat
-from plywise.compressors.recipe import Recipe
-from plywise.compressors.scale_search import power_of_two_above
-from plywise.compressors.static_quantized import ActivationRange, StaticQuantized
-from plywise.compressors.technique import Stage, make_technique
-from plywise.compressors.weight_format import FORMATS, UniformFormat, set_weight_format, weight_format
-from plywise.compressors.weight_rounding import importance_of
-from plywise.env.onnx_export import export_onnx
-from plywise.env.repair import _apply
-from plywise.env.runtime import run_model
+from plywise.compressors.formats.codebook_format import CodebookFormat
+from plywise.compressors.formats.grouped_format import GroupedFormat
+from plywise.compressors.formats.logarithmic_format import LogarithmicFormat
+from plywise.compressors.formats.minifloat_format import MinifloatFormat
+from plywise.compressors.formats.recentralized_format import RecentralizedFormat
+from plywise.compressors.formats.scale_search import power_of_two_above
+from plywise.compressors.formats.weight_format import UniformFormat, set_weight_format, weight_format, weight_formats
+from plywise.compressors.modules.layers import weight_matrices, weight_of
+from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
+from plywise.compressors.packing.packed_file import load_packed, save_packed
+from plywise.compressors.packing.packed_module import packed_size
+from plywise.compressors.packing.packing import pack_symbols, symbols_size, unpack_symbols
+from plywise.compressors.quantization.codebook import clustered
+from plywise.compressors.quantization.recentralized import two_normals
+from plywise.compressors.quantization.weight_rounding import importance_of
+from plywise.compressors.recipes.technique import Recipe, Stage, make_technique
+from plywise.compressors.statistics.error_feedback import damped, relative_output_error
+from plywise.compressors.statistics.leaves import effective_matrix
+from plywise.env.bank.repair import _apply
+from plywise.env.runtime.onnx_export import export_onnx
+from plywise.env.runtime.runtime import run_model
 
 KINDS = ("conv1d", "conv2d-stride", "grouped", "depthwise", "linear")
 ROUNDINGS = ("nearest", "gptq")
@@ -99,7 +98,7 @@ def count(form):
 
 @pytest.mark.parametrize("form", FORMS, ids=repr)
 def test_settings_and_tensors_restore_a_format(form):
-    restored = FORMATS[form.name].restore(dict(form.settings()), dict(form.tensors()))
+    restored = weight_formats()[form.name].restore(dict(form.settings()), dict(form.tensors()))
     symbols = torch.randint(0, count(form), (4, 12), generator=torch.Generator().manual_seed(3))
     assert type(restored) is type(form)
     assert restored.bits == form.bits
@@ -150,7 +149,7 @@ def test_minifloats_are_the_standard_ones(dtype, exponent, mantissa):
 )
 def test_formats_out_of_range_are_refused(name, settings, tensors):
     with pytest.raises(FileFormatError):
-        FORMATS[name].restore(settings, tensors)
+        weight_formats()[name].restore(settings, tensors)
 
 
 # Files

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError
-from plywise.experiments import zoo
-from plywise.experiments.dataset import Split
-from plywise.experiments.datasets import load_dataset
-from plywise.experiments.study import samples
-from plywise.experiments.training import TrainingSettings, distorted, fit, reproducible
-from plywise.experiments.zoo import ZOO, trained, untrained
+from plywise.experiments.commands.study import samples
+from plywise.experiments.data.dataset import Split
+from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.networks import zoo
+from plywise.experiments.networks.training import TrainingSettings, distorted, fit, reproducible
+from plywise.experiments.networks.zoo import ZOO, trained, untrained
 
 DIGITS = [name for name in ZOO if name.startswith("digits-")]
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}

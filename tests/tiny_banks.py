@@ -3,11 +3,11 @@
 import torch
 from tiny_networks import build, images, labels
 
-from plywise.compressors.plan import Plan
-from plywise.compressors.recipe import Recipe
-from plywise.env.bank import Bank
-from plywise.env.calibration import calibrate
-from plywise.env.network import Network
+from plywise.compressors.recipes.plan import Plan
+from plywise.compressors.recipes.technique import Recipe
+from plywise.env.bank.bank import Bank
+from plywise.env.calibration.calibration import calibrate
+from plywise.env.network.network import Network
 
 
 def banked(kind):

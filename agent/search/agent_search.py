@@ -1,0 +1,86 @@
+"""The trained agent as a search method: walks on paper, the most promising of which are scored."""
+
+from typing import Any
+
+import numpy as np
+
+from plywise.agent.learning.recipe_agent import RecipeAgent
+from plywise.agent.search.search_method import SearchMethod, SearchResult, Trial
+from plywise.env.prices.prices import Floats
+from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import Evaluator
+from plywise.env.score.score import Demands, expected_scores
+from plywise.env.score.surrogate import Surrogate
+from plywise.env.walk.vector_env import BatchedCompressionEnv
+
+SIDE_BY_SIDE = 64
+"""Walks taken on paper for each exact score: together they cost little more than one."""
+
+HOTTEST = 4.0
+"""Temperature of the last of the walks side by side; that of the others lies between 1 and this."""
+
+
+class AgentSearch(SearchMethod):
+    """Takes several walks on paper at once, the first with the agent's best choices, and scores the most promising.
+
+    Each exact score teaches the surrogate what the estimates are off by, so that a walk that lost more accuracy than
+    promised is followed by more careful ones.
+
+    Attributes:
+        agent: who decides.
+        side_by_side: walks on paper for each exact score; 1 takes the agent's best choices only.
+    """
+
+    name = "ppo"
+
+    def __init__(self, agent: RecipeAgent, side_by_side: int = SIDE_BY_SIDE) -> None:
+        self.agent = agent
+        self.side_by_side = side_by_side
+
+    def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
+        """Returns the best of up to `budget` scored plans; `seed` decides what is drawn."""
+        trial = Trial(evaluator, budget)
+        generator = np.random.default_rng(seed)
+        surrogate = Surrogate(evaluator.table)
+        tried: set[tuple[int, ...]] = set()
+        while not trial.spent:
+            plans = walk(self.agent, surrogate, evaluator.demand, self.side_by_side, generator)
+            actions = next((plan for plan in plans if plan not in tried), None)
+            if actions is None:
+                break
+            tried.add(actions)
+            outcome = trial.evaluate(actions)
+            surrogate.observe(actions, outcome.drop, outcome.seen)
+        return trial.result()
+
+
+def walk(
+    agent: RecipeAgent, surrogate: Surrogate, demand: Demand, count: int, generator: np.random.Generator
+) -> list[tuple[int, ...]]:
+    """Returns the distinct plans of walks side by side, one slot per layer, the best expected score first.
+
+    Args:
+        agent: who decides.
+        surrogate: of the network.
+        demand: what is wanted.
+        count: how many walks; the first takes the agent's best choices, the others draw from its policy.
+        generator: where draws come from.
+    """
+    table = surrogate.table
+    env = BatchedCompressionEnv([table], demand, count, seed=0, noise=0.0, jitter=0.0)
+    temperature = np.linspace(1.0, HOTTEST, count, dtype=np.float32)
+    context, recipes = _menus(env.reset())
+    infos: list[dict[str, Any]] = []
+    for _ in table.layers:
+        masks = env.action_masks()
+        actions = agent.act(context, recipes, masks, False, generator, temperature)
+        actions[:1] = agent.act(context[:1], recipes[:1], masks[:1])
+        observation, _, _, infos = env.step(actions)
+        context, recipes = _menus(observation)
+    plans = np.array(list(dict.fromkeys(tuple(info["plan"]["actions"]) for info in infos)), np.int64)
+    expected = expected_scores(Demands.of([demand]), *surrogate.estimate(plans))
+    return [tuple(plan) for plan in plans[np.argsort(-expected, kind="stable")].tolist()]
+
+
+def _menus(observation: Any) -> tuple[Floats, Floats]:
+    return observation["context"], observation["recipes"]

@@ -1,0 +1,40 @@
+"""Random plans: the bar that every other method has to pass."""
+
+import numpy as np
+
+from plywise.agent.search.search_method import SearchMethod, SearchResult, Trial
+from plywise.env.prices.price_stack import PriceStack
+from plywise.env.score.evaluator import Evaluator
+from plywise.env.score.score import Demands
+from plywise.env.walk.walk import Walks
+
+BATCH = 32
+
+
+class RandomSearch(SearchMethod):
+    """Walks that pick evenly among the allowed slots."""
+
+    name = "random"
+
+    def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
+        """Scores random plans until the budget is spent, or until a batch of them brings nothing new."""
+        trial = Trial(evaluator, budget)
+        generator = np.random.default_rng(seed)
+        walks = Walks(PriceStack([evaluator.table]), BATCH)
+        while not trial.spent:
+            before = trial.evaluations
+            for plan in self._walk(walks, evaluator, generator):
+                if not trial.spent:
+                    trial.evaluate(plan)
+            if trial.evaluations == before:
+                break
+        return trial.result()
+
+    def _walk(self, walks: Walks, evaluator: Evaluator, generator: np.random.Generator) -> np.ndarray:
+        rows = np.arange(BATCH)
+        walks.place(rows, np.zeros(BATCH, np.int64))
+        walks.start(rows, Demands.of([evaluator.demand] * BATCH))
+        while not walks.done[0]:
+            walks.refresh()
+            walks.step((walks.masks * generator.random(walks.masks.shape)).argmax(1))
+        return walks.actions

@@ -1,0 +1,94 @@
+"""Chains of linear leaves as the one kernel that they amount to."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plywise.compressors.modules.branches import Branches
+from plywise.compressors.modules.channel_order import ChannelOrder
+from plywise.compressors.modules.layers import groups_of, weight_of
+from plywise.compressors.modules.rectifier import Rectifier
+from plywise.compressors.modules.static_quantized import StaticQuantized
+
+Extent = tuple[int, int]
+"""Height and width of a window; `(k, 1)` for a convolution over signals, `(1, 1)` for a linear layer."""
+
+
+def dense_kernel(leaf: nn.Module) -> Tensor:
+    """Returns the weights of a part of a chain as `(out, in, height, width)` float32, with zeros between its groups.
+
+    Roundings count as if they changed nothing, and ReLUs as if they cut nothing.
+    """
+    if isinstance(leaf, StaticQuantized):
+        return dense_kernel(leaf.layer)
+    if isinstance(leaf, Branches):
+        return side_by_side([dense_kernel(branch) for branch in leaf])
+    if isinstance(leaf, Rectifier):
+        return torch.eye(leaf.channels)[..., None, None]
+    if isinstance(leaf, ChannelOrder):
+        return torch.eye(len(leaf.order))[list(leaf.order)][..., None, None]
+    weight = weight_of(leaf).float()
+    kernel = weight.reshape(*weight.shape[:2], *weight.shape[2:], *(1,) * (4 - weight.dim()))
+    return ungrouped(kernel, groups_of(leaf))
+
+
+def ungrouped(kernel: Tensor, groups: int) -> Tensor:
+    """Returns `(out, in / groups, height, width)` as `(out, in, height, width)`."""
+    if groups == 1:
+        return kernel
+    outputs, inputs, *extent = kernel.shape
+    blocks = torch.eye(groups, dtype=kernel.dtype).view(groups, 1, groups, 1, 1, 1)
+    rows = kernel.view(groups, outputs // groups, 1, inputs, *extent)
+    return (blocks * rows).reshape(outputs, groups * inputs, *extent)
+
+
+def side_by_side(kernels: Sequence[Tensor]) -> Tensor:
+    """Returns kernels that see the same inputs as one, those of smaller extent in the middle; differentiable in each.
+
+    Args:
+        kernels: `(out, in, height, width)` each, of odd extents or all of the same.
+    """
+    height, width = (max(kernel.shape[axis] for kernel in kernels) for axis in (2, 3))
+    borders = [((height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2) for kernel in kernels]
+    return torch.cat([F.pad(k, (x, x, y, y)) for k, (y, x) in zip(kernels, borders, strict=True)])
+
+
+def composed(kernels: Sequence[Tensor]) -> Tensor:
+    """Returns the kernel of a chain, `(out, in, height, width)`; differentiable in each of its kernels.
+
+    Args:
+        kernels: `(out, in, height, width)` each, ungrouped, in the order in which they run.
+    """
+    whole = kernels[0].transpose(0, 1)  # (in, middle, height, width): the inputs are the batch
+    for kernel in kernels[1:]:
+        height, width = kernel.shape[2:]
+        if (height, width) == (1, 1):
+            whole = torch.einsum("imhw,om->iohw", whole, kernel[:, :, 0, 0])
+        else:
+            whole = F.conv2d(whole, kernel.flip(2, 3), padding=(height - 1, width - 1))
+    return whole.transpose(0, 1)
+
+
+def extent_of(kernels: Sequence[Tensor]) -> Extent:
+    """Returns the window of the input that a chain of kernels looks at."""
+    height, width = (1 + sum(kernel.shape[axis] - 1 for kernel in kernels) for axis in (2, 3))
+    return height, width
+
+
+def on_window(kernel: Tensor, extent: Extent) -> Tensor:
+    """Returns the matrix of a kernel moving over a window: `(out * positions left, in * height * width)`."""
+    channels = kernel.shape[1]
+    if kernel.shape[2:] == extent:
+        return kernel.flatten(1)
+    features = channels * extent[0] * extent[1]
+    impulses = torch.eye(features, dtype=kernel.dtype).view(features, channels, *extent)
+    return F.conv2d(impulses, kernel).flatten(1).T
+
+
+def windows(channels: int, extent: Extent, size: Extent) -> Tensor:
+    """Returns the features that a kernel of `size` sees at each place of a window, `(places, in * size)` indices."""
+    numbers = torch.arange(channels * extent[0] * extent[1]).view(1, channels, *extent)
+    places = F.unfold(numbers.double(), size)[0].T  # (places, in * size)
+    return places.round().long()

@@ -1,0 +1,191 @@
+"""One module as bytes: a description where it differs from the original, then its tensors.
+
+Biases, scales and normalisation are stored as they are; weights are packed: as the symbols of their format where
+they have one, else as floats whose zeros cost little.
+"""
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.errors import ModelError
+from plywise.compressors.formats.weight_format import WeightFormat, weight_format
+from plywise.compressors.modules.channel_order import ChannelOrder
+from plywise.compressors.modules.layers import weight_of
+from plywise.compressors.modules.static_quantized import StaticQuantized
+from plywise.compressors.packing.byte_reader import length_size, with_length
+from plywise.compressors.packing.module_spec import CONTAINERS, leaf_settings, unstorable
+from plywise.compressors.packing.packing import (
+    floats_size,
+    pack_floats,
+    pack_symbols,
+    symbols_size,
+)
+
+Spec = list[Any]
+"""A module in JSON: `[type or null for the original's, settings that differ, weight format]` for a leaf,
+`["Sequential" or "Branches", {name: spec}]` and `["StaticQuantized", spec, bits of input and output unless 8]` for the
+containers."""
+
+PRESET = (
+    b'["Embedding",["ConvTranspose1d",["Conv1d",["BatchNorm2d",{"num_features":,"eps":1e-05,"momentum":0.1,'
+    b'"affine":true,"track_running_stats":true}]],["Linear",{"in_features":64,"out_features":10,"bias":true}'
+    b'"zero_point":["uniform",{"width":8,"symmetric":false}[1,["Sequential",{"0":["Conv2d",{"in_channels":16,'
+    b'"out_channels":32,"kernel_size":[3,3],"stride":[1,1],"padding":[1,1],"dilation":[1,1],"groups":1,"bias":false,'
+    b'"padding_mode":"zeros"}]],"1":[1,["StaticQuantized",[null,{"out_channels":16,"bias":true},["uniform",{"width":4,'
+    b'"symmetric":true},{"scale":[16]}]]],[1,["Identity",{}]],[1,[null,{"bias":true},["uniform",{"width":3,'
+)
+"""What descriptions are mostly made of: the preset dictionary of their compression."""
+
+_MARK_BYTES = 1
+_DESCRIPTION_BYTES = 3
+RANGES = struct.Struct("<dBdB")
+
+
+def compressed_json(value: Any) -> bytes:
+    """Returns a JSON value as few bytes."""
+    packer = zlib.compressobj(9, wbits=-15, zdict=PRESET)
+    return packer.compress(json.dumps(value, separators=(",", ":")).encode()) + packer.flush()
+
+
+def is_altered(module: nn.Module, original: nn.Module) -> bool:
+    """Returns whether the module needs a description to be rebuilt from the original."""
+    if isinstance(module, StaticQuantized) or weight_format(module) is not None:
+        return True
+    if type(module) in CONTAINERS.values():
+        return type(original) is not type(module) or list(module._modules) != list(original._modules)
+    return type(module) is not type(original) or leaf_settings(module) != leaf_settings(original)
+
+
+def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
+    """Returns the description of a module that stands in the place of `original`.
+
+    Raises:
+        ModelError: where its type is not among those that a file may hold.
+    """
+    if isinstance(module, StaticQuantized):
+        bits = [module.input_range.bits, module.output_range.bits]
+        inner = describe(f"{name}.layer", module.layer, original)
+        return ["StaticQuantized", inner] if bits == [8, 8] else ["StaticQuantized", inner, bits]
+    if type(module) in CONTAINERS.values():
+        parts = {key: describe(f"{name}.{key}", part, original) for key, part in parts_of(module)}
+        return [type(module).__name__, parts]
+    settings, known = leaf_settings(module), leaf_settings(original) or {}
+    same_type = type(module) is type(original)
+    if (settings is None and not same_type) or list(module.children()):
+        raise unstorable(name, module)
+    settings = settings or {}
+    if same_type:
+        settings = {key: value for key, value in settings.items() if value != known[key]}
+    spec: Spec = [None if same_type else type(module).__name__, settings]
+    form = weight_format(module)
+    if form is not None:
+        shapes = {key: list(tensor.shape) for key, tensor in form.tensors().items()}
+        spec.append([form.name, dict(form.settings()), shapes])
+    return spec
+
+
+def tensor_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
+    """Yields the tensors of a described module: its own, then those of its parts."""
+    yield from own_blocks(name, module)
+    for key, part in parts_of(module):
+        yield from tensor_blocks(f"{name}.{key}", part)
+
+
+def own_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
+    """Yields the module's own tensors in the order in which they are read back.
+
+    Raises:
+        ModelError: where weights are no values of their format, or a tensor cannot be stored.
+    """
+    if isinstance(module, StaticQuantized):
+        yield _ranges_bytes(name, module)
+    form = weight_format(module)
+    for key, tensor in float_tensors(name, module).items():
+        if key == "weight" and form is not None:
+            yield with_length(pack_symbols(_symbols(name, weight_of(module), form), form.bits))
+            for extra in form.tensors().values():
+                yield with_length(pack_floats(extra.float()))
+        else:
+            yield with_length(pack_floats(tensor))
+
+
+def parts_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Returns the module's children by name; unlike `named_children`, also one that occurs twice."""
+    return [(key, part) for key, part in module._modules.items() if part is not None]
+
+
+def float_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """Returns the module's own parameters and lasting buffers, without those of whole numbers.
+
+    Raises:
+        ModelError: where one is neither float32 nor of whole numbers.
+    """
+    found = {}
+    for key in tensor_names(module):
+        tensor = getattr(module, key).detach()
+        if tensor.dtype == torch.float32:
+            found[key] = tensor.cpu()
+        elif tensor.is_floating_point() or tensor.is_complex():
+            raise ModelError(f"{name}.{key} is {tensor.dtype}; a packed file holds float32: call model.float() first")
+    return found
+
+
+def tensor_names(module: nn.Module) -> list[str]:
+    """Returns the names of the module's own parameters and lasting buffers, in the order of the file."""
+    lasting = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
+    return [key for key in [*module._parameters, *lasting] if getattr(module, key) is not None]
+
+
+def is_range(scale: float, zero_point: int, bits: int) -> bool:
+    """Returns whether an activation range can be stored: a positive, finite scale and a code of at most 8 bits."""
+    return math.isfinite(scale) and scale > 0 and 1 <= bits <= 8 and 0 <= zero_point < 2**bits
+
+
+def packed_size(module: nn.Module) -> int:
+    """Returns the bytes that a module takes in a packed file, to a few bytes, without coding it.
+
+    Args:
+        module: a leaf or any tree of modules.
+    """
+    form = weight_format(module)
+    total = RANGES.size if isinstance(module, StaticQuantized) else 0
+    for key, tensor in float_tensors("", module).items():
+        if key == "weight" and form is not None:
+            symbols = form.encode(weight_of(module))
+            blocks = [symbols_size(symbols, form.bits), *map(floats_size, form.tensors().values())]
+            total += sum(size + length_size(size) for size in blocks)
+        else:
+            size = floats_size(tensor)
+            total += size + length_size(size)
+    if isinstance(module, ChannelOrder):
+        total += len(compressed_json(module.order))
+    if total or leaf_settings(module) is not None:
+        total += _MARK_BYTES
+    if form is not None or isinstance(module, StaticQuantized | nn.Identity):
+        total += _DESCRIPTION_BYTES
+    return total + sum(packed_size(child) for _, child in parts_of(module))
+
+
+def _symbols(name: str, weight: Tensor, form: WeightFormat) -> Tensor:
+    symbols = form.encode(weight)
+    if not torch.equal(form.decode(symbols), weight):
+        raise ModelError(
+            f"{name}: the weights are not values of their format ({form.name}, {form.bits} bits); "
+            "quantise the layer again after changing its weights"
+        )
+    return symbols
+
+
+def _ranges_bytes(name: str, module: StaticQuantized) -> bytes:
+    ranges = (module.input_range, module.output_range)
+    for each in ranges:
+        if not is_range(each.scale, each.zero_point, each.bits):
+            raise ModelError(f"{name}: {each} needs a positive, finite scale and a zero point of at most 8 bits")
+    return RANGES.pack(*(value for each in ranges for value in (each.scale, each.zero_point)))

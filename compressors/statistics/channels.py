@@ -1,0 +1,96 @@
+"""Removing channels from a layer, with the least-squares repair of what reads them."""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from plywise.compressors.modules.layers import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    bias_of,
+    groups_of,
+    is_depthwise,
+    make_layer,
+    weight_matrices,
+    weight_of,
+)
+from plywise.compressors.statistics.error_feedback import DAMPING, damped
+from plywise.compressors.statistics.statistics import LayerStatistics
+
+WIDE = 32
+"""From this many channels on, pruning leaves multiples of `STEP`; narrower layers keep multiples of `STEP / 2`."""
+STEP = 8
+
+
+def kept_count(channels: int, ratio: float, unit: int = 1) -> int:
+    """Returns how many channels stay when a share `ratio` is to go: int8 kernels want multiples of 8.
+
+    Channels that go together, `unit` of them, are not rounded to anything else; at least one unit stays.
+    """
+    step = unit if unit > 1 else STEP if channels >= WIDE else STEP // 2 if channels >= STEP else 1
+    return min(channels, max(step, step * round(channels * (1.0 - ratio) / step)))
+
+
+def kept_channels(importance: Tensor, ratio: float, unit: int = 1) -> Tensor:
+    """Returns the sorted indices of the most important channels; smaller ratios keep supersets.
+
+    Args:
+        importance: `(channels,)`, the same for all channels of a unit.
+        ratio: share that is to go.
+        unit: neighbouring channels that stay or go together, such as those of an attention head.
+    """
+    order = importance[::unit].argsort(descending=True, stable=True)
+    units = order[: kept_count(importance.numel(), ratio, unit) // unit].sort().values
+    return (units[:, None] * unit + torch.arange(unit)).flatten()
+
+
+def keep_outputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> tuple[nn.Module, LayerStatistics]:
+    """Returns the layer with only the output channels `keep` (indices), and its statistics.
+
+    A depthwise convolution, which must have one output for each input, loses the inputs as well. The importance of
+    channels is not kept: it has served.
+    """
+    weight, bias = weight_of(layer)[keep], bias_of(layer)
+    bias = None if bias is None else bias[keep]
+    if is_depthwise(layer):
+        new = rebuilt(layer, weight, bias, groups=keep.numel())
+        statistics = dataclasses.replace(statistics, covariance=statistics.covariance[keep], mean=statistics.mean[keep])
+    else:
+        new = rebuilt(layer, weight, bias, groups=groups_of(layer))
+    return new, dataclasses.replace(statistics, importance={})
+
+
+def keep_inputs(layer: nn.Module, statistics: LayerStatistics, keep: Tensor) -> tuple[nn.Module, LayerStatistics]:
+    """Returns an ungrouped layer that reads only the input channels `keep`, refitted by least squares.
+
+    The weights that stay take over what the removed ones said, as far as the inputs are correlated:
+    `W' = W C[:, K] (C[K, K])^-1`, and the bias keeps the mean output.
+    Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks (2017), section 3.1, step (ii).
+    """
+    channels, *kernel = weight_of(layer).shape[1:]
+    positions = statistics.mean.shape[1] // channels
+    feature = (keep[:, None] * positions + torch.arange(positions)).flatten()
+    covariance, mean = statistics.covariance[0], statistics.mean[0]
+    matrix = weight_matrices(layer)[0].double()
+    inner = covariance[feature][:, feature]
+    cross = covariance.double()[:, feature]
+    # A small damping keeps the solution near the old weights where the data say little.
+    ridge = damped(inner[None], DAMPING)[0]
+    pull = (ridge - inner.double()).diagonal()
+    target = matrix @ cross + matrix[:, feature] * pull
+    refitted = torch.linalg.solve(ridge, target.T).T
+    shift = matrix @ mean.double() - refitted @ mean[feature].double()
+    old = bias_of(layer)
+    bias = shift.float() if old is None else old.float() + shift.float()
+    new = rebuilt(layer, refitted.reshape(matrix.shape[0], keep.numel(), *kernel), bias)
+    return new, dataclasses.replace(statistics, covariance=inner[None], mean=mean[feature][None])
+
+
+def rebuilt(layer: nn.Module, weight: Tensor, bias: Tensor | None, groups: int = 1) -> nn.Module:
+    """Returns a layer with the settings of `layer` around another `weight`, which decides its channels and kernel."""
+    if not isinstance(layer, CONVOLUTIONS + TRANSPOSED):
+        return make_layer(layer, weight, bias)
+    border = "output_padding" if isinstance(layer, TRANSPOSED) else "padding_mode"
+    kept = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", border)}
+    return make_layer(layer, weight, bias, groups=groups, **kept)

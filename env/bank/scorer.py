@@ -1,0 +1,126 @@
+"""Runs plans over samples; what a plan shares with earlier ones up to some layer is not computed again."""
+
+import copy
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from plywise.compressors.modules.assembly import assemble
+from plywise.compressors.recipes.plan import Plan
+from plywise.env.bank.activation_memory import ActivationMemory, shared_memory
+from plywise.env.bank.bank import Bank, Stitched
+from plywise.env.bank.repair import Repair
+from plywise.env.bank.unit import Unit, find_units
+from plywise.env.network.samples import Samples
+
+
+class Scorer:
+    """Stitches plans of one network and runs them over the same samples.
+
+    The output of a unit of the network follows from the recipes of all layers that have run by then: those of the
+    channel groups that touch it among them, for the leader of a group runs first. Under these recipes it is
+    remembered, for each batch of samples, and for the calibration inputs on which it is repaired together with
+    the layers that were repaired there. Another plan that begins with the same recipes gets it back, bit for bit.
+    """
+
+    def __init__(self, bank: Bank, samples: Samples, memory: ActivationMemory | None = None) -> None:
+        """Finds the units by one forward pass.
+
+        Args:
+            bank: of the network.
+            samples: what plans are run over.
+            memory: where outputs are kept; one that all networks of the process share where None.
+        """
+        self.bank = bank
+        self.samples = samples
+        self._memory = shared_memory() if memory is None else memory
+        self._units = find_units(bank.network)
+        self._owner = object()  # tells its outputs from those of others in the same memory
+
+    def run(
+        self,
+        plan: Plan,
+        how: Repair | None = None,
+        enough: Callable[[Tensor], bool] = lambda _: False,
+        keep: int | None = None,
+    ) -> tuple[Stitched, Tensor]:
+        """Returns a plan put together and its logits `(n, classes)`.
+
+        What is replaced in it may be shared with other plans, so copy before changing.
+
+        Args:
+            plan: a recipe for each layer.
+            how: as for `Bank.stitch`.
+            enough: as for `Samples.logits`.
+            keep: how many layers later plans will begin with; outputs behind them are not remembered, for to get memory
+                from the system may take as long as to compute. None where that is not known.
+
+        Raises:
+            ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
+            UnsupportedLayerError: where a recipe cannot be used on its layer.
+        """
+        how = self.bank.repair if how is None else how
+        self.bank.check(plan)
+        self._memory.begin()
+        prefixes = list(self._prefixes(plan, how))
+        keep = len(prefixes) if keep is None else keep
+        matched = {unit: self._memory.get(self._key(unit, prefixes, None)) for unit in self._units}
+        known = {name: module for found in matched.values() if found for name, module in found[1].items()}
+        outputs: dict[Unit, Tensor] = {}
+
+        def repaired(unit: Unit, work: Any) -> Tensor:
+            found = matched[unit]
+            outputs[unit] = output = _own(unit, work()) if found is None else found[0]
+            return _own(unit, output)
+
+        stitched = self.bank.stitch(plan, how, known, lambda model: self._through(model, repaired))
+        for unit, output in outputs.items():
+            if matched[unit] is None and unit.layers <= keep:
+                inside = {name: module for name, module in stitched.replaced.items() if unit.holds(name)}
+                self._memory.put(self._key(unit, prefixes, None), output, inside)
+        places = {unit: itertools.count() for unit in self._units}
+
+        def scored(unit: Unit, work: Any) -> Tensor:
+            key = self._key(unit, prefixes, next(places[unit]))
+            found = self._memory.get(key)
+            if found is not None:
+                return _own(unit, found[0])
+            output: Tensor = work()
+            if unit.layers <= keep:
+                self._memory.put(key, _own(unit, output), {})
+            return output
+
+        return stitched, self.samples.logits(self._through(stitched.model, scored), enough)
+
+    def _through(self, model: nn.Module, recall: Any) -> nn.Module:
+        """Returns `model` with `recall(unit, work)` in each unit's place, where `work` runs the unit itself."""
+        return assemble(
+            model, {unit.name: _calling(model.get_submodule(unit.name), unit, recall) for unit in self._units}
+        )
+
+    def _key(self, unit: Unit, prefixes: list[bytes], place: int | None) -> tuple[object, str, bytes, int | None]:
+        return self._owner, unit.name, prefixes[unit.layers], place
+
+    def _prefixes(self, plan: Plan, how: Repair) -> Iterator[bytes]:
+        """Yields a hash of the first 0, 1, 2 ... recipes."""
+        state = hashlib.sha256(repr(how).encode())
+        yield state.digest()
+        for layer in self.bank.network.layers:
+            state.update(f"\n{plan[layer.name]}".encode())
+            yield state.digest()
+
+
+def _own(unit: Unit, output: Tensor) -> Tensor:
+    return output.clone() if unit.changed else output
+
+
+def _calling(module: nn.Module, unit: Unit, recall: Any) -> nn.Module:
+    """Returns a stand-in for `module` with the same attributes, whose hooks run with the module itself."""
+    new = copy.copy(module)
+    new._forward_hooks = type(module._forward_hooks)()
+    new._forward_pre_hooks = type(module._forward_pre_hooks)()
+    new.forward = lambda *args, **kwargs: recall(unit, lambda: module(*args, **kwargs))
+    return new

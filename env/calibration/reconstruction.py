@@ -1,0 +1,104 @@
+"""How much of what its readers compute is lost when a channel goes, and all less important ones went before it.
+
+Channels are removed one by one, always the one whose loss the readers can best make up for: each reader is a least
+squares problem on the covariance of its inputs, and removing a block of them costs `tr(W_c (P_cc)^-1 W_c^T)` with `P`
+the inverse covariance of what is left. That is Optimal Brain Surgeon for blocks; the refit itself is `keep_inputs`.
+Source: Hassibi and Stork, Optimal Brain Surgeon, 1993, section 3; He et al., Channel Pruning for Accelerating Very Deep
+Neural Networks, 2017, section 3.1 (the aim). Departures: removal instead of LASSO, and all readers count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plywise.compressors.modules.layers import weight_matrices, weight_of
+from plywise.compressors.statistics.error_feedback import damped
+from plywise.env.network.channel_groups import ChannelGroup, Side
+from plywise.env.network.network import Network
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """One layer that reads the channels; its tensors change as channels go. Features of the group come first.
+
+    Attributes:
+        weights: `(rows, features)` float64, refitted to what is left.
+        inverse: `(features, features)` inverse covariance of what is left; ones on the diagonal for what went.
+        size: features of each channel.
+    """
+
+    weights: Tensor
+    inverse: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, network: Network, side: Side, covariance: Tensor, channels: int) -> "Reader | None":
+        """Prepares a layer, or returns None where it reads some channels more often than others.
+
+        Args:
+            network: the layer's.
+            side: the layer's inputs of the group.
+            covariance: `(features, features)` of the layer's inputs.
+            channels: of the group.
+        """
+        module = network.modules[side.module]
+        order = side.root.argsort(stable=True)
+        times = torch.bincount(side.root, minlength=channels)
+        if int(times.min()) != int(times.max()):
+            return None
+        positions = covariance.shape[0] // weight_of(module).shape[1]
+        first = (side.local[order][:, None] * positions + torch.arange(positions)).flatten()
+        rest = torch.ones(covariance.shape[0], dtype=torch.bool).index_fill_(0, first, False).nonzero().flatten()
+        features = torch.cat([first, rest])
+        weights = weight_matrices(module)[0][:, features].double()
+        metric = damped(covariance[None])[0][features][:, features]
+        energy = ((weights @ metric) * weights).sum()
+        weights = weights / energy.clamp(min=1e-300).sqrt()
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
+        return cls(weights, inverse, int(times[0]) * positions)
+
+    def losses(self, channels: int) -> Tensor:
+        """Returns for each channel `(channels,)` the share of the output's energy that its removal costs."""
+        count = channels * self.size
+        blocks = self.inverse[:count, :count].view(channels, self.size, channels, self.size)
+        blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (channels, size, size)
+        weights = self.weights[:, :count].view(-1, channels, self.size).permute(1, 2, 0)  # (channels, size, rows)
+        losses: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        return losses
+
+    def remove(self, channel: int) -> None:
+        """Takes a channel away and refits the weights."""
+        gone = slice(channel * self.size, (channel + 1) * self.size)
+        pull = torch.linalg.solve(self.inverse[gone, gone], self.inverse[gone])  # (size, features)
+        self.weights.sub_(self.weights[:, gone] @ pull)
+        self.inverse.sub_(self.inverse[:, gone] @ pull)
+        self.weights[:, gone] = 0.0
+        self.inverse[:, gone] = 0.0
+        self.inverse[gone] = 0.0
+        self.inverse[gone, gone] = torch.eye(self.size, dtype=torch.float64)
+
+
+def reconstruction_importance(network: Network, group: ChannelGroup, covariances: Mapping[str, Tensor]) -> Tensor:
+    """Returns for each channel of the group `(channels,)` float32 the loss of removing it and all before it.
+
+    Args:
+        network: the group's.
+        group: what is to be ranked.
+        covariances: by layer name, `(groups, features, features)`.
+    """
+    sides = [side for side in group.consumers if side.module in covariances]
+    found = [Reader.of(network, side, covariances[side.module][0], group.channels) for side in sides]
+    readers = [reader for reader in found if reader is not None]
+    importance, lost = torch.zeros(group.channels, dtype=torch.float64), 0.0
+    there = torch.ones(group.channels, dtype=torch.bool)
+    for _ in range(group.channels):
+        losses = sum((reader.losses(group.channels) for reader in readers), torch.zeros_like(importance))
+        channel = int(torch.where(there, losses, torch.inf).argmin())
+        lost += float(losses[channel].clamp(min=0))
+        importance[channel] = lost
+        there[channel] = False
+        for reader in readers:
+            reader.remove(channel)
+    return importance.float()

@@ -1,0 +1,133 @@
+"""A network's graph with gaps where its layers are: filled with any layers, it runs as their export would."""
+
+import copy
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic
+
+from plywise.compressors.modules.assembly import assemble
+from plywise.env.costs.latency import Chain
+from plywise.env.network.network import Layer, Network
+from plywise.env.runtime.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats, strip_notes
+from plywise.env.runtime.onnx_export import exported
+from plywise.env.runtime.operation_graph import chain_nodes
+
+DOMAIN = "plywise.mould"
+"""Domain of the nodes that stand in the gaps."""
+
+RELUS = ("Relu", "Clip")
+
+
+class Mould:
+    """Exports a network once, which takes seconds, and then fills it in milliseconds.
+
+    Attributes:
+        nearest: for each layer, by name, the last layer before it whose outputs reach it without passing through
+            another one; None where only the network's input does.
+    """
+
+    def __init__(self, network: Network, batch: int = 1) -> None:
+        """Exports the network without its layers.
+
+        Args:
+            network: whose graph it is.
+            batch: inputs of one run.
+
+        Raises:
+            ModelError: where the network cannot be traced.
+        """
+        self.layers = network.layers
+        gaps = {layer.name: _Gap(place, layer) for place, layer in enumerate(network.layers)}
+        self._proto = exported(assemble(network.model, gaps), network.example, batch)
+        strip_notes(self._proto)
+        widths = {count for group in network.groups for count in (group.channels, group.channels * group.unit)}
+        _free_widths(self._proto, widths, batch)
+        self.nearest = self._nearest()
+
+    def filled(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = MappingProxyType({})) -> bytes:
+        """Returns a serialised model with random weights, for inputs of the batch.
+
+        Args:
+            chains: of each layer, by name.
+            norms: channels of the normalisations that have lost some, by name.
+        """
+        proto = copy.deepcopy(self._proto)
+        for constant in proto.graph.initializer:
+            width = norms.get(constant.name.rpartition(".")[0])
+            if width is not None:
+                constant.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constant)[:width], constant.name))
+        relus = {node.output[0] for node in self._proto.graph.node if node.op_type in RELUS}
+        del proto.graph.node[:]
+        for node in self._proto.graph.node:
+            if node.domain != DOMAIN:
+                proto.graph.node.append(node)
+                continue
+            layer, (value,) = self._layer(node), node.input
+            behind = layer.relu is not None
+            nodes, constants, result = chain_nodes(chains[layer.name], value, f"{layer.name}/", value in relus, behind)
+            proto.graph.node.extend([*nodes, onnx.helper.make_node("Identity", [result], [node.output[0]])])
+            proto.graph.initializer.extend(constants)
+        drop_domain(proto, DOMAIN)
+        _skip_identities(proto)
+        drop_idle_relus(proto)
+        keep_floats(proto)
+        return bytes(proto.SerializeToString())
+
+    def _layer(self, node: onnx.NodeProto) -> Layer:
+        place: int = node.attribute[0].i
+        return self.layers[place]
+
+    def _nearest(self) -> dict[str, str | None]:
+        places: dict[str, int] = {}  # of the last gap that reaches a value
+        found: dict[str, str | None] = {}
+        for node in self._proto.graph.node:
+            last = max((places.get(name, -1) for name in node.input), default=-1)
+            if node.domain == DOMAIN:
+                found[self._layer(node).name] = self.layers[last].name if last >= 0 else None
+                last = node.attribute[0].i
+            places.update(dict.fromkeys(node.output, last))
+        return found
+
+
+class _Gap(nn.Module):
+    """Exports as one node that knows the place of its layer."""
+
+    def __init__(self, place: int, layer: Layer) -> None:
+        super().__init__()
+        self.place = place
+        self.shape = layer.output_shape
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        shape = (inputs.shape[0], *self.shape)
+        result: Tensor = symbolic(f"{DOMAIN}::Gap", (inputs,), {"place": self.place}, dtype=inputs.dtype, shape=shape)
+        return result
+
+
+def _free_widths(model: onnx.ModelProto, widths: Collection[int], batch: int) -> None:
+    """Lets shapes follow the channels: where one entry alone can change with them, the runtime works it out.
+
+    That is the only entry but the batch, or the only one that is a width of the network.
+    """
+    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    for constant in model.graph.initializer:
+        if constant.name not in shapes:
+            continue
+        shape = numpy_helper.to_array(constant).copy()
+        known = (shape == 1) | ((shape == batch) & (np.arange(len(shape)) == 0))
+        free = np.flatnonzero(~known)
+        if len(free) > 1:
+            free = np.flatnonzero(~known & np.isin(shape, list(widths)))
+        if len(free) == 1:
+            shape[free] = -1
+            constant.CopyFrom(numpy_helper.from_array(shape, constant.name))
+
+
+def _skip_identities(model: onnx.ModelProto) -> None:
+    """Removes nodes that only give a value another name, unless it is that of an output."""
+    outputs = {value.name for value in model.graph.output}
+    drop_nodes(model, lambda node: node.op_type == "Identity" and node.output[0] not in outputs)

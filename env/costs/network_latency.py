@@ -1,0 +1,220 @@
+"""The latency of a whole network: timed where it can be, else from those of its layers, calibrated on whole graphs."""
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from plywise.compressors.errors import ModelError
+from plywise.env.costs.latency import Chain, Latencies, LatencyTable, chain_key, tell_rough
+from plywise.env.costs.mould import Mould
+from plywise.env.costs.trial_graphs import Shapes, random_plans, shapes_of
+from plywise.env.network.network import Network
+from plywise.env.network.trace import operators
+from plywise.env.runtime.runtime import relative_time, time_model
+from plywise.env.runtime.target_program import NOISY
+from plywise.env.storage.sqlite_file import open_sqlite
+
+TABLE = "overhead_3"
+"""Name and version in one, in the file of the latencies."""
+
+GRAPHS = 24
+"""Random plans whose whole graphs are timed."""
+
+LOADS = 3
+"""How often the graph of a plan that is scored is loaded anew, see `plywise.env.runtime.runtime.LOADS`."""
+
+PRECISELY, ROUGHLY = (0.017, 0.17), (0.02, 0.1)
+"""Standard error that the share of a graph's time shall have, and seconds that it may take: of each load of a plan that
+is scored, and of one plan among many to calibrate on."""
+
+ORIGINAL_WEIGHT = 10.0
+"""How many other graphs the original counts for: ceilings are shares of it."""
+
+Floats = NDArray[np.float64]
+NO_NORMS: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What layers cost in a network, where the runtime merges them and must change the form of numbers between them.
+
+    Attributes:
+        floats, integers: factors on what a layer takes alone, by what it computes on.
+        border, number: milliseconds where a layer computes on other numbers than the one before it, and of each number
+            that it then reads.
+        rest: milliseconds of what is no layer.
+        original: milliseconds of the network as it was; None where whole graphs are not timed.
+    """
+
+    floats: float = 1.0
+    integers: float = 1.0
+    border: float = 0.0
+    number: float = 0.0
+    rest: float = 0.0
+    original: float | None = None
+
+    def in_place(self, chain: Chain, alone: float) -> float:
+        """Returns what a chain takes where the layer before it computes on the same numbers, milliseconds."""
+        return alone * (self.integers if _on_integers(chain) else self.floats)
+
+
+class NetworkLatency:
+    """Latencies of one network on one device.
+
+    Where latencies are measured on this machine, whole graphs are timed: a few once, to learn what the network costs
+    beside its layers, and then each plan that is looked at for real. Elsewhere the network costs what its layers do.
+    """
+
+    def __init__(self, network: Network, latency: Latencies) -> None:
+        """Prepares; nothing is measured yet.
+
+        Args:
+            network: as it was.
+            latency: of layers, on the device.
+        """
+        self.network = network
+        self.latency = latency
+
+    @cached_property
+    def overhead(self) -> Overhead:
+        """Read from the file of the latencies; what it does not hold yet is measured and kept."""
+        if not isinstance(self.latency, LatencyTable) or not self.latency.device.is_here:
+            return Overhead()
+        device, key = self.latency.device.fingerprint, self._digest()
+        with open_sqlite(self.latency.path) as connection:
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {TABLE} (device TEXT, network TEXT, value TEXT, "
+                "PRIMARY KEY (device, network))"
+            )
+            row = connection.execute(
+                f"SELECT value FROM {TABLE} WHERE device = ? AND network = ?", (device, key)
+            ).fetchone()
+        if row is not None:
+            return Overhead(**json.loads(row[0]))
+        try:
+            overhead = self._calibrated()
+        except ModelError as error:  # not kept: the runtime may have failed for once
+            warnings.warn(f"{self.network.name}: latencies are sums over layers, for {error}", stacklevel=2)
+            return Overhead()
+        with open_sqlite(self.latency.path) as connection:
+            connection.execute(
+                f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)", (device, key, json.dumps(asdict(overhead)))
+            )
+        return overhead
+
+    @property
+    def nearest(self) -> Mapping[str, str | None]:
+        """For each layer, by name, the one whose numbers it reads; none of them where whole graphs are not timed."""
+        if self.overhead.original is None:
+            return dict.fromkeys((layer.name for layer in self.network.layers), None)
+        return self._mould.nearest
+
+    def foretold(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
+        """Returns the latencies of plans, `(n,)` milliseconds, from those of their layers.
+
+        Args:
+            plans: the chain of each layer, by name.
+        """
+        if self.overhead.original is None:
+            return np.array([self.latency.milliseconds(list(plan.values()), progress=False).sum() for plan in plans])
+        found: Floats = self._parts(plans) @ np.array(list(asdict(self.overhead).values())[:-1])
+        return found
+
+    def measured(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = NO_NORMS) -> float:
+        """Returns the milliseconds of a plan: of its whole graph, in turns with the original's, where that can run.
+
+        Args:
+            chains: of each layer, by name.
+            norms: channels of the normalisations that have lost some, by name.
+        """
+        original = self.overhead.original
+        if original is not None:
+            try:
+                share, varied = self._share((chains, norms), PRECISELY, LOADS)
+            except ModelError as error:
+                warnings.warn(
+                    f"{self.network.name}: latencies of some plans are estimated from those of their layers, for the "
+                    f"whole cannot be timed: {error}",
+                    stacklevel=2,
+                )
+            else:
+                tell_rough(int(varied > NOISY), 1, f"{self.network.name}: the latency of 1 of 1 whole graphs varies")
+                return share * original
+        return float(self.foretold([chains])[0])
+
+    def _share(self, plan: Shapes, precision: tuple[float, float], loads: int = 1) -> tuple[float, float]:
+        """Returns the time of a plan's graph over that of the original's, and by how much it varies, relative to it."""
+        graph, execution = self._mould.filled(*plan), self.latency.device.execution
+        return relative_time(graph, self._original, self._shape, execution, loads, precision)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.latency.device.batch, *self.network.example.shape[1:]
+
+    @cached_property
+    def _original(self) -> bytes:
+        return self._mould.filled(self.network.operations, NO_NORMS)
+
+    @cached_property
+    def _mould(self) -> Mould:
+        return Mould(self.network, self.latency.device.batch)
+
+    def _calibrated(self) -> Overhead:
+        original = time_model(self._original, self._shape, self.latency.device.execution)
+        graphs = [shapes_of(self.network, plan) for plan in random_plans(self.network, GRAPHS)]
+        shares = self._shares(graphs)
+        parts = self._parts([self.network.operations, *(chains for chains, _ in graphs)])
+        weight = np.where(np.arange(len(shares)) == 0, ORIGINAL_WEIGHT**0.5, 1.0) / shares  # errors count as shares
+        timed = np.isfinite(shares) & np.isfinite(parts).all(1)
+        found = nnls((parts * weight[:, None])[timed], original * (shares * weight)[timed])[0]
+        found *= original / (parts[0] @ found)  # plans are judged by their share of the original's
+        floats, integers, border, number, rest = map(float, found)
+        return Overhead(floats, integers, border, number, rest, original)
+
+    def _shares(self, graphs: Sequence[Shapes]) -> Floats:
+        """Returns the times of graphs over the original's, `(1 + n,)`, its own first; nan where one cannot run."""
+        shares, rough = [1.0], 0
+        for graph in graphs:
+            try:
+                share, varied = self._share(graph, ROUGHLY)
+            except ModelError:
+                share, varied = math.nan, 0.0
+            shares.append(share)
+            rough += varied > NOISY
+        what = f"{self.network.name}: the latency of {rough} of {len(graphs)} whole graphs varies"
+        tell_rough(rough, len(graphs), what)
+        return np.array(shares)
+
+    def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
+        """Returns what an `Overhead` weighs, `(n, 5)`: two sums of layers alone, borders, numbers across them, one."""
+        names = [layer.name for layer in self.network.layers]
+        alone = self.latency.milliseconds([plan[name] for plan in plans for name in names], progress=False)
+        parts = np.zeros((len(plans), 5))
+        parts[:, 4] = 1.0
+        for row, plan, times in zip(parts, plans, alone.reshape(len(plans), -1), strict=True):
+            for name, milliseconds in zip(names, times, strict=True):
+                chain = plan[name]
+                row[int(_on_integers(chain))] += milliseconds
+                before = self._mould.nearest[name]
+                if chain and chain[0].integer != (before is not None and _on_integers(plan[before])):
+                    row[2:4] += 1.0, math.prod(chain[0].input_shape)
+        return parts
+
+    def _digest(self) -> str:
+        """Returns a hash of all that decides about time: shapes and wires, not weights."""
+        layers = [(name, chain_key(chain)) for name, chain in self.network.operations.items()]
+        content = json.dumps([repr(self.network.model), layers, operators(self.network.model, self.network.example)])
+        return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+def _on_integers(chain: Chain) -> bool:
+    return bool(chain) and chain[-1].integer

@@ -1,0 +1,214 @@
+"""A trained network as the walk sees it: layers in execution order and the channels they share."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from plywise.compressors.errors import ModelError
+from plywise.compressors.modules.layers import WEIGHTED
+from plywise.compressors.modules.projected_attention import refusal, with_projections
+from plywise.compressors.recipes.technique import Recipe, Stage
+from plywise.compressors.structure.filter_pruning import FilterPruning
+from plywise.env.network.channel_groups import ChannelGroup, find_groups
+from plywise.env.network.folding import fold_batch_norms
+from plywise.env.network.operation import Operation, operations
+from plywise.env.network.shortcuts import Shortcut, find_shortcuts
+from plywise.env.network.trace import Call, trace
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One compressible layer.
+
+    Attributes:
+        name: dotted name.
+        input_shape, output_shape: at batch 1, without the batch dimension.
+        relu: range `(low, high)` of the ReLU that directly follows, or None.
+        group: index of the channel group of its outputs, None where they cannot be cut.
+        leads: whether it decides for that group.
+        reads: indices of the groups that its input channels come from.
+        uncut: why its output channels cannot be cut, None where they can.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    relu: tuple[float, float] | None
+    group: int | None
+    leads: bool
+    reads: tuple[int, ...]
+    uncut: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network ready to be compressed; `Network.of` builds it.
+
+    Attributes:
+        name: what to call it.
+        original: as given, in eval mode; never changed.
+        model: the same function with BatchNorms merged into the layers before them and torch's attention taken apart
+            into linear layers.
+        layers: the compressible ones, in execution order.
+        groups: channels that are cut together.
+        skipped: for modules with weights that stay as they are, the reason.
+        example: one batch of inputs `(n, ...)`.
+        memory_format: in which `model` takes its inputs: images with their channels last where it can, which is faster.
+    """
+
+    name: str
+    original: nn.Module
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    groups: tuple[ChannelGroup, ...]
+    skipped: Mapping[str, str]
+    example: Tensor
+    memory_format: torch.memory_format
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor, name: str = "network") -> "Network":
+        """Finds the layers and channel groups of `model`.
+
+        Args:
+            model: any network that maps one tensor `(n, ...)`, of floats or of indices, to `(n, classes)`.
+            example: a few real inputs `(n, ...)`.
+            name: what to call it in plans and reports.
+
+        Raises:
+            ModelError: if the network does not run on `example` or has nothing to compress.
+        """
+        model.eval()
+        prepared = with_projections(model)
+        try:
+            calls = trace(prepared, example)
+        except Exception as error:  # a user's forward may raise anything
+            raise ModelError(
+                f"{name} does not run on inputs of shape {tuple(example.shape)}: {error}. "
+                "Check that the data fit the network (channels, height, width)."
+            ) from error
+        if prepared is not model:
+            _check_same(model, prepared, example, name)
+        folded = fold_batch_norms(prepared, calls)
+        calls = trace(folded, example)
+        usable, skipped = _usable(folded, calls)
+        if not usable:
+            reasons = "; ".join(map(": ".join, skipped.items())) or "it has no weights"
+            raise ModelError(f"{name} has no layer that can be compressed: {reasons}")
+        groups, uncut = find_groups(folded, example, [call.name for call in usable])
+        produced = {side.module: index for index, group in enumerate(groups) for side in group.producers}
+        layers = tuple(
+            Layer(
+                call.name,
+                call.input_shape,
+                call.output_shape,
+                call.relu,
+                produced.get(call.name),
+                call.name in {group.leader for group in groups},
+                tuple(i for i, group in enumerate(groups) if any(s.module == call.name for s in group.consumers)),
+                uncut.get(call.name),
+            )
+            for call in usable
+        )
+        return cls(name, model, folded, layers, tuple(groups), skipped, example, _memory_format(folded, example))
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules of `model` by dotted name."""
+        return dict(self.model.named_modules())
+
+    @cached_property
+    def operations(self) -> dict[str, tuple[Operation, ...]]:
+        """What each layer runs in the original network, by name."""
+        return {layer.name: operations(self.modules[layer.name], layer.input_shape) for layer in self.layers}
+
+    @cached_property
+    def macs(self) -> dict[str, int]:
+        """Multiply-adds of each layer for one input, by name."""
+        return {name: sum(operation.macs for operation in chain) for name, chain in self.operations.items()}
+
+    @cached_property
+    def shortcuts(self) -> Mapping[str, Shortcut]:
+        """What is added to the outputs of a layer, by its name."""
+        return find_shortcuts(self.model, self.example, {layer.name for layer in self.layers})
+
+    def unsupported(self, name: str, recipe: Recipe) -> str | None:
+        """Returns why the layer of a name cannot take a recipe, or None where it can."""
+        layer = next(layer for layer in self.layers if layer.name == name)
+        technique = recipe.at(Stage.STRUCTURE)
+        if isinstance(technique, FilterPruning) and not layer.leads:
+            if layer.group is None:
+                return f"{technique.name}: {layer.uncut or 'its channels cannot be cut'}"
+            leader = self.groups[layer.group].leader
+            return f"{technique.name}: its channels follow {leader!r}, which decides for both"
+        return recipe.unsupported(self.modules[name])
+
+
+def _check_same(model: nn.Module, prepared: nn.Module, example: Tensor, name: str) -> None:
+    with torch.no_grad():
+        same = _alike(prepared(example), model(example))
+    if not same:
+        raise ModelError(
+            f"{name} gives other outputs once its attention is taken apart into linear layers. Where nn."
+            "TransformerEncoder gets a mask of padding, build it with enable_nested_tensor=False: else torch puts "
+            "zeros where tokens are masked, in inference only. Write any other attention with nn.Linear"
+        )
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def _memory_format(model: nn.Module, example: Tensor) -> torch.memory_format:
+    """Returns channels last for networks over images that give the same outputs so."""
+    if example.dim() != 4:
+        return torch.contiguous_format
+    with torch.no_grad():
+        try:
+            same = _alike(model(example.to(memory_format=torch.channels_last)), model(example))
+        except Exception:  # a user's forward may raise anything: `view`, for one, refuses other strides
+            return torch.contiguous_format
+    return torch.channels_last if same else torch.contiguous_format
+
+
+def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, str]]:
+    """Splits modules with weights into those that can be compressed and the others with their reasons."""
+    times = Counter(call.name for call in calls)
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    usable: list[Call] = []
+    skipped: dict[str, str] = {}
+    by_name = {call.name: call for call in calls}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            skipped[name] = refusal(module) or ""
+        if any(name.startswith(f"{attention}.") for attention in skipped):
+            continue  # its output projection, which it uses without calling it
+        if is_parametrized(module):
+            skipped[name] = (
+                "its weights are parametrized; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') "
+                "makes them plain ones, which can be compressed"
+            )
+        if any(True for _ in module.children()) or not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if not isinstance(module, WEIGHTED):
+            skipped[name] = f"{type(module).__name__}: no technique for this kind of layer"
+        elif type(module) not in WEIGHTED:
+            skipped[name] = f"{type(module).__name__} is a layer of the user's own, which may compute something else"
+        elif isinstance(module, nn.Embedding) and module.max_norm is not None:
+            skipped[name] = "scales its vectors while it runs (max_norm)"
+        elif times[name] == 0:
+            skipped[name] = "its forward is never called (the network uses its weights directly)"
+        elif times[name] > 1:
+            skipped[name] = f"runs {times[name]} times in one forward pass"
+        elif owners[id(module.weight)] > 1:
+            skipped[name] = "shares its weights with another layer"
+        elif not torch.is_floating_point(module.weight):
+            skipped[name] = f"weights of type {module.weight.dtype}"
+        else:
+            usable.append(by_name[name])
+    order = {call.name: place for place, call in enumerate(calls)}
+    return sorted(usable, key=lambda call: order[call.name]), skipped

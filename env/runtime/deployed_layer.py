@@ -1,0 +1,200 @@
+"""Layers as the runtime shall see them: the torch modules that the exporter walks instead of ours.
+
+Each writes the ONNX nodes that it needs itself, so nothing has to be found again in the exported graph.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic
+
+from plywise.compressors.formats.grouped_format import GroupedFormat
+from plywise.compressors.formats.level_format import LevelFormat
+from plywise.compressors.formats.weight_format import UniformFormat, WeightFormat, weight_format
+from plywise.compressors.modules.layers import CONVOLUTIONS, native_weight, weight_of
+from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
+
+DOMAIN = "plywise"
+"""Domain of the place-holders for stored weights, which `decoding` replaces by plain ONNX."""
+
+LARGEST_BIAS = 2.0**30
+"""Bias codes stay below this, so that sums of 32 bits do not overflow."""
+
+
+def deployed(model: nn.Module) -> nn.Module:
+    """Returns a copy of `model` whose compressed layers export as small weights and integer kernels."""
+    return _deployed(copy.deepcopy(model).eval())
+
+
+def runs_on_integers(module: StaticQuantized) -> bool:
+    """Whether the runtime has an integer kernel for it: a single leaf whose weights are signed 8-bit codes.
+
+    Anything else keeps its roundings and runs on floats; the runtime may then round the weights of a leaf again.
+    """
+    form = weight_format(module.layer)
+    if not isinstance(form, UniformFormat) or not isinstance(module.layer, (*CONVOLUTIONS, nn.Linear)):
+        return False
+    return float(form.zero_point.max()) <= 128 and float(form.zero_point.min()) >= 2**form.width - 128
+
+
+def _deployed(module: nn.Module) -> nn.Module:
+    if isinstance(module, StaticQuantized):
+        inner = _IntegerLayer(module) if runs_on_integers(module) else _deployed(module.layer)
+        return _RoundedLayer(inner, module.input_range, module.output_range)
+    form = weight_format(module)
+    if form is not None:
+        return _StoredLayer(module, form)
+    for name, child in module._modules.items():
+        if child is not None:
+            module._modules[name] = _deployed(child)
+    return module
+
+
+class _StoredLayer(nn.Module):
+    """A float layer whose weight lies in the file as symbols; the runtime decodes it once, when it loads."""
+
+    symbols: Tensor
+
+    def __init__(self, layer: nn.Module, form: WeightFormat) -> None:
+        super().__init__()
+        weight = weight_of(layer)
+        self.layer = _without(layer, "weight")
+        self.operator, tables = _coding(form, weight)
+        self.bits = form.bits
+        self.size = form.size if isinstance(form, GroupedFormat) else 0
+        symbols = form.encode(weight)
+        self.register_buffer("symbols", symbols.to(torch.uint8) if form.bits <= 8 else _halves(form, symbols))
+        for place, table in enumerate(tables):
+            self.register_buffer(f"table{place}", table.float().clone())
+        self.tables = len(tables)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tables = [self.get_buffer(f"table{place}") for place in range(self.tables)]
+        weight = symbolic(
+            f"{DOMAIN}::{self.operator}",
+            (self.symbols, *tables),
+            {"bits": self.bits, "size": self.size},
+            dtype=torch.float32,
+            shape=self.symbols.shape,
+            version=1,
+        )
+        return _call(self.layer, native_weight(self.layer, weight), inputs)
+
+
+class _IntegerLayer(nn.Module):
+    """A layer with signed weight codes; between two roundings the runtime gives it an integer kernel.
+
+    The bias stays a float in the file: the runtime turns it into integers when it loads. Integers in the file must
+    match the scale of the input, and no longer do where the runtime merges two roundings that follow each other:
+    the layer then runs on floats, at half the speed.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, module: StaticQuantized) -> None:
+        super().__init__()
+        form, weight = weight_format(module.layer), module.layer.get_parameter("weight").detach()
+        assert isinstance(form, UniformFormat)
+        column = (-1,) + (1,) * (weight.dim() - 1)
+        codes = form.encode(weight) - form.zero_point.view(column)
+        scale = form.scale.float().expand(len(weight))
+        bias = module.layer._parameters["bias"]
+        if bias is not None:
+            # A channel of tiny weights under a large bias gets a coarser scale, so that the bias fits 32 bits.
+            least = bias.detach().abs() / (module.input_range.scale * LARGEST_BIAS)
+            coarse = torch.maximum(scale, least)
+            codes = codes * (scale / coarse).view(column)
+            scale = coarse
+        self.layer = _without(module.layer, "weight")
+        self.register_buffer("codes", codes.round().to(torch.int8))
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("zero", torch.zeros_like(scale, dtype=torch.int8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        stored = (self.codes, self.scale, self.zero)
+        weight = symbolic("DequantizeLinear", stored, {"axis": 0}, dtype=torch.float32, shape=self.codes.shape)
+        if not isinstance(self.layer, nn.Linear) or inputs.dim() == 2:
+            return _call(self.layer, weight, inputs)
+        # The runtime has an integer kernel with a bias for matrices only.
+        outputs = _call(self.layer, weight, inputs.flatten(0, -2))  # (rows, out)
+        return outputs.view(*inputs.shape[:-1], outputs.shape[-1])
+
+
+class _RoundedLayer(nn.Module):
+    """A layer between two roundings to integers."""
+
+    def __init__(self, layer: nn.Module, before: ActivationRange, after: ActivationRange) -> None:
+        super().__init__()
+        self.before = _Rounding(before, cut_first=True)
+        self.layer = layer
+        self.after = _Rounding(after, cut_first=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.after(self.layer(self.before(inputs)))
+        return outputs
+
+
+class _Rounding(nn.Module):
+    """Rounds to 8 bits and back; fewer are 8 bits that are cut.
+
+    The cut lies on the side that is turned away from the layer, which else would lose its integer kernel.
+    """
+
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, span: ActivationRange, cut_first: bool) -> None:
+        super().__init__()
+        lowest, highest = ((code - span.zero_point) * span.scale for code in (0, span.largest_code))
+        self.cut = None if span.bits == 8 else (lowest, highest)
+        self.cut_first = cut_first
+        self.register_buffer("scale", torch.tensor(span.scale, dtype=torch.float32))
+        self.register_buffer("zero", torch.tensor(span.zero_point, dtype=torch.uint8))
+
+    def forward(self, values: Tensor) -> Tensor:
+        pair = (self.scale, self.zero)
+        if self.cut and self.cut_first:
+            values = values.clamp(*self.cut)
+        codes = symbolic("QuantizeLinear", (values, *pair), dtype=torch.uint8, shape=values.shape)
+        values = symbolic("DequantizeLinear", (codes, *pair), dtype=torch.float32, shape=values.shape)
+        return values.clamp(*self.cut) if self.cut and not self.cut_first else values
+
+
+def _coding(form: WeightFormat, weight: Tensor) -> tuple[str, tuple[Tensor, ...]]:
+    """Returns the place-holder that decodes a format, and what it needs beside the symbols."""
+    if isinstance(form, UniformFormat):
+        return "Scale", (form.zero_point, form.scale)
+    if isinstance(form, GroupedFormat):
+        return "ScaleGroups", (form.zero_point, form.scale)
+    if isinstance(form, LevelFormat):
+        return ("Levels", (form.levels, form.scale)) if form.bits <= 8 else ("Halves", (form.scale,))
+    return "Look", (_table(form, weight),)
+
+
+def _halves(form: WeightFormat, symbols: Tensor) -> Tensor:
+    """Returns weights before scaling as fp16 or bf16, whichever holds all of them exactly."""
+    assert isinstance(form, LevelFormat), f"the runtime cannot store symbols of {form.bits} bits"
+    values = form.levels[symbols]
+    half = values.half()
+    return half if torch.equal(half.float(), values) else values.bfloat16()
+
+
+def _table(form: WeightFormat, weight: Tensor) -> Tensor:
+    """Returns the value of each symbol in each output channel, `(out, 2**bits)`."""
+    probe = torch.zeros((weight.shape[0],) + (1,) * (weight.dim() - 1), dtype=torch.int64)
+    return torch.cat([form.decode(probe + symbol).flatten(1) for symbol in range(2**form.bits)], 1)
+
+
+def _without(layer: nn.Module, name: str) -> nn.Module:
+    """Returns a copy of `layer` in which the parameter `name` is missing."""
+    new = copy.copy(layer)
+    new._parameters = {**layer._parameters, name: None}
+    return new
+
+
+def _call(layer: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
+    outputs: Tensor = torch.func.functional_call(layer, {"weight": weight}, (inputs,))
+    return outputs

@@ -1,0 +1,38 @@
+"""Random factors that make a few price tables act like many, and estimates act like estimates."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from plywise.env.prices.price_stack import NUM_METRICS
+from plywise.env.prices.prices import Ints
+from plywise.env.score.score import Array
+from plywise.env.score.uncertainty import COUNTING, LAYER, NETWORK
+from plywise.env.walk.walk import Walks
+
+
+@dataclass(frozen=True)
+class Randomisation:
+    """Lognormal factors of one episode; all default to none.
+
+    Attributes:
+        noise: error of the estimates. The true drop, which only the final score knows, is the estimate times factors
+            of spread NETWORK * noise for all layers and LAYER * noise for each, plus what counting a few hundred
+            images adds: a drop of d points is seen with a spread of COUNTING * sqrt(d) * noise points.
+        jitter: variety of networks. Drops and costs of each layer, shown and true, are multiplied by factors of
+            spread 0.5 * jitter and 0.3 * jitter.
+    """
+
+    noise: float = 0.0
+    jitter: float = 0.0
+
+    def place(self, walks: Walks, rows: Ints, table: Ints, generator: np.random.Generator) -> Array:
+        """Puts rows at the start of networks with factors of their own; returns what `Walks.place` does."""
+        shape = (len(rows), walks.stack.num_layers + 1)
+        network = generator.normal(0.0, NETWORK, (len(rows), 1))
+        truth = self.noise * (network + generator.normal(0.0, LAYER, shape))
+        drop = self.jitter * generator.normal(0.0, 0.5, shape)
+        cost = self.jitter * generator.normal(0.0, 0.3, (*shape, NUM_METRICS))
+        luck = self.noise * COUNTING * generator.normal(size=len(rows))
+        drops, truths, costs = (np.exp(exponent, dtype=np.float32) for exponent in (drop, truth, cost))
+        return walks.place(rows, table, drops, truths, costs, luck)

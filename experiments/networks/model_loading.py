@@ -1,0 +1,235 @@
+"""A trained network from the zoo, or from a user's own factory and file of weights."""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from plywise.compressors.errors import ModelError
+from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.networks.zoo import trained, untrained, zoo_entry
+
+NAMED_AT_MOST = 5
+
+STEADY = 1e-4
+"""Of the largest logit: how far two runs on the same images may lie apart."""
+ALONE = 1e-3
+"""Likewise: how far an image's logits alone may lie from those in a batch, whose sums run in another order."""
+
+
+def load_model(spec: str, weights: str | Path | None = None, dataset: Dataset | None = None) -> nn.Module:
+    """Loads a trained network in eval mode.
+
+    Args:
+        spec: `NAME` or `zoo:NAME` of the zoo; `package.module:factory` or `path/to/file.py:factory`, where the
+            factory takes no arguments and returns an `nn.Module`. A factory is the user's code and is run.
+        weights: a state dict, `.safetensors` or a torch file of tensors only; no code in it is run. Without it, a
+            digits network is trained on the spot and a factory's network is taken as it is.
+        dataset: what the network must run on; also what a digits network is trained on, else the digits.
+
+    Raises:
+        ConfigurationError: the zoo has no network of this name.
+        ModelError: the network cannot be built, its weights do not fit or are not finite, or it does not run.
+    """
+    kind, colon, name = spec.rpartition(":")
+    in_zoo = not colon or kind == "zoo"
+    model = _from_zoo(name, weights, dataset) if in_zoo else _from_factory(spec, kind, name)
+    if weights is not None:
+        load_weights(model, Path(weights).expanduser())
+    check_usable(model, spec)
+    model.eval()
+    if dataset is not None:
+        check_runs(model, dataset)
+    return model
+
+
+def check_runs(model: nn.Module, dataset: Dataset) -> None:
+    """Runs a network on two training images: twice together, then one by one.
+
+    Raises:
+        ModelError: as `check_fits`, or the logits of an image are not always the same.
+    """
+    logits = check_fits(model, dataset)
+    again = check_fits(model, dataset)
+    if _apart(again, logits) > STEADY:
+        raise ModelError(
+            f"the network gives other logits when it runs on the same images again (by {_apart(again, logits):.2g} of "
+            "the largest); nothing in it may be random in eval mode: call .eval() and not .train(), write "
+            "F.dropout(..., training=self.training), and draw no random numbers in forward"
+        )
+    with torch.inference_mode():
+        try:
+            alone = torch.cat([model(dataset.train.inputs(index, index + 1)).reshape(1, -1) for index in range(2)])
+        except Exception:  # networks that want a batch can be compressed all the same
+            return
+    if alone.shape != logits.shape or _apart(alone, logits) > ALONE:
+        raise ModelError(
+            "the network gives other logits for an image alone than for the same image in a batch of two; each must "
+            "depend on its own image: do not mix images of a batch (no mean over axis 0, no BatchNorm with "
+            "track_running_stats=False)"
+        )
+
+
+def check_fits(model: nn.Module, dataset: Dataset) -> Tensor:
+    """Runs a network on two training images and returns its logits `(2, classes)`.
+
+    Raises:
+        ModelError: the forward pass fails, or its result is not finite logits `(2, classes)`.
+    """
+    given = f"images {dataset.input_shape} of the dataset {dataset.name!r}"
+    try:
+        with torch.inference_mode():
+            logits = model(dataset.train.inputs(0, 2))
+    except Exception as error:  # whatever a user's network may raise
+        raise ModelError(f"the network fails on {given}: {error}; choose a network and a dataset that fit") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, dataset.num_classes):
+        got = tuple(logits.shape[1:]) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(
+            f"the network gives {got} for each of the {given}; it must give one tensor of "
+            f"{dataset.num_classes} logits, one for each class"
+        )
+    if not logits.isfinite().all():
+        raise ModelError(f"the network gives NaN or infinite logits on {given}; its weights or its inputs are wrong")
+    return logits
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference, as a share of the largest number that is expected."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a state dict into a network.
+
+    Raises:
+        ModelError: the file is missing, empty, damaged or holds more than tensors, or does not fit the network.
+    """
+    state = read_state_dict(path)
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in expected]
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    complaints = [f"{kind}: {_few(names)}" for kind, names in kinds.items() if names]
+    if complaints:
+        raise ModelError(f"{path} does not fit the network; {'; '.join(complaints)}")
+    model.load_state_dict(state, strict=False)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Reads tensors by name and runs no code.
+
+    Raises:
+        ModelError: the file is missing, empty, damaged or holds more than tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"the file of weights {path} does not exist; give a .safetensors or a torch file")
+    if path.stat().st_size == 0:
+        raise ModelError(f"the file of weights {path} is empty; save the weights again")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ModelError(f"the file of weights {path} is damaged or no safetensors file ({error})") from error
+    except Exception as error:  # the unpickler may raise anything on bytes that are no pickle
+        # Its own words stay out: they advise to run the code in the file.
+        raise ModelError(
+            f"the file of weights {path} is damaged or holds more than tensors; "
+            "save model.state_dict() or use safetensors"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ModelError(f"{path} does not map names to tensors; save model.state_dict()")
+    return dict(state)
+
+
+def check_usable(model: nn.Module, origin: str) -> None:
+    """Raises ModelError unless all weights lie in memory, in 32 bits and finite."""
+    state = model.state_dict()
+    elsewhere = [name for name, tensor in state.items() if tensor.device.type != "cpu"]
+    if elsewhere:
+        raise ModelError(
+            f"{origin} has {_few(elsewhere)} on the device {state[elsewhere[0]].device.type!r}; "
+            "build it on the cpu, with values"
+        )
+    types = {name: value.dtype for name, value in model.named_parameters() if value.is_floating_point()}
+    other = [name for name, dtype in types.items() if dtype != torch.float32]
+    if other:
+        raise ModelError(f"the weights of {origin} are of type {types[other[0]]} in {_few(other)}; call .float() on it")
+    check_finite(state, origin)
+
+
+def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
+    """Raises ModelError where a tensor holds NaN or infinite values, and names it."""
+    bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if bad:
+        raise ModelError(
+            f"the weights of {origin} hold NaN or infinite values in {_few(bad)}; train or save them again"
+        )
+
+
+def _from_zoo(name: str, weights: str | Path | None, dataset: Dataset | None) -> nn.Module:
+    entry = zoo_entry(name)
+    if weights is not None:
+        return untrained(name)
+    if entry.training is None:
+        raise ModelError(f"network {name!r} needs weights for {entry.dataset}; give their file with --weights")
+    return trained(name, dataset or load_dataset("digits"))
+
+
+def _from_factory(spec: str, location: str, name: str) -> nn.Module:
+    module = _import(location)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ModelError(f"{location} has no function {name!r}; it has {_few(known) or 'no function at all'}")
+    try:
+        model = factory()
+    except (Exception, SystemExit) as error:  # whatever a user's factory may raise
+        raise ModelError(f"{spec}() failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{spec}() returned a {type(model).__name__}; it must return a torch.nn.Module")
+    lazy = [name for name, value in model.state_dict(keep_vars=True).items() if is_lazy(value)]
+    if lazy:
+        raise ModelError(f"{spec}() leaves the shape of {_few(lazy)} open; run it once on an input before returning it")
+    return model
+
+
+def _import(location: str) -> ModuleType:
+    try:
+        if not location.endswith(".py"):
+            return importlib.import_module(location)
+        path = Path(location).expanduser()
+        if not path.is_file():
+            raise ModelError(f"{location} does not exist; write 'path/to/file.py:factory'")
+        module_spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert module_spec is not None
+        assert module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        return module
+    except ModelError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        raise ModelError(
+            f"{location} cannot be imported: {type(error).__name__}: {error}; write 'NAME' of the zoo, "
+            "'package.module:factory' or 'path/to/file.py:factory'"
+        ) from error
+
+
+def _few(names: list[Any]) -> str:
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(map(str, names[:NAMED_AT_MOST])) + more

@@ -1,0 +1,183 @@
+"""The zoo: small networks that are trained on the spot on the digits, and well-known ones that need weights."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError, ModelError, unknown_name
+from plywise.env.storage.cache import cache_folder
+from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.data.tensor_file import read_tensors, write_tensors
+from plywise.experiments.networks.densenet import DenseNet
+from plywise.experiments.networks.lenet import DigitsLeNet, LeNet5
+from plywise.experiments.networks.mlp import mlp
+from plywise.experiments.networks.mobilenet import MobileNetV2, SeparableNet
+from plywise.experiments.networks.resnet import BasicBlock, OptionABlock, ResNet, cifar_resnet
+from plywise.experiments.networks.training import TrainingSettings, fit, reproducible
+from plywise.experiments.networks.vgg import POOL, VGG, VGG16_WIDTHS, AllConvolutional
+from plywise.experiments.networks.vision_transformer import VisionTransformer
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One network of the zoo.
+
+    Attributes:
+        family: kind of architecture.
+        dataset: spec, or for data with a path the name, of the dataset that it is for.
+        description: one line for the listing.
+        network: builds it with random weights, for ten classes.
+        training: how it is trained on the spot; None where it needs a file of weights.
+    """
+
+    family: str
+    dataset: str
+    description: str
+    network: Callable[[], nn.Module]
+    training: TrainingSettings | None = None
+
+
+def _digits(
+    family: str, description: str, network: Callable[[], nn.Module], training: TrainingSettings | None = None
+) -> ZooEntry:
+    return ZooEntry(family, "digits", description, network, training or TrainingSettings())
+
+
+def _resnet(depth: int) -> ZooEntry:
+    description = f"ResNet-{depth} for CIFAR-10, parameter-free shortcuts"
+    return ZooEntry("resnet", "cifar10", description, partial(cifar_resnet, depth))
+
+
+MOBILENET_STAGES = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 40, 2, 2))
+SEPARABLE_BLOCKS = ((64, 1), (128, 2), (128, 1), (192, 1))
+VGG_WIDTHS = (16, 16, POOL, 32, 32, POOL, 64, 64)
+
+ZOO: dict[str, ZooEntry] = {
+    "digits-mlp": _digits(
+        "mlp",
+        "linear layers 64-384-192-10",
+        partial(mlp, (64, 384, 192, 10)),
+        TrainingSettings(epochs=80, learning_rate=3e-3),
+    ),
+    "digits-lenet": _digits(
+        "lenet",
+        "5x5 convolutions, pooling, three linear layers",
+        DigitsLeNet,
+        TrainingSettings(epochs=30, learning_rate=5e-3),
+    ),
+    "digits-vgg": _digits("vgg", "3x3 convolutions, BatchNorm, pooling", partial(VGG, VGG_WIDTHS, 1, 256)),
+    "digits-plain": _digits("plain", "only convolutions; strides for pooling", AllConvolutional),
+    "digits-resnet": _digits(
+        "resnet", "identity and 1x1 shortcuts", partial(ResNet, BasicBlock, (1, 1, 1), (16, 32, 64), 1)
+    ),
+    "digits-resnet-a": _digits(
+        "resnet", "parameter-free shortcuts", partial(ResNet, OptionABlock, (2, 1, 1), (12, 24, 48), 1)
+    ),
+    "digits-mobilenet": _digits(
+        "mobilenet",
+        "inverted residuals, ReLU6",
+        partial(MobileNetV2, MOBILENET_STAGES, 16, 128, 1),
+        TrainingSettings(epochs=18),
+    ),
+    "digits-separable": _digits(
+        "separable",
+        "depthwise and 1x1 convolutions",
+        partial(SeparableNet, SEPARABLE_BLOCKS, 32),
+        TrainingSettings(weight_decay=0.05),
+    ),
+    "digits-densenet": _digits("densenet", "concatenated layers, BatchNorm-ReLU-convolution", DenseNet),
+    "digits-vit": _digits(
+        "transformer",
+        "2 blocks of width 64, class token",
+        partial(VisionTransformer, 64, 2, 4, 128, class_token=True),
+        TrainingSettings(epochs=30, learning_rate=5e-3),
+    ),
+    "digits-vit-mean": _digits(
+        "transformer",
+        "2 blocks of width 48, mean of the tokens",
+        partial(VisionTransformer, 48, 2, 4, 192, class_token=False),
+        TrainingSettings(epochs=25, learning_rate=5e-3),
+    ),
+    "lenet-300-100": ZooEntry("mlp", "mnist", "linear layers 784-300-100-10", partial(mlp, (784, 300, 100, 10))),
+    "lenet-5": ZooEntry("lenet", "mnist", "LeNet-5 with 20 and 50 channels", LeNet5),
+    **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    "vgg16-bn": ZooEntry("vgg", "cifar10", "VGG-16 with BatchNorm", partial(VGG, VGG16_WIDTHS, 3, 512)),
+    "mobilenet-v2": ZooEntry("mobilenet", "cifar10", "MobileNet-V2 for 32x32 images", MobileNetV2),
+}
+
+
+def zoo_entry(name: str) -> ZooEntry:
+    """Returns a network's entry; raises ConfigurationError with the nearest names on an unknown one."""
+    if name.endswith(".py"):
+        raise ConfigurationError(
+            f"{name!r} is a file: write '{name}:FUNCTION' with the function that returns the network"
+        )
+    if name not in ZOO:
+        raise unknown_name("network", name, ZOO)
+    return ZOO[name]
+
+
+def untrained(name: str, seed: int = 0) -> nn.Module:
+    """Builds a network of the zoo with random weights drawn from `seed`; the global generator is left alone."""
+    entry = zoo_entry(name)
+    with reproducible(seed):
+        return entry.network()
+
+
+def trained(name: str, dataset: Dataset) -> nn.Module:
+    """Returns a network in eval mode, trained on the dataset's training split now or in an earlier run.
+
+    Args:
+        name: of a network that is trained on the spot.
+        dataset: what to train on, usually `load_dataset("digits")`.
+
+    Raises:
+        ModelError: the network needs a file of weights, or the dataset has other images or classes.
+        ConfigurationError: no network has this name.
+    """
+    settings = trainable(name, dataset)
+    network = untrained(name, settings.seed)
+    cached = cache_folder("zoo") / f"{name}-{_training_key(network, settings, dataset)}.safetensors"
+    weights = read_tensors(cached)
+    if weights is None:
+        with reproducible(settings.seed):
+            fit(network, dataset.train, settings, f"Training {name}")
+        write_tensors(cached, network.state_dict())
+    else:
+        network.load_state_dict(weights)
+    return network.eval()
+
+
+def trainable(name: str, dataset: Dataset) -> TrainingSettings:
+    """Returns how a network is trained on the spot; raises as `trained` does."""
+    entry = zoo_entry(name)
+    if entry.training is None:
+        raise ModelError(
+            f"network {name!r} is not trained on the spot: give a file of weights with --weights, or choose one of "
+            f"{', '.join(sorted(name for name, entry in ZOO.items() if entry.training))}"
+        )
+    if dataset.input_shape != (1, 8, 8) or dataset.num_classes != 10:
+        raise ModelError(
+            f"network {name!r} is for the digits, images (1, 8, 8) of 10 classes; the dataset {dataset.name!r} has "
+            f"{dataset.input_shape} and {dataset.num_classes}"
+        )
+    return entry.training
+
+
+def _training_key(network: nn.Module, settings: TrainingSettings, dataset: Dataset) -> str:
+    digest = hashlib.sha256(f"{network}{settings}{torch.__version__}".encode())
+    # What a forward pass or the training loop does is in their source only.
+    for code in (type(network), fit):
+        module = inspect.getmodule(code)
+        assert module is not None
+        digest.update(inspect.getsource(module).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+    for images in (dataset.train.images, dataset.train.labels):
+        digest.update(images.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,20 @@
+"""All tables under `experiments/results`, one after the other: `make bench`.
+
+Those that need ResNet-20 and its images are run one by one: `technique_table`, `order_study`, `score_study`,
+`recovery_study` and `fidelity_study`.
+"""
+
+from plywise.experiments.studies import agent_study, gating_study, latency_study, speed_study, technique_table
+
+
+def main() -> None:
+    """Runs the studies."""
+    speed_study.main()
+    gating_study.main()
+    latency_study.main()
+    technique_table.digits()
+    agent_study.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the file and renames; on a full disk or an interruption nothing is left behind.
+    """Writes alongside the file and renames; on a full disk or an interruption nothing is left behind.
 
     Raises:
         OSError: the folder is missing, not writable or full; an older file of this name is still there.

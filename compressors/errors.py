@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class PlywiseError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and fix."""
 
 
 class ConfigurationError(PlywiseError):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from plywise.env.prices.prices import PriceTable
 from plywise.env.score.demand import Demand
-from plywise.env.score.early_stopping import Look
+from plywise.env.score.early_stopping import InterimResult
 from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.score.score import Outcome, judge, score_of
 from plywise.env.subject import Subject
@@ -52,13 +52,13 @@ class ExactEvaluator:
         """Returns the outcome of a plan, one slot of the table per layer."""
         ratios = self._estimator.estimate(self._estimator.check(actions))[0][0]
 
-        def hopeless(look: Look) -> bool:
+        def hopeless(look: InterimResult) -> bool:
             most = score_of(self.demand, CHEAPER * ratios, self.subject.accuracy - look.most_accuracy)
             return self._early and most < self._best
 
         found = self.subject.race(self.subject.plan(actions), hopeless)
         self.evaluations += 1
-        if isinstance(found, Look):
+        if isinstance(found, InterimResult):
             self.stopped += 1
             return replace(self._estimator.outcome(self.demand, ratios, found.drop), seen=found.seen)
         outcome = judge(self.demand, self.table.original, found.cost, self.subject.accuracy - found.accuracy)

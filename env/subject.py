@@ -35,7 +35,7 @@ from plywise.env.prices.prices import PriceTable
 from plywise.env.prices.pricing import Pricer
 from plywise.env.prices.sensitivity import ProbeSamples, Sensitivity, divergence
 from plywise.env.prices.survey import Survey, surveyed
-from plywise.env.score.early_stopping import EarlyStopping, Hopeless, Look
+from plywise.env.score.early_stopping import EarlyStopping, Hopeless, InterimResult
 from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.result_store import ResultStore
 
@@ -148,9 +148,9 @@ class Subject:
         steps = surveyed(Survey(pricer, probed, self.store, self.key))
         looked_at = self._track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers))
         found = {each.layer: each.sensitivity for each in looked_at}
-        points, bytes_beside = self._tried(pricer, found)
+        points, bytes_outside = self._tried(pricer, found)
         chance = 100.0 / self._original.shape[1]
-        table = pricer.price(found, points, bytes_beside, self.accuracy, min(chance, self.accuracy))
+        table = pricer.price(found, points, bytes_outside, self.accuracy, min(chance, self.accuracy))
         save_prices(table, path)
         return table
 
@@ -188,7 +188,7 @@ class Subject:
         assert isinstance(found, Measured)
         return found
 
-    def race(self, plan: Plan, hopeless: Hopeless) -> Measured | Look:
+    def race(self, plan: Plan, hopeless: Hopeless) -> Measured | InterimResult:
         """Does what `measure` does, but stops at the first look at which the plan is hopeless, and returns that look.
 
         All looks are kept, so it makes no difference to what is returned who has looked at the plan before.
@@ -196,7 +196,7 @@ class Subject:
         recipes = (f"{layer}={recipe}" for layer, recipe in plan.items())
         name = f"{self.key}/built/{_digest(*self._measures, *recipes)}"
         found: dict[str, Any] = self.store.get(name) or {"looks": []}
-        stopped = next((look for look in (Look(*each) for each in found["looks"]) if hopeless(look)), None)
+        stopped = next((look for look in (InterimResult(*each) for each in found["looks"]) if hopeless(look)), None)
         if stopped is None and "cost" not in found:
             stopping = EarlyStopping(self.validation.labels, self._original, hopeless)
             stitched, logits = self._scorer.run(plan, enough=stopping)
@@ -236,19 +236,19 @@ class Subject:
 
         Returns:
             Points of accuracy that a nat of summed single-layer divergence costs: the ratio of sums, so that plans of
-            a point or more count for most; it includes how layers interact. And the file's bytes beside the layers, the
-            most that were seen: normalisations that stand alone shrink where channels are cut.
+            a point or more count for most; it includes how layers interact. And the file's bytes outside the layers,
+            the most that were seen: normalisations that stand alone shrink where channels are cut.
         """
-        nats, points, beside = 1.0 / USUAL_POINTS_PER_NAT, 1.0, []
+        nats, points, alongside = 1.0 / USUAL_POINTS_PER_NAT, 1.0, []
         trials = _trial_plans(self.network, pricer, found)
         for plan, expected in self._track(trials, f"{self.network.name}: trial plans", len(trials)):
-            accuracy, bytes_beside = self._trial(plan)
+            accuracy, bytes_outside = self._trial(plan)
             drop = self.accuracy - accuracy
-            beside.append(bytes_beside)
+            alongside.append(bytes_outside)
             if 0.0 <= drop <= 15.0:
                 nats += expected
                 points += drop
-        return points / nats, max(beside)
+        return points / nats, max(alongside)
 
     def _trial(self, plan: Plan) -> tuple[float, float]:
         """Returns the accuracy of a plan and the bytes of its file that no layer accounts for; no plan twice."""

@@ -48,7 +48,7 @@ def compress_model(
     plan: Path | None = None,
     weights: Path | None = None,
     demand: Demand | None = None,
-    walks: int = 4,
+    evaluations: int = 4,
     seed: int = 0,
     recovery: RecoverySettings | None = None,
     device: str | None = None,
@@ -65,14 +65,14 @@ def compress_model(
         plan: a plan or a scheme to apply instead of searching.
         weights: a state dict for the network.
         demand: what is wanted.
-        walks: how many plans are scored exactly, at most.
+        evaluations: how many plans are scored exactly, at most.
         seed: of every random choice.
         recovery: how the compressed network is fine-tuned, None for not at all.
         device: where the network will run, as for `open_device`; this machine where None.
         repair: of compressed networks; less than all of it is for comparison.
 
     Raises:
-        PlywiseError: on anything that the user can mend, before anything is computed where possible.
+        PlywiseError: on anything that the user can fix, before anything is computed where possible.
     """
     started = time.perf_counter()
     demand = demand or Demand()
@@ -82,9 +82,9 @@ def compress_model(
             f"model is a {type(model).__name__} and must be a text: 'zoo:NAME', 'package.module:function' or "
             "'file.py:function', where the function returns the network; '__main__:function' is one of your own script"
         )
-    if not isinstance(walks, Integral) or walks < 1:
+    if not isinstance(evaluations, Integral) or evaluations < 1:
         raise ConfigurationError(
-            f"walks={walks!r} must be at least 1, a whole number: no plan can be chosen without scoring one"
+            f"evaluations={evaluations!r} must be at least 1, a whole number: no plan can be chosen without scoring one"
         )
     check_folder(out)
     given = None if plan is None else read_plan(plan, agent, method)
@@ -105,7 +105,7 @@ def compress_model(
             refused = {}
             check_demand(subject.table, demand)
             evaluator = ExactEvaluator(subject, demand)
-            result = searcher.search(evaluator, walks, seed)
+            result = searcher.search(evaluator, evaluations, seed)
             chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
         origin = Origin(
             model=model,
@@ -217,7 +217,7 @@ def show_report(report: Report, console: Console | None = None) -> None:
     blocks = [report[name] for name in ("original", "uniform_int8", "compressed")]
     for heading in ("original", "uniform int8", "compressed", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, key, form in (
+    for name, key, fmt in (
         ("accuracy, %", "accuracy", ".2f"),
         ("weights.safetensors, bytes", "storage_bytes", ",d"),
         ("model.onnx, bytes", "onnx_bytes", ",d"),
@@ -230,7 +230,7 @@ def show_report(report: Report, console: Console | None = None) -> None:
         if key not in blocks[0]:  # only devices that are not this machine have a latency of their own
             continue
         share = "" if key == "accuracy" else f"{blocks[2][key] / blocks[0][key]:.3f}"
-        table.add_row(name, *(format(block[key], form) for block in blocks), share)
+        table.add_row(name, *(format(block[key], fmt) for block in blocks), share)
     console = console or Console()
     console.print(table)
     if "device_latency_source" in blocks[2]:
@@ -259,8 +259,8 @@ def _choices(report: Report) -> str:
 
 def _memory(report: Report) -> str:
     needed, there = report["compressed"]["memory_needed_bytes"], report["device"]["memory_bytes"]
-    mend = "give a lower --max-latency (fewer channels, 8-bit activations) or take a device with more memory"
-    return f"it needs at least {needed:,} bytes while it runs, and there are {there:,}; {mend}"
+    fix = "give a lower --max-latency (fewer channels, 8-bit activations) or take a device with more memory"
+    return f"it needs at least {needed:,} bytes while it runs, and there are {there:,}; {fix}"
 
 
 def _verdict(report: Report) -> str:

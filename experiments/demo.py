@@ -69,7 +69,7 @@ def pricing_beside(networks: list[str]) -> Iterator[None]:
 
 def _prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore", RoughLatencyWarning)  # the agent learns beside, which keeps the machine busy
+    warnings.simplefilter("ignore", RoughLatencyWarning)  # the agent learns alongside, which keeps the machine busy
     torch.set_num_threads(1)
 
 

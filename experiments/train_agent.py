@@ -117,7 +117,7 @@ def train_agent(
         memory: GiB that all processes together may keep while they price; a quarter of the machine's where None.
 
     Raises:
-        PlywiseError: on anything that the user can mend.
+        PlywiseError: on anything that the user can fix.
     """
     settings = settings or PPOSettings()
     check_seed(settings.seed)

@@ -24,7 +24,7 @@ def compress(
     method: str | None = None,
     plan: str | Path | None = None,
     weights: str | Path | None = None,
-    walks: int = 4,
+    evaluations: int = 4,
     seed: int = 0,
     recover: str | None = None,
     epochs: int | None = None,
@@ -46,7 +46,7 @@ def compress(
         method: who searches where no agent is given, such as `knapsack`.
         plan: a plan to apply instead of searching, or a scheme: recipes by name pattern or type.
         weights: a state dict.
-        walks: plans that are scored exactly, at most.
+        evaluations: plans that are scored exactly, at most.
         seed: of every random choice.
         recover: `finetune` or `distill` (the original as the teacher) trains the compressed network on.
         epochs: passes of that over the training images, 3 where None.
@@ -62,7 +62,7 @@ def compress(
         demand: fields of `plywise.env.score.demand.Demand`, such as `max_storage=0.15`.
 
     Raises:
-        PlywiseError: on anything that can be mended; the message says how.
+        PlywiseError: on anything that can be fixed; the message says how.
     """
     from plywise.env.bank.repair import make_repair
     from plywise.env.recovery.recovery_settings import make_recovery
@@ -81,7 +81,7 @@ def compress(
         None if plan is None else Path(plan),
         None if weights is None else Path(weights),
         make_demand(demand),
-        walks,
+        evaluations,
         seed,
         make_recovery(recover, epochs, incremental, gradients, kinds, seed),
         None if device is None else str(device),

@@ -77,7 +77,7 @@ def compress(
     storage_weight: float = 0.25,
     latency_weight: float = 0.25,
     energy_weight: float = 0.0,
-    walks: int = 4,
+    evaluations: int = 4,
     seed: int = 0,
     recover: str | None = None,
     epochs: int | None = None,
@@ -108,7 +108,7 @@ def compress(
         storage_weight: what 2.72 times fewer bytes are worth
         latency_weight: what 2.72 times less latency is worth
         energy_weight: what 2.72 times less energy is worth
-        walks: plans that are scored exactly, at most
+        evaluations: plans that are scored exactly, at most
         seed: of every random choice
         recover: finetune, or distill with the original as the teacher, trains the compressed network on
         epochs: passes of that over the training images; 3 where not given
@@ -135,7 +135,7 @@ def compress(
     recovery = make_recovery(recover, epochs, incremental, gradients, _names(gradients_of), seed)
     repaired = make_repair(_names(repair))
     report = compress_model(
-        model, data, out, agent, method, plan, weights, demand, walks, seed, recovery, device, repaired
+        model, data, out, agent, method, plan, weights, demand, evaluations, seed, recovery, device, repaired
     )
     show_report(report)
     print(f"written to {out}")

@@ -191,7 +191,7 @@ def refused(capsys):
     [
         (["compres"], "unknown command compres. Did you mean compress?"),
         (["compress"], "missing: --model, --data, --out ('plywise compress --help'"),
-        ([*command("compress", KNAPSACK), "--walks", "x"], "--walks takes a whole number, not 'x'"),
+        ([*command("compress", KNAPSACK), "--evaluations", "x"], "--evaluations takes a whole number, not 'x'"),
         ([*command("compress", KNAPSACK), "--max-storage", "0,15"], "--max-storage takes a number or null, not '0,15'"),
         ([*command("compress", KNAPSACK), "--max-strage", "1"], "unknown option --max-strage. Did you mean --max-stor"),
         (
@@ -253,7 +253,7 @@ def cheap(monkeypatch):
         ({"--plan": "nowhere.yaml"}, "nowhere.yaml does not exist"),
         ({"--plan": "."}, ". is a folder, not a plan; give a plan.yaml"),
         ({"--plan": "net.py"}, "net.py cannot be read as a plan"),
-        ({"--method": "knapsack", "--walks": "0"}, "walks=0 must be at least 1"),
+        ({"--method": "knapsack", "--evaluations": "0"}, "evaluations=0 must be at least 1"),
         ({"--method": "knapsack", "--seed": "-1"}, "seed=-1 must lie between 0 and"),
         ({"--method": "knapsack", "--seed": "9999999999"}, "seed=9999999999 must lie between 0 and"),
         ({"--method": "knapsack", "--max-storage": "1.5"}, "max_storage=1.5 must be a share of the original's"),
@@ -624,7 +624,7 @@ def test_the_python_front_door_gives_the_same(done, place):
         ({"max_storage": "0.15"}, "max_storage='0.15' must be a number or None"),
         ({"accuracy_weight": None}, "accuracy_weight=None must be a number$"),
         ({"memory": 1e9}, r"memory=1e\+09 GiB must be above 0"),
-        ({"walks": "4"}, "walks='4' must be at least 1, a whole number"),
+        ({"evaluations": "4"}, "evaluations='4' must be at least 1, a whole number"),
         ({"seed": 0.5}, r"seed=0\.5 must lie between 0 and .*, a whole number"),
         ({"recover": "distill", "epochs": "3"}, "epochs='3' must be at least 1, a whole number"),
         ({"recover": "distill", "gradients": "minifloat", "gradients_of": "weight"}, "kind of gradient 'weight'"),
@@ -722,7 +722,7 @@ def test_a_full_disk(place, refused, monkeypatch):
 @pytest.fixture
 def new_plan():
     """A command that has something to keep: a plan that nobody has scored yet."""
-    return command("compress", {**FREE, "--method": "random", "--walks": "1", "--seed": "77"})
+    return command("compress", {**FREE, "--method": "random", "--evaluations": "1", "--seed": "77"})
 
 
 @pytest.mark.usefixtures("place")
@@ -785,8 +785,8 @@ def test_runs_at_the_same_time_share_a_cache(tmp_path):
 
 @pytest.mark.usefixtures("place")
 def test_debug_shows_the_traceback():
-    with pytest.raises(ConfigurationError, match="walks=0"):
-        main([*command("compress", KNAPSACK), "--walks", "0", "--debug"])
+    with pytest.raises(ConfigurationError, match="evaluations=0"):
+        main([*command("compress", KNAPSACK), "--evaluations", "0", "--debug"])
 
 
 def test_a_path_that_is_not_there_is_not_said_to_be_gone_on_from(refused, monkeypatch):

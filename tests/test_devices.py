@@ -146,7 +146,7 @@ def test_a_card_that_is_not_there_is_said(monkeypatch) -> None:
 
 
 def test_a_card_runs_all_that_is_timed(monkeypatch, tmp_path) -> None:
-    """With the processor in the card's place, for want of one."""
+    """With the processor in the card's place, without one."""
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(target_program, "graphics_card", lambda: "H200, 570.1")

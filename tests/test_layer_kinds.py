@@ -1,4 +1,4 @@
-"""Transposed convolutions, embeddings and torch's attention: their closed forms, and whole networks made of them."""
+"""Transposed convolutions, embeddings and torch's attention: their closed fmts, and whole networks made of them."""
 
 from functools import cache
 

@@ -73,7 +73,7 @@ def hollow():
         return good()
 
 def failing():
-    raise RuntimeError("no such luck")
+    raise RuntimeError("no such counting_noise")
 
 def leaving():
     raise SystemExit(5)
@@ -155,7 +155,7 @@ def test_a_file_without_its_function():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("failing", "failed: RuntimeError: no such luck"),
+        ("failing", "failed: RuntimeError: no such counting_noise"),
         ("leaving", "failed: SystemExit: 5"),
         ("demanding", "failed: TypeError"),
         ("wrong", "returned a dict"),

@@ -24,7 +24,7 @@ class Norms(nn.Module):
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.merged = nn.BatchNorm2d(8, affine=False)
         self.branched = nn.Conv2d(8, 8, 1)
-        self.beside = nn.BatchNorm2d(8)
+        self.alongside = nn.BatchNorm2d(8)
         self.after_relu = nn.BatchNorm2d(8)
         self.linear = nn.Linear(8, 6, bias=False)
         self.flat = nn.BatchNorm1d(6)
@@ -34,7 +34,7 @@ class Norms(nn.Module):
     def forward(self, inputs):
         out = self.merged(self.conv(inputs))
         out = self.branched(out)
-        out = self.beside(out) + out
+        out = self.alongside(out) + out
         out = self.after_relu(F.relu(out)).mean((2, 3))
         out = self.flat(self.linear(out))
         return self.head(self.after_sum(out + 1))
@@ -59,7 +59,7 @@ def test_only_norms_that_alone_read_a_layer_are_folded():
     folded = folded_of(build(Norms))
     kinds = {name: type(module).__name__ for name, module in folded.named_children()}
     assert kinds["merged"] == kinds["flat"] == "Identity"
-    assert kinds["beside"] == kinds["after_relu"] == "BatchNorm2d"
+    assert kinds["alongside"] == kinds["after_relu"] == "BatchNorm2d"
     assert kinds["after_sum"] == "BatchNorm1d"
     assert folded.linear.bias is not None
 

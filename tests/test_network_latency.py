@@ -5,8 +5,8 @@ from torch import nn
 
 from plywise.compressors.errors import ModelError
 from plywise.env.costs import network_latency
+from plywise.env.costs.graph_template import GraphTemplate
 from plywise.env.costs.latency import Latencies, LatencyTable
-from plywise.env.costs.mould import Mould
 from plywise.env.costs.network_latency import NetworkLatency, Overhead
 from plywise.env.costs.trial_graphs import random_plans, shapes_of
 from plywise.env.network.network import Network
@@ -19,7 +19,7 @@ def network(kind: type[nn.Module]) -> Network:
 
 
 def test_the_nearest_layer_is_the_last_one_that_reaches_it() -> None:
-    nearest = Mould(network(Residual)).nearest
+    nearest = GraphTemplate(network(Residual)).nearest
     assert nearest["stem"] is None
     assert nearest["a2"] == "a1"
     assert nearest["b1"] == "a2"
@@ -30,9 +30,9 @@ def test_the_nearest_layer_is_the_last_one_that_reaches_it() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_mould_runs_with_any_layers(kind: type[nn.Module], batch: int) -> None:
     found = network(kind)
-    mould = Mould(found, batch)
+    template = GraphTemplate(found, batch)
     for plan in random_plans(found, 8):
-        session = open_session(mould.filled(*shapes_of(found, plan)))
+        session = open_session(template.filled(*shapes_of(found, plan)))
         assert run_session(session, random_inputs(session, (batch, 3, 8, 8))).shape == (batch, 5)
 
 
@@ -65,7 +65,7 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
     whole = NetworkLatency(found, table)
     plans = [shapes_of(found, plan) for plan in random_plans(found, 10, seed=5)]
     expected = [share(whole, plan)[0] for plan in plans]
-    np.testing.assert_allclose(whole.foretold([chains for chains, _ in plans]), expected, rtol=1e-3)
+    np.testing.assert_allclose(whole.predicted([chains for chains, _ in plans]), expected, rtol=1e-3)
     assert whole.measured(*plans[0]) == pytest.approx(expected[0])
     monkeypatch.setattr(NetworkLatency, "_calibrated", None)
     assert NetworkLatency(found, table).overhead == whole.overhead
@@ -99,7 +99,7 @@ def test_what_cannot_be_timed_or_varies_much_is_said(tmp_path, monkeypatch: pyte
         assert whole.overhead.original == 1.0
     monkeypatch.setattr(network_latency, "relative_time", failing)
     with pytest.warns(UserWarning, match="whole cannot be timed: out of memory"):
-        assert whole.measured(found.operations) == pytest.approx(whole.foretold([found.operations])[0])
+        assert whole.measured(found.operations) == pytest.approx(whole.predicted([found.operations])[0])
 
 
 def test_calibration_is_not_that_of_another_forward(tmp_path) -> None:

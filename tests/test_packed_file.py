@@ -97,11 +97,11 @@ def assert_same(first, second):
     for key, tensor in ours.items():
         assert torch.equal(bits_of(tensor), bits_of(theirs[key])), key
     for name, module in left.items():
-        form, other = weight_format(module), weight_format(right[name])
-        assert (form is None) == (other is None)
-        if form is not None:
-            assert form.settings() == other.settings()
-            assert torch.equal(form.encode(weight_of(module)), other.encode(weight_of(right[name])))
+        fmt, other = weight_format(module), weight_format(right[name])
+        assert (fmt is None) == (other is None)
+        if fmt is not None:
+            assert fmt.settings() == other.settings()
+            assert torch.equal(fmt.encode(weight_of(module)), other.encode(weight_of(right[name])))
         if isinstance(module, StaticQuantized):
             assert (module.input_range, module.output_range) == (right[name].input_range, right[name].output_range)
 

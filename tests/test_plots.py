@@ -11,7 +11,7 @@ from plywise.experiments.workbench.results_page import Page
 
 def drawn(seed=0):
     x = np.random.default_rng(seed).random(7)
-    return against({"a net": [Points(x, 2 * x, x)], "b": [Points(x, x)]}, "scored", "foretold", equal=True)
+    return against({"a net": [Points(x, 2 * x, x)], "b": [Points(x, x)]}, "scored", "predicted", equal=True)
 
 
 def test_pictures_of_the_same_figures_are_the_same_file(tmp_path):
@@ -19,7 +19,7 @@ def test_pictures_of_the_same_figures_are_the_same_file(tmp_path):
         save(drawn(seed), tmp_path / name)
     one, two, other = ((tmp_path / name).read_text() for name in ("one", "two", "other"))
     assert one == two != other
-    assert all(f">{words}</text>" in one for words in ("a net", "b", "scored", "foretold"))
+    assert all(f">{words}</text>" in one for words in ("a net", "b", "scored", "predicted"))
 
 
 def test_each_panel_has_its_points_and_the_line_of_what_is_right():
@@ -45,8 +45,8 @@ def test_growth_shows_the_power_that_was_fitted():
 def test_pages_link_to_their_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(results_page, "FOLDER", tmp_path)
     page = Page("some_study", "command", 1.0)
-    page.figure(drawn(), "Scored [percent] against foretold:")
+    page.figure(drawn(), "Scored [percent] against predicted:")
     page.figure(drawn(1), "Again:")
     linked = re.findall(r"!\[(.*)\]\((.*)\)", page.write(Console(quiet=True)).read_text())
-    assert linked == [("Scored (percent) against foretold:", "some_study_1.svg"), ("Again:", "some_study_2.svg")]
+    assert linked == [("Scored (percent) against predicted:", "some_study_1.svg"), ("Again:", "some_study_2.svg")]
     assert all((tmp_path / file).stat().st_size > 1000 for _, file in linked)

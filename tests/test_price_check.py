@@ -1,4 +1,4 @@
-"""What a price table takes and how well it foretells bytes: made from nothing, and nothing left behind."""
+"""What a price table takes and how well it predicts bytes: made from nothing, and nothing left behind."""
 
 import os
 

@@ -140,12 +140,12 @@ def test_zeros_formats_and_ranges_survive(subject, data, tmp_path, settings):
     after = run.network.realise()
     assert distance(before, after) > 0
     for old, new in zip(leaves(before), leaves(after), strict=True):
-        form = weight_format(new)
-        assert type(form) is type(weight_format(old))
+        fmt = weight_format(new)
+        assert type(fmt) is type(weight_format(old))
         assert not torch.equal(new.weight, old.weight)
-        if form is not None:
-            assert form.bits == weight_format(old).bits
-            assert torch.equal(form.decode(form.encode(new.weight)), new.weight)
+        if fmt is not None:
+            assert fmt.bits == weight_format(old).bits
+            assert torch.equal(fmt.decode(fmt.encode(new.weight)), new.weight)
     for place, share in ((0, 0.5), (-1, 0.6)):
         zeros = leaves(after)[place].weight == 0
         assert bool(zeros[leaves(before)[place].weight == 0].all() if place else True)
@@ -207,9 +207,9 @@ def test_a_scale_for_all_channels_does_not_become_one_for_each(subject):
     """Only scales that the file has already are trained."""
     network = TrainableNetwork(subject.bank, plan_of(("identity", "uniform_quantization(bits=4)", "identity")))
     assert "gain of 2.weight" in network.parameters
-    form = subject.bank.entry("2", Recipe.parse("fixed_point(width=4)")).weight_format
-    assert form.scale.shape == (1,)
-    assert not takes_gain(form, 16)
+    fmt = subject.bank.entry("2", Recipe.parse("fixed_point(width=4)")).weight_format
+    assert fmt.scale.shape == (1,)
+    assert not takes_gain(fmt, 16)
 
 
 # Going on after a kill
@@ -303,7 +303,7 @@ def test_fine_tuning_splices(subject, data):
 def test_incremental_quantisation_freezes_portion_by_portion(subject, data):
     network = TrainableNetwork(subject.bank, plan_of(("uniform_quantization(bits=4)",) * 2 + ("identity",)))
     run = recovery._Run(subject, network, data.train, data.augmentation, RecoverySettings(epochs=1, incremental=True))
-    form, dense = network._leaves["2.weight"].form, network.parameters["2.weight"]
+    fmt, dense = network._leaves["2.weight"].fmt, network.parameters["2.weight"]
     held, shares = None, []
     for _ in range(run.steps):
         run.advance()
@@ -313,7 +313,7 @@ def test_incremental_quantisation_freezes_portion_by_portion(subject, data):
             assert bool(frozen[held[0]].all()), "a frozen weight is free again"
             assert torch.equal(dense[held[0]], held[1][held[0]]), "a frozen weight has moved"
         held = frozen.clone(), dense.detach().clone()
-        rounded = form.decode(form.encode(dense.detach()))
+        rounded = fmt.decode(fmt.encode(dense.detach()))
         assert torch.equal(rounded[frozen], dense[frozen])
         assert not torch.equal(rounded[~frozen], dense[~frozen])
     assert sorted(set(shares)) == pytest.approx(PORTIONS, abs=0.01)

@@ -70,8 +70,8 @@ def test_matching_keeps_weights_in_their_format():
     bank = banked(Plain)
     stitched = bank.stitch(plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)"))
     for module in stitched.replaced.values():
-        form, weight = weight_format(module), module.weight.detach()
-        assert torch.equal(form.decode(form.encode(weight)), weight)
+        fmt, weight = weight_format(module), module.weight.detach()
+        assert torch.equal(fmt.decode(fmt.encode(weight)), weight)
 
 
 def test_matching_leaves_a_fixed_point_where_it_is_and_yet_keeps_means():
@@ -188,10 +188,10 @@ def disturbed(kind, recipe=None):
     last = channels_last(layer)
     generator = torch.Generator().manual_seed(5)
     wanted = outputs_of(layer, inputs)
-    beside = inputs.roll(1, -1 if last else 1)
+    alongside = inputs.roll(1, -1 if last else 1)
     if "depthwise" in kind:  # which sees each channel alone
-        beside = inputs.square()
-    seen = 0.8 * inputs + 0.3 * beside + 0.1 * torch.randn(inputs.shape, generator=generator)
+        alongside = inputs.square()
+    seen = 0.8 * inputs + 0.3 * alongside + 0.1 * torch.randn(inputs.shape, generator=generator)
     if recipe is not None:
         layer = Recipe.parse(recipe).compress(layer, statistics)
     places = places_of(wanted, last, 4096)
@@ -231,12 +231,12 @@ def test_a_layer_of_any_kind_makes_up_for_what_it_sees_instead(kind):
 def test_zeros_and_formats_stay(kind, recipe):
     layer, seen, wanted, places, last = disturbed(kind, recipe)
     zeros, before = weight_of(layer) == 0, lacking(layer, seen, wanted, places, last)
-    form = weight_format(layer)
+    fmt = weight_format(layer)
     assert refit(layer, seen, before, spread(wanted), places)
     assert bool((weight_of(layer)[zeros] == 0).all())
-    assert weight_format(layer) is form
-    if form is not None:
-        assert torch.equal(form.decode(form.encode(weight_of(layer))), weight_of(layer))
+    assert weight_format(layer) is fmt
+    if fmt is not None:
+        assert torch.equal(fmt.decode(fmt.encode(weight_of(layer))), weight_of(layer))
     assert lacking(layer, seen, wanted, places, last).var(0).sum() < before.var(0).sum()
 
 
@@ -261,7 +261,7 @@ def test_inputs_that_are_no_numbers_change_no_weight():
 # Shortcuts
 
 
-class Beside(nn.Module):
+class Alongside(nn.Module):
     """Layers `one`, `two` and `three` of which something is made by `join`."""
 
     def __init__(self, join):
@@ -303,7 +303,7 @@ def into_the_shortcut(net, inputs):
     ],
 )
 def test_what_is_added_is_found_where_it_is_known_in_time(join, expected):
-    found = find_shortcuts(Beside(join).eval(), torch.randn(4, 6), {"one", "two", "three"})
+    found = find_shortcuts(Alongside(join).eval(), torch.randn(4, 6), {"one", "two", "three"})
     assert found == {layer: place for layer, place in expected.items() if place is not None}
 
 

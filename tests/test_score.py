@@ -14,8 +14,8 @@ from plywise.env.score.score import (
     KNEE,
     Demands,
     expected_scores,
-    felt,
     judge,
+    linear_then_log,
     score_of,
     score_plans,
 )
@@ -33,13 +33,13 @@ def test_broken_ceilings_cost_what_the_formula_says():
     demand = Demand(1.0, max_storage=0.1, storage_weight=0.5, latency_weight=0.0)
     held, over = score_of(demand, (0.1, 1, 1), 1.0), score_of(demand, (0.11, 1, 1), 3.0)
     lost = 0.5 * math.log(1.1) + 2.0
-    penalty = 1.5 * (1 + felt(COST_RATE * math.log(1.1)) + 1 + DROP_RATE * 2)
+    penalty = 1.5 * (1 + linear_then_log(COST_RATE * math.log(1.1)) + 1 + DROP_RATE * 2)
     assert held - over == pytest.approx(lost + penalty)
 
 
 def test_losses_beyond_the_knee_count_less_but_still_count():
     losses = np.array([0.0, 1.0, KNEE, KNEE + 1e-6, 2 * KNEE, 80.0, 81.0])
-    counted = felt(losses)
+    counted = linear_then_log(losses)
     assert (counted[:3] == losses[:3]).all()
     assert (np.diff(counted) > 0).all()
     assert counted[-1] < 20

@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 class InPlace(nn.Module):
-    """Blocks beside identities, most of whose sums and ReLUs write over what the layers put out."""
+    """Blocks alongside identities, most of whose sums and ReLUs write over what the layers put out."""
 
     def __init__(self):
         super().__init__()

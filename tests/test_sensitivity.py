@@ -1,4 +1,4 @@
-"""What recipes alone do to a network: probed for each kind, foretold in between."""
+"""What recipes alone do to a network: probed for each kind, predicted in between."""
 
 from collections import Counter
 

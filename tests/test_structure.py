@@ -460,8 +460,8 @@ def test_blocks_are_priced_by_the_graph_that_is_exported(text, more, tmp_path):
 
 def test_only_operations_beside_others_say_so_where_latencies_are_kept():
     chain = operations(compressed("fire", "conv2d"), (12, 7, 7))
-    assert [operation.beside for operation in chain] == [0, 0, 8, 0]
-    assert [operation["beside"] for operation in json.loads(chain_key(chain)) if "beside" in operation] == [8]
+    assert [operation.alongside for operation in chain] == [0, 0, 8, 0]
+    assert [operation["alongside"] for operation in json.loads(chain_key(chain)) if "alongside" in operation] == [8]
     assert chain[2].output_shape == chain[3].input_shape == (16, 7, 7)
     assert chain[2].macs == 2 * 9 * chain[1].macs // 2
 

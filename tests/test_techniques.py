@@ -97,12 +97,12 @@ def test_contract(technique, kind):
             shape[1:] = [expected.shape[1], kept_count(out_channels(layer), technique.ratio)]
     assert list(actual.shape) == shape
     assert bool(torch.isfinite(actual).all())
-    form = weight_format(module)
-    assert technique.bits == (None if form is None else form.bits)
-    if form is not None:
-        symbols = form.encode(weight_of(module))
-        assert 0 <= int(symbols.min()) <= int(symbols.max()) < 2**form.bits
-        assert torch.equal(form.decode(form.encode(weight_of(module))), weight_of(module))
+    fmt = weight_format(module)
+    assert technique.bits == (None if fmt is None else fmt.bits)
+    if fmt is not None:
+        symbols = fmt.encode(weight_of(module))
+        assert 0 <= int(symbols.min()) <= int(symbols.max()) < 2**fmt.bits
+        assert torch.equal(fmt.decode(fmt.encode(weight_of(module))), weight_of(module))
     again = technique.compress(layer_of(kind), statistics)
     assert same(tensors(module), tensors(again)), "the same seed gave another result"
 
@@ -237,7 +237,7 @@ def test_scale_search_never_loses_more_than_min_max(kind, bits, symmetric):
     middle, low, high = 2 ** (bits - 1), weights.amin(1).clamp(max=0), weights.amax(1).clamp(min=0)
     span = torch.maximum(-low / middle, high / max(1, middle - 1)) if symmetric else (high - low) / (2**bits - 1)
     spanning = UniformFormat(bits, span, best.zero_point)
-    lost = [((form.decode(form.encode(weights)) - weights).square() * importance).sum(1) for form in (best, spanning)]
+    lost = [((fmt.decode(fmt.encode(weights)) - weights).square() * importance).sum(1) for fmt in (best, spanning)]
     assert bool((lost[0] <= lost[1] * (1 + 1e-5)).all())
 
 

@@ -233,12 +233,12 @@ def test_factors_change_prices_and_noise_stays_hidden(tables):
 
 
 def test_luck_moves_the_drop_that_is_seen_by_its_root(tables):
-    luck = np.array([-1.0, -0.1, 0.0, 0.1, 1.0, 2.0])
-    plain, lucky = (start(tables[:1], 6, demand=Demand(None), luck=given) for given in (0.0, luck))
+    counting_noise = np.array([-1.0, -0.1, 0.0, 0.1, 1.0, 2.0])
+    plain, lucky = (start(tables[:1], 6, demand=Demand(None), counting_noise=given) for given in (0.0, counting_noise))
     rows = np.arange(6)
     drops = [finish(walks, at_random(1)).outcomes(rows)[1] for walks in (plain, lucky)]
     assert (drops[0] > 0).all()
-    assert drops[1] == pytest.approx(np.minimum(drops[0] + luck * np.sqrt(drops[0]), plain.room))
+    assert drops[1] == pytest.approx(np.minimum(drops[0] + counting_noise * np.sqrt(drops[0]), plain.room))
 
 
 def test_observations_are_bounded_and_named(tables):

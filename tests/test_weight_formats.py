@@ -66,43 +66,43 @@ def weighted_error_of(recipe, kind):
 # Formats
 
 
-@pytest.mark.parametrize("form", FORMS, ids=repr)
-def test_symbols_come_back_from_values_and_scaled_values(form):
-    size = 12 if isinstance(form, GroupedFormat) else 4096
-    symbols = torch.randint(0, 2**form.bits, (4, size), generator=torch.Generator().manual_seed(1))
-    if hasattr(form, "levels"):
-        symbols = symbols % len(form.levels)
-    values = form.decode(symbols)
-    assert torch.equal(form.decode(form.encode(values)), values)
-    assert torch.equal(form.encode(values)[:3], symbols[:3]), "a channel of scale zero has lost its symbols"
+@pytest.mark.parametrize("fmt", FORMS, ids=repr)
+def test_symbols_come_back_from_values_and_scaled_values(fmt):
+    size = 12 if isinstance(fmt, GroupedFormat) else 4096
+    symbols = torch.randint(0, 2**fmt.bits, (4, size), generator=torch.Generator().manual_seed(1))
+    if hasattr(fmt, "levels"):
+        symbols = symbols % len(fmt.levels)
+    values = fmt.decode(symbols)
+    assert torch.equal(fmt.decode(fmt.encode(values)), values)
+    assert torch.equal(fmt.encode(values)[:3], symbols[:3]), "a channel of scale zero has lost its symbols"
     for factor in (torch.tensor([0.3, 1.7, 1.0, 2.0]), torch.full((4,), 1e-30), torch.full((4,), 1e30)):
-        scaled = form.scaled(factor)
+        scaled = fmt.scaled(factor)
         values = scaled.decode(symbols)
         assert torch.equal(scaled.decode(scaled.encode(values)), values)
-        expected = form.decode(symbols) * factor[:, None]
-        normal = (expected.abs() > 1e-34) & (form.decode(symbols).abs() > 1e-34)
+        expected = fmt.decode(symbols) * factor[:, None]
+        normal = (expected.abs() > 1e-34) & (fmt.decode(symbols).abs() > 1e-34)
         torch.testing.assert_close(values[normal], expected[normal], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form.bits <= 8], ids=repr)
-def test_rounding_finds_the_nearest_value(form):
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMS if fmt.bits <= 8], ids=repr)
+def test_rounding_finds_the_nearest_value(fmt):
     weights = torch.randn(4, 12, generator=torch.Generator().manual_seed(2))
-    table = torch.stack([form.decode(torch.full((4, 12), symbol)) for symbol in range(min(2**form.bits, count(form)))])
+    table = torch.stack([fmt.decode(torch.full((4, 12), symbol)) for symbol in range(min(2**fmt.bits, count(fmt)))])
     best = (table - weights).abs().amin(0)
-    torch.testing.assert_close((form.decode(form.encode(weights)) - weights).abs(), best, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close((fmt.decode(fmt.encode(weights)) - weights).abs(), best, rtol=1e-5, atol=1e-7)
 
 
-def count(form):
-    return len(form.levels) if hasattr(form, "levels") else 2**form.bits
+def count(fmt):
+    return len(fmt.levels) if hasattr(fmt, "levels") else 2**fmt.bits
 
 
-@pytest.mark.parametrize("form", FORMS, ids=repr)
-def test_settings_and_tensors_restore_a_format(form):
-    restored = weight_formats()[form.name].restore(dict(form.settings()), dict(form.tensors()))
-    symbols = torch.randint(0, count(form), (4, 12), generator=torch.Generator().manual_seed(3))
-    assert type(restored) is type(form)
-    assert restored.bits == form.bits
-    assert torch.equal(restored.decode(symbols), form.decode(symbols))
+@pytest.mark.parametrize("fmt", FORMS, ids=repr)
+def test_settings_and_tensors_restore_a_format(fmt):
+    restored = weight_formats()[fmt.name].restore(dict(fmt.settings()), dict(fmt.tensors()))
+    symbols = torch.randint(0, count(fmt), (4, 12), generator=torch.Generator().manual_seed(3))
+    assert type(restored) is type(fmt)
+    assert restored.bits == fmt.bits
+    assert torch.equal(restored.decode(symbols), fmt.decode(symbols))
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_settings_and_tensors_restore_a_format(form):
     [(torch.float16, 5, 10), (torch.bfloat16, 8, 7), (torch.float8_e5m2, 5, 2), (torch.float8_e4m3fn, 4, 3)],
 )
 def test_minifloats_are_the_standard_ones(dtype, exponent, mantissa):
-    form = MinifloatFormat(torch.ones(1), exponent, mantissa)
-    storage = torch.int16 if form.bits == 16 else torch.uint8
-    low = -(2**15) if form.bits == 16 else 0
-    standard = torch.arange(low, low + 2**form.bits, dtype=torch.int64).to(storage).view(dtype).float()
+    fmt = MinifloatFormat(torch.ones(1), exponent, mantissa)
+    storage = torch.int16 if fmt.bits == 16 else torch.uint8
+    low = -(2**15) if fmt.bits == 16 else 0
+    standard = torch.arange(low, low + 2**fmt.bits, dtype=torch.int64).to(storage).view(dtype).float()
     standard = standard[standard.isfinite()].unique()
-    levels = form.levels[form.levels.abs() < 480] if exponent == 4 else form.levels
+    levels = fmt.levels[fmt.levels.abs() < 480] if exponent == 4 else fmt.levels
     assert torch.equal(levels, standard)
 
 
@@ -189,12 +189,12 @@ def test_packed_size_is_close_to_the_entropy(recipe):
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(5)))
     statistics = type(prepared("conv2d")[2]).white(layer)
     module = Recipe.parse(recipe).compress(layer, statistics)
-    form = weight_format(module)
-    share = np.bincount(form.encode(weight_of(module)).flatten().numpy()) / layer.weight.numel()
+    fmt = weight_format(module)
+    share = np.bincount(fmt.encode(weight_of(module)).flatten().numpy()) / layer.weight.numel()
     share = share[share > 0]
     entropy = -(share * np.log2(share)).sum() * layer.weight.numel() / 8
-    beside = 4 * (64 + sum(tensor.numel() for tensor in form.tensors().values()))
-    assert packed_size(module) <= 1.03 * entropy + beside + 150
+    alongside = 4 * (64 + sum(tensor.numel() for tensor in fmt.tensors().values()))
+    assert packed_size(module) <= 1.03 * entropy + alongside + 150
 
 
 def test_halves_take_two_bytes_at_most(tmp_path):
@@ -207,11 +207,11 @@ def test_halves_take_two_bytes_at_most(tmp_path):
         assert torch.equal(loaded[0].weight, model[0].weight)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=repr)
-def test_scaled_layers_keep_their_format_in_the_file(form, tmp_path):
+@pytest.mark.parametrize("fmt", FORMS, ids=repr)
+def test_scaled_layers_keep_their_format_in_the_file(fmt, tmp_path):
     layer = nn.Linear(12, 4).requires_grad_(False)
     original = nn.Sequential(nn.Linear(12, 4))
-    set_weight_format(layer, form, layer.weight)
+    set_weight_format(layer, fmt, layer.weight)
     _apply(layer, torch.tensor([0.3, 1.7, 1.0, 2.0]), torch.zeros(4))
     save_packed(nn.Sequential(layer), original, tmp_path / "weights", {})
     assert torch.equal(load_packed(tmp_path / "weights", original)[0].weight, layer.weight)
@@ -302,14 +302,14 @@ def test_closed_form_scales_are_the_best_ones(kind):
     layer, _, statistics = prepared(kind)
     importance, rows = importance_of(layer, statistics), weight_of(layer).flatten(1)
     for name in ("ternary", "binary"):
-        form = weight_format(make_technique(name, {"rounding": "nearest"}).compress(layer, statistics))
+        fmt = weight_format(make_technique(name, {"rounding": "nearest"}).compress(layer, statistics))
 
-        def lost(scale, form=form):
-            other = CodebookFormat(scale, form.width, form.entries)
+        def lost(scale, fmt=fmt):
+            other = CodebookFormat(scale, fmt.width, fmt.entries)
             return ((other.decode(other.encode(rows)) - rows).square() * importance).sum(1)
 
         for factor in np.linspace(0.3, 2.5, 40):
-            assert bool((lost(form.scale) <= lost(form.scale * float(factor)) * (1 + 1e-5)).all())
+            assert bool((lost(fmt.scale) <= lost(fmt.scale * float(factor)) * (1 + 1e-5)).all())
 
 
 # What each alphabet is
@@ -433,8 +433,8 @@ def test_tiny_huge_and_zero_weights_lose_about_as_much_as_usual_ones(recipe, fac
     error = relative_output_error(weight_matrices(layer), effective_matrix(module), statistics.covariance)
     # A power of two as scale fits some weights better than others.
     assert error <= (0.0 if factor == 0 else 4 * expected)
-    form = weight_format(module)
-    assert torch.equal(form.decode(form.encode(weight_of(module))), weight_of(module))
+    fmt = weight_format(module)
+    assert torch.equal(fmt.decode(fmt.encode(weight_of(module))), weight_of(module))
 
 
 @pytest.mark.parametrize("recipe", [*ALL, "fixed_point"])

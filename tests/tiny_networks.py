@@ -21,7 +21,7 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-    """A block beside an identity, then one whose channels double beside an option-A shortcut."""
+    """A block alongside an identity, then one whose channels double alongside an option-A shortcut."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class Residual(nn.Module):
 
 
 class Identity(nn.Module):
-    """Residual sums beside identities only."""
+    """Residual sums alongside identities only."""
 
     def __init__(self):
         super().__init__()

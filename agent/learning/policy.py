@@ -22,7 +22,7 @@ Observation = dict[str, Tensor]
 class RecipeScorer(nn.Module):
     """Scores every row of a menu, given the context and a summary of the whole menu.
 
-    Each row is read together with the context, once by itself and once beside the mean and the maximum over the
+    Each row is read together with the context, once by itself and once alongside the mean and the maximum over the
     menu's real rows (Deep Sets, Zaheer et al. 2017, section 3). The order of the rows does not matter.
 
     Args:

@@ -182,7 +182,7 @@ def _read_weights(path: Path, scorer: RecipeScorer, sha256: str) -> dict[str, to
         content = path.read_bytes()
         tensors = load_tensors(content)
     except FileNotFoundError:
-        raise FileFormatError(f"{path} is missing beside agent.json; restore it or train the agent again") from None
+        raise FileFormatError(f"{path} is missing alongside agent.json; restore it or train the agent again") from None
     except SafetensorError as error:
         raise FileFormatError(f"{path} is damaged ({error}); restore it or train the agent again") from None
     expected = {name: tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}

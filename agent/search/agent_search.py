@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from plywise.agent.learning.recipe_agent import RecipeAgent
-from plywise.agent.search.search_method import SearchMethod, SearchResult, Trial
+from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
 from plywise.env.prices.prices import Floats
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import Evaluator
@@ -39,19 +39,19 @@ class AgentSearch(SearchMethod):
 
     def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
         """Returns the best of up to `budget` scored plans; `seed` decides what is drawn."""
-        trial = Trial(evaluator, budget)
+        counted = CountedSearch(evaluator, budget)
         generator = np.random.default_rng(seed)
         surrogate = Surrogate(evaluator.table)
         tried: set[tuple[int, ...]] = set()
-        while not trial.spent:
+        while not counted.spent:
             plans = walk(self.agent, surrogate, evaluator.demand, self.side_by_side, generator)
             actions = next((plan for plan in plans if plan not in tried), None)
             if actions is None:
                 break
             tried.add(actions)
-            outcome = trial.evaluate(actions)
+            outcome = counted.evaluate(actions)
             surrogate.observe(actions, outcome.drop, outcome.seen)
-        return trial.result()
+        return counted.result()
 
 
 def walk(

@@ -7,7 +7,7 @@ and the next layer is the one with the least estimated drop for what it saves.
 
 import numpy as np
 
-from plywise.agent.search.search_method import SearchMethod, SearchResult, Trial
+from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
 from plywise.env.prices.prices import Ints, PriceTable
 from plywise.env.score.evaluator import Evaluator
 from plywise.env.score.score import Array, Demands, Outcome
@@ -23,26 +23,26 @@ class Greedy(SearchMethod):
 
     def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
         """Starts from the original; each layer's step is halved when it breaks something; the seed plays no part."""
-        trial = Trial(evaluator, budget)
+        counted = CountedSearch(evaluator, budget)
         table = evaluator.table
         cost = _scalar_cost(table, metric_shares(Demands.of([evaluator.demand]))[0])
         ladders = [_ladder(cost[layer], table.drop[layer], table.legal[layer]) for layer in range(table.num_layers)]
         rung = np.zeros(table.num_layers, np.int64)
         step = np.full(table.num_layers, FIRST_STEP)
-        here = trial.evaluate(_actions(ladders, rung))
-        while not trial.spent:
+        here = counted.evaluate(_actions(ladders, rung))
+        while not counted.spent:
             step = np.minimum(step, [len(ladder) - 1 - at for ladder, at in zip(ladders, rung, strict=True)])
             if not step.any():
                 break
             layer = _cheapest(ladders, rung, step, cost, table)
             rung[layer] += step[layer]
-            there = trial.evaluate(_actions(ladders, rung))
+            there = counted.evaluate(_actions(ladders, rung))
             if _accept(here, there):
                 here = there
             else:
                 rung[layer] -= step[layer]
                 step[layer] //= 2
-        return trial.result()
+        return counted.result()
 
 
 def _scalar_cost(table: PriceTable, shares: Array) -> Array:

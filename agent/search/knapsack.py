@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from plywise.agent.search.search_method import SearchMethod, SearchResult, Trial
+from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
 from plywise.env.prices.prices import Bools, Floats, Ints
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import Evaluator, PlanEstimator
@@ -28,10 +28,10 @@ class Knapsack(SearchMethod):
 
     def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
         """Scores the best plans on paper until the budget is spent; the seed plays no part."""
-        trial = Trial(evaluator, budget)
+        counted = CountedSearch(evaluator, budget)
         for plan in knapsack_plans(PlanEstimator(evaluator.table), evaluator.demand)[:budget]:
-            trial.evaluate(plan.tolist())
-        return trial.result()
+            counted.evaluate(plan.tolist())
+        return counted.result()
 
 
 def knapsack_plans(estimator: PlanEstimator, demand: Demand) -> Ints:
@@ -92,7 +92,7 @@ def _solve(estimator: PlanEstimator, demand: Demand, around: Ints, bound: bool) 
     table, demands = estimator.table, Demands.of([demand])
     prices, rest = _prices_around(estimator, around)
     ratios = estimator.estimate(around[None])[0][0]
-    # The logarithms of the score, straightened at the plan, lie above it everywhere: no round loses ground.
+    # The logarithms of the score, linearised at the plan, lie above it everywhere: no round loses ground.
     objective = demands.accuracy_weight * table.drop + prices @ (demands.weights[0] / ratios)
     legal = table.legal
     if bound:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from plywise.agent.search.search_method import SearchMethod, SearchResult, Trial
+from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
 from plywise.env.prices.price_stack import PriceStack
 from plywise.env.score.evaluator import Evaluator
 from plywise.env.score.score import Demands
@@ -18,17 +18,17 @@ class RandomSearch(SearchMethod):
 
     def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
         """Scores random plans until the budget is spent, or until a batch of them brings nothing new."""
-        trial = Trial(evaluator, budget)
+        counted = CountedSearch(evaluator, budget)
         generator = np.random.default_rng(seed)
         walks = Walks(PriceStack([evaluator.table]), BATCH)
-        while not trial.spent:
-            before = trial.evaluations
+        while not counted.spent:
+            before = counted.evaluations
             for plan in self._walk(walks, evaluator, generator):
-                if not trial.spent:
-                    trial.evaluate(plan)
-            if trial.evaluations == before:
+                if not counted.spent:
+                    counted.evaluate(plan)
+            if counted.evaluations == before:
                 break
-        return trial.result()
+        return counted.result()
 
     def _walk(self, walks: Walks, evaluator: Evaluator, generator: np.random.Generator) -> np.ndarray:
         rows = np.arange(BATCH)

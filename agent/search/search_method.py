@@ -27,7 +27,7 @@ class SearchResult:
     history: tuple[float, ...]
 
 
-class Trial:
+class CountedSearch:
     """One search in progress: keeps to the budget and remembers the best plan; no plan is paid for twice."""
 
     def __init__(self, evaluator: Evaluator, budget: int) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from plywise.agent.search.search_method import SearchMethod, SearchResult, Trial
+from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
 from plywise.env.prices.prices import Ints, PriceTable
 from plywise.env.score.evaluator import Evaluator, PlanEstimator
 from plywise.env.score.score import Demands, score_plans
@@ -15,13 +15,13 @@ class Uniform(SearchMethod):
 
     def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
         """Scores as many uniform plans as the budget allows; the seed plays no part."""
-        trial = Trial(evaluator, budget)
+        counted = CountedSearch(evaluator, budget)
         plans = uniform_plans(evaluator.table)
         ratios, drops = PlanEstimator(evaluator.table).estimate(plans)
         scores = score_plans(Demands.of([evaluator.demand]), ratios, drops)
         for index in np.argsort(-scores, kind="stable")[:budget]:
-            trial.evaluate(plans[index].tolist())
-        return trial.result()
+            counted.evaluate(plans[index].tolist())
+        return counted.result()
 
 
 def uniform_plans(table: PriceTable) -> Ints:

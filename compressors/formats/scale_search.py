@@ -46,21 +46,21 @@ def best_uniform_format(
 
 
 def best_scale(
-    weights: Tensor, importance: Tensor, candidates: Tensor, form_of: Callable[[Tensor], WeightFormat]
+    weights: Tensor, importance: Tensor, candidates: Tensor, format_of: Callable[[Tensor], WeightFormat]
 ) -> Tensor:
     """Returns for each output channel the scale of least weighted squared rounding error, `(out,)`.
 
     Args:
         weights, importance: `(out, features)`.
         candidates: `(out, count)` positive scales.
-        form_of: maps scales `(out,)` to the format.
+        format_of: maps scales `(out,)` to the format.
     """
     # Errors are measured in units of the first candidate, so that tiny and huge weights do not leave float32.
     unit, least = candidates[:, :1], torch.full_like(candidates[:, 0], torch.inf)
     best = candidates[:, 0].clone()
     for scale in candidates.T:
-        form = form_of(scale)
-        error = ((((form.decode(form.encode(weights)) - weights) / unit) ** 2) * importance).sum(1)
+        fmt = format_of(scale)
+        error = ((((fmt.decode(fmt.encode(weights)) - weights) / unit) ** 2) * importance).sum(1)
         better = error < least
         least = torch.where(better, error, least)
         best = torch.where(better, scale, best)

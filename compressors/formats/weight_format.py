@@ -56,7 +56,7 @@ class WeightFormat(ABC):
 
     @abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
-        """Tensors stored beside the symbols (scales, zero points, codebooks)."""
+        """Tensors stored alongside the symbols (scales, zero points, codebooks)."""
 
     @classmethod
     @abstractmethod
@@ -156,10 +156,10 @@ def short(values: Tensor) -> Tensor:
     return values.bfloat16().float()
 
 
-def takes_gain(form: WeightFormat, channels: int) -> bool:
+def takes_gain(fmt: WeightFormat, channels: int) -> bool:
     """Returns whether a scale of each output channel costs a format no bytes, for it has them already."""
-    with_gain = form.scaled(torch.ones(channels)).tensors()
-    return all(with_gain[key].shape == tensor.shape for key, tensor in form.tensors().items())
+    with_gain = fmt.scaled(torch.ones(channels)).tensors()
+    return all(with_gain[key].shape == tensor.shape for key, tensor in fmt.tensors().items())
 
 
 def weight_format(layer: nn.Module) -> WeightFormat | None:
@@ -168,13 +168,13 @@ def weight_format(layer: nn.Module) -> WeightFormat | None:
     return found if isinstance(found, WeightFormat) else None
 
 
-def set_weight_format(layer: nn.Module, form: WeightFormat, weight: Tensor) -> None:
-    """Rounds `weight` (as `weight_of` gives it) into `form`, stores it in `layer` and remembers the format there."""
-    decoded = form.decode(form.encode(weight))
+def set_weight_format(layer: nn.Module, fmt: WeightFormat, weight: Tensor) -> None:
+    """Rounds `weight` (as `weight_of` gives it) into `fmt`, stores it in `layer` and remembers the format there."""
+    decoded = fmt.decode(fmt.encode(weight))
     set_weight(layer, decoded.to(weight.dtype))
-    attach_format(layer, form)
+    attach_format(layer, fmt)
 
 
-def attach_format(layer: nn.Module, form: WeightFormat) -> None:
+def attach_format(layer: nn.Module, fmt: WeightFormat) -> None:
     """Remembers the format of a layer's weights, which must be values of it already."""
-    object.__setattr__(layer, "weight_format", form)
+    object.__setattr__(layer, "weight_format", fmt)

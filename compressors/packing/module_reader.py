@@ -54,9 +54,9 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
     """
     if not isinstance(spec, list) or not 2 <= len(spec) <= 3 or depth > _MAX_DEPTH:
         raise FileFormatError(f"the description of {name} is not valid: the file is damaged")
-    kind, inside, *form = spec
+    kind, inside, *fmt = spec
     if kind == "StaticQuantized":
-        before, after = _read_ranges(name, reader, form[0] if form else [8, 8])
+        before, after = _read_ranges(name, reader, fmt[0] if fmt else [8, 8])
         return StaticQuantized(build(f"{name}.layer", inside, original, reader, depth + 1), before, after)
     if not isinstance(inside, dict):
         raise FileFormatError(f"the description of {name} is not valid: the file is damaged")
@@ -69,26 +69,26 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
         return parts
     leaf = _bare_leaf(name, kind, inside, original)
     reader.spend(sum(tensor.numel() for tensor in leaf.state_dict().values()))
-    fill(name, leaf, reader, form[0] if form else None)
+    fill(name, leaf, reader, fmt[0] if fmt else None)
     return leaf
 
 
-def fill(name: str, module: nn.Module, reader: PayloadReader, form: Any = None) -> None:
+def fill(name: str, module: nn.Module, reader: PayloadReader, fmt: Any = None) -> None:
     """Replaces the module's own tensors by those that the reader stands at; their shapes stay.
 
     Args:
         name: its dotted name, for messages.
         module: what to fill; its parameters may lie on the meta device.
         reader: stands at its tensors.
-        form: the description of its weight format, from a file, hence not to be trusted.
+        fmt: the description of its weight format, from a file, hence not to be trusted.
     """
     formatted = False
     for key in tensor_names(module):
         old = getattr(module, key)
         if old.dtype != torch.float32:
             new = torch.zeros_like(old, device="cpu") if old.is_meta else old
-        elif key == "weight" and form is not None:
-            weight = _read_formatted(name, module, tuple(weight_of(module).shape), reader, form)
+        elif key == "weight" and fmt is not None:
+            weight = _read_formatted(name, module, tuple(weight_of(module).shape), reader, fmt)
             new = native_weight(module, weight).contiguous()
             formatted = True
         else:
@@ -97,7 +97,7 @@ def fill(name: str, module: nn.Module, reader: PayloadReader, form: Any = None) 
         setattr(
             module, key, nn.Parameter(new, requires_grad=old.requires_grad and not formatted) if is_parameter else new
         )
-    if form is not None and not formatted:
+    if fmt is not None and not formatted:
         raise FileFormatError(f"{name} has a weight format but no weights: the file is damaged")
 
 
@@ -142,22 +142,22 @@ def _read_formatted(
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise FileFormatError(f"the weight format of {name} holds values that are not finite: the file is damaged")
     try:
-        form = weight_formats()[kind].restore(settings, tensors)
-        weight = _decoded(form, packed, shape)
+        fmt = weight_formats()[kind].restore(settings, tensors)
+        weight = _decoded(fmt, packed, shape)
     except _FORMAT_FAILURES as error:
         raise FileFormatError(f"the weight format of {name} cannot be restored: {error!s:.200}") from error
-    module.weight_format = form  # type: ignore[assignment]
+    module.weight_format = fmt  # type: ignore[assignment]
     return weight
 
 
-def _decoded(form: WeightFormat, packed: bytes, shape: tuple[int, ...]) -> Tensor:
+def _decoded(fmt: WeightFormat, packed: bytes, shape: tuple[int, ...]) -> Tensor:
     # One column first: tensors of a wrong shape show here, before they can blow the weights up by broadcasting.
-    if not 1 <= form.bits <= 16:
-        raise ValueError(f"it has symbols of {form.bits} bits")
+    if not 1 <= fmt.bits <= 16:
+        raise ValueError(f"it has symbols of {fmt.bits} bits")
     column = (*shape[:1], *(1 for _ in shape[1:]))
-    if form.decode(torch.zeros(column, dtype=torch.int64)).shape != column:
+    if fmt.decode(torch.zeros(column, dtype=torch.int64)).shape != column:
         raise ValueError(f"its tensors do not fit weights of shape {shape}")
-    weight = form.decode(unpack_symbols(packed, shape, form.bits))
+    weight = fmt.decode(unpack_symbols(packed, shape, fmt.bits))
     if weight.dtype != torch.float32 or weight.shape != shape:
         raise ValueError(f"its tensors do not fit weights of shape {shape}")
     return weight

@@ -84,10 +84,10 @@ def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
     if same_type:
         settings = {key: value for key, value in settings.items() if value != known[key]}
     spec: Spec = [None if same_type else type(module).__name__, settings]
-    form = weight_format(module)
-    if form is not None:
-        shapes = {key: list(tensor.shape) for key, tensor in form.tensors().items()}
-        spec.append([form.name, dict(form.settings()), shapes])
+    fmt = weight_format(module)
+    if fmt is not None:
+        shapes = {key: list(tensor.shape) for key, tensor in fmt.tensors().items()}
+        spec.append([fmt.name, dict(fmt.settings()), shapes])
     return spec
 
 
@@ -106,11 +106,11 @@ def own_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
     """
     if isinstance(module, StaticQuantized):
         yield _ranges_bytes(name, module)
-    form = weight_format(module)
+    fmt = weight_format(module)
     for key, tensor in float_tensors(name, module).items():
-        if key == "weight" and form is not None:
-            yield with_length(pack_symbols(_symbols(name, weight_of(module), form), form.bits))
-            for extra in form.tensors().values():
+        if key == "weight" and fmt is not None:
+            yield with_length(pack_symbols(_symbols(name, weight_of(module), fmt), fmt.bits))
+            for extra in fmt.tensors().values():
                 yield with_length(pack_floats(extra.float()))
         else:
             yield with_length(pack_floats(tensor))
@@ -154,12 +154,12 @@ def packed_size(module: nn.Module) -> int:
     Args:
         module: a leaf or any tree of modules.
     """
-    form = weight_format(module)
+    fmt = weight_format(module)
     total = RANGES.size if isinstance(module, StaticQuantized) else 0
     for key, tensor in float_tensors("", module).items():
-        if key == "weight" and form is not None:
-            symbols = form.encode(weight_of(module))
-            blocks = [symbols_size(symbols, form.bits), *map(floats_size, form.tensors().values())]
+        if key == "weight" and fmt is not None:
+            symbols = fmt.encode(weight_of(module))
+            blocks = [symbols_size(symbols, fmt.bits), *map(floats_size, fmt.tensors().values())]
             total += sum(size + length_size(size) for size in blocks)
         else:
             size = floats_size(tensor)
@@ -168,16 +168,16 @@ def packed_size(module: nn.Module) -> int:
         total += len(compressed_json(module.order))
     if total or leaf_settings(module) is not None:
         total += _MARK_BYTES
-    if form is not None or isinstance(module, StaticQuantized | nn.Identity):
+    if fmt is not None or isinstance(module, StaticQuantized | nn.Identity):
         total += _DESCRIPTION_BYTES
     return total + sum(packed_size(child) for _, child in parts_of(module))
 
 
-def _symbols(name: str, weight: Tensor, form: WeightFormat) -> Tensor:
-    symbols = form.encode(weight)
-    if not torch.equal(form.decode(symbols), weight):
+def _symbols(name: str, weight: Tensor, fmt: WeightFormat) -> Tensor:
+    symbols = fmt.encode(weight)
+    if not torch.equal(fmt.decode(symbols), weight):
         raise ModelError(
-            f"{name}: the weights are not values of their format ({form.name}, {form.bits} bits); "
+            f"{name}: the weights are not values of their format ({fmt.name}, {fmt.bits} bits); "
             "quantise the layer again after changing its weights"
         )
     return symbols

@@ -54,16 +54,16 @@ class Minifloat(WeightQuantizer):
 
     def format_of(self, weight: Tensor, importance: Tensor) -> MinifloatFormat:
         """Returns the format that loses least."""
-        form = MinifloatFormat(torch.ones(1), self.exponent, self.mantissa)
+        fmt = MinifloatFormat(torch.ones(1), self.exponent, self.mantissa)
         rows = weight.float().flatten(1)
         if self.bits > 8:
-            return replace(form, scale=_spanning(rows.reshape(1, -1), form))
-        candidates = _spanning(rows, form)[:, None] * torch.tensor([1.0, 0.5])
-        scale = best_scale(rows, importance, candidates, lambda scale: replace(form, scale=scale))
-        return replace(form, scale=scale)
+            return replace(fmt, scale=_spanning(rows.reshape(1, -1), fmt))
+        candidates = _spanning(rows, fmt)[:, None] * torch.tensor([1.0, 0.5])
+        scale = best_scale(rows, importance, candidates, lambda scale: replace(fmt, scale=scale))
+        return replace(fmt, scale=scale)
 
 
-def _spanning(rows: Tensor, form: MinifloatFormat) -> Tensor:
+def _spanning(rows: Tensor, fmt: MinifloatFormat) -> Tensor:
     """Returns the least powers of two that bring each row's largest weight within the levels: `(rows,)`."""
     # Beyond these the scale itself would leave float32.
-    return power_of_two_above(largest_weights(rows) / form.levels[-1]).clamp(2.0**-120, 2.0**120)
+    return power_of_two_above(largest_weights(rows) / fmt.levels[-1]).clamp(2.0**-120, 2.0**120)

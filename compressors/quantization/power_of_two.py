@@ -35,7 +35,7 @@ class PowerOfTwo(WeightQuantizer):
     def format_of(self, weight: Tensor, importance: Tensor) -> LogarithmicFormat:
         """Returns the format that loses least."""
         rows = weight.float().flatten(1)
-        form = LogarithmicFormat(torch.ones(1), self.bits, steps=1)
+        fmt = LogarithmicFormat(torch.ones(1), self.bits, steps=1)
         candidates = power_of_two_above(largest_weights(rows))[:, None] * torch.tensor([1.0, 0.5, 0.25])
-        scale = best_scale(rows, importance, candidates, lambda scale: replace(form, scale=scale))
-        return replace(form, scale=scale)
+        scale = best_scale(rows, importance, candidates, lambda scale: replace(fmt, scale=scale))
+        return replace(fmt, scale=scale)

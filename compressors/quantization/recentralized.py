@@ -53,9 +53,9 @@ class Recentralized(WeightQuantizer):
         relative = rows / scale[:, None]
         centres, deviations = two_normals(relative[relative != 0])
         # The first scale that is tried is one, so the errors are those of the relative weights.
-        forms = [RecentralizedFormat(torch.ones(1), self.bits, centres, deviations * top) for top in TOPS]
-        lost = [((form.decode(form.encode(relative)) - relative).square() * importance).sum() for form in forms]
-        return replace(forms[int(torch.stack(lost).argmin())], scale=scale)
+        fmts = [RecentralizedFormat(torch.ones(1), self.bits, centres, deviations * top) for top in TOPS]
+        lost = [((fmt.decode(fmt.encode(relative)) - relative).square() * importance).sum() for fmt in fmts]
+        return replace(fmts[int(torch.stack(lost).argmin())], scale=scale)
 
 
 def two_normals(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,8 +68,8 @@ class UniformQuantization(WeightQuantizer):
             weights, importance = (
                 functional.pad(values, padding).reshape(-1, self.group_size) for values in (weights, importance)
             )
-        form = best_uniform_format(weights, importance, self.bits, self.scheme == "symmetric", self.scale)
+        fmt = best_uniform_format(weights, importance, self.bits, self.scheme == "symmetric", self.scale)
         if self.granularity == "group":
             out = weight.shape[0]
-            return GroupedFormat(self.bits, form.scale.view(out, -1), form.zero_point.view(out, -1), self.group_size)
-        return form
+            return GroupedFormat(self.bits, fmt.scale.view(out, -1), fmt.zero_point.view(out, -1), self.group_size)
+        return fmt

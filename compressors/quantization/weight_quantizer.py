@@ -41,5 +41,5 @@ class WeightQuantizer(Technique):
         return each_leaf(layer, statistics, self._leaf)
 
     def _leaf(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        form = self.format_of(weight_of(layer), importance_of(layer, statistics))
-        return quantised(layer, statistics, form, self.rounding)
+        fmt = self.format_of(weight_of(layer), importance_of(layer, statistics))
+        return quantised(layer, statistics, fmt, self.rounding)

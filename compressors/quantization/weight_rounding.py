@@ -41,7 +41,7 @@ def importance_of(layer: nn.Module, statistics: LayerStatistics) -> Tensor:
     return cost if statistics.frequency is None else cost * statistics.frequency[:, None]
 
 
-def quantised(layer: nn.Module, statistics: LayerStatistics, form: WeightFormat, rounding: str) -> nn.Module:
+def quantised(layer: nn.Module, statistics: LayerStatistics, fmt: WeightFormat, rounding: str) -> nn.Module:
     """Returns the layer with weights of a format and the bias that keeps the mean output.
 
     Weights that are zero stay zero where the format has a zero. Scales and biases are rounded to bfloat16: they
@@ -50,24 +50,24 @@ def quantised(layer: nn.Module, statistics: LayerStatistics, form: WeightFormat,
     Args:
         layer: left untouched.
         statistics: of its inputs.
-        form: the format, which fits its output channels.
+        fmt: the format, which fits its output channels.
         rounding: `nearest`; `gptq`: error feedback; `adaptive`: error feedback, then coordinate descent.
     """
-    form = form.short()
+    fmt = fmt.short()
     weights = weight_matrices(layer)  # (groups, out / groups, features)
     rows = weights.flatten(0, 1)
     if rounding == "nearest":
-        matrices = form.decode(form.encode(rows)).view_as(weights)
+        matrices = fmt.decode(fmt.encode(rows)).view_as(weights)
     else:
         zeros = weights == 0
-        mask = ~zeros if bool(zeros.any()) and _has_zero(form, rows) else None
-        nearest, feedback = _nearest(form, len(rows)), statistics.feedback
+        mask = ~zeros if bool(zeros.any()) and _has_zero(fmt, rows) else None
+        nearest, feedback = _nearest(fmt, len(rows)), statistics.feedback
         matrices = feedback(weights, _in_order(nearest, feedback.order, weights.shape[1]), mask)
         if rounding == "adaptive":
             matrices = refined(weights, matrices, statistics.covariance, nearest, mask)
     bias = corrected_bias(layer, matrices, statistics.mean)
     new = with_weights(layer, matrices, None if bias is None else short(bias))
-    set_weight_format(new, form, weight_of(new))
+    set_weight_format(new, fmt, weight_of(new))
     return new
 
 
@@ -112,16 +112,16 @@ def refined(weights: Tensor, rounded: Tensor, covariance: Tensor, nearest: Neare
     return result.transpose(1, 2)
 
 
-def _nearest(form: WeightFormat, count: int) -> Nearest:
+def _nearest(fmt: WeightFormat, count: int) -> Nearest:
     """Returns what rounds columns of `count` weights to a format."""
-    if isinstance(form, GroupedFormat):
-        return lambda column, features: _uniform(form.at(features), count)(column)
-    rounding = _uniform(form, count) if isinstance(form, UniformFormat) else None
-    return lambda column, features: form.decode(form.encode(column)) if rounding is None else rounding(column)
+    if isinstance(fmt, GroupedFormat):
+        return lambda column, features: _uniform(fmt.at(features), count)(column)
+    rounding = _uniform(fmt, count) if isinstance(fmt, UniformFormat) else None
+    return lambda column, features: fmt.decode(fmt.encode(column)) if rounding is None else rounding(column)
 
 
-def _uniform(form: UniformFormat, count: int) -> Rounding:
-    scale, zero, top = form.scale.expand(count), form.zero_point.expand(count), 2**form.width - 1
+def _uniform(fmt: UniformFormat, count: int) -> Rounding:
+    scale, zero, top = fmt.scale.expand(count), fmt.zero_point.expand(count), 2**fmt.width - 1
     return lambda column: torch.fake_quantize_per_channel_affine(column, scale, zero, 0, 0, top)
 
 
@@ -131,6 +131,6 @@ def _in_order(nearest: Nearest, order: Tensor, rows: int) -> Rounding:
     return lambda column: nearest(column, next(features))
 
 
-def _has_zero(form: WeightFormat, rows: Tensor) -> bool:
+def _has_zero(fmt: WeightFormat, rows: Tensor) -> bool:
     zeros = torch.zeros_like(rows)
-    return torch.equal(form.decode(form.encode(zeros)), zeros)
+    return torch.equal(fmt.decode(fmt.encode(zeros)), zeros)

@@ -41,11 +41,11 @@ def _loaded(entry: metadata.EntryPoint, base: type[Kind]) -> type[Kind]:
         found = entry.load()
     except Exception as error:  # foreign code may raise anything
         raise ConfigurationError(
-            f"{where} cannot be imported: {type(error).__name__}: {error}; mend or uninstall {package}"
+            f"{where} cannot be imported: {type(error).__name__}: {error}; fix or uninstall {package}"
         ) from error
     flaw = _flaw(found, base)
     if flaw is not None:
-        raise ConfigurationError(f"{where} cannot be used: {flaw}; mend or uninstall {package}")
+        raise ConfigurationError(f"{where} cannot be used: {flaw}; fix or uninstall {package}")
     assert isinstance(found, type)
     return found
 

@@ -15,7 +15,7 @@ def parse_recipe(text: str) -> list[tuple[str, Mapping[str, Any]]]:
     """Returns name and settings of each technique as written; none for `identity`. Executes nothing.
 
     Raises:
-        ConfigurationError: if the text has another form. Whether such techniques exist is not looked at.
+        ConfigurationError: if the text has another fmt. Whether such techniques exist is not looked at.
     """
     if len(text) > LONGEST:
         raise ConfigurationError(f"a text of {len(text)} characters is not a recipe; at most {LONGEST} are read")

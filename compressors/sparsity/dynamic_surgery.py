@@ -18,7 +18,7 @@ from plywise.compressors.statistics.statistics import LayerStatistics
 class DynamicSurgery(Technique):
     """Zeros weights below a threshold; fine-tuning may bring them back (splice) once they exceed a higher one.
 
-    `compress` is the first step, with the others refitted. A fine-tuning loop keeps dense weights beside the mask,
+    `compress` is the first step, with the others refitted. A fine-tuning loop keeps dense weights alongside the mask,
     runs the network on `weights * mask`, lets gradients reach all of them, and asks `next_mask` now and then.
     """
 

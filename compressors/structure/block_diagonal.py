@@ -29,7 +29,7 @@ ROUNDS = 20
 
 
 STARTS = 4
-"""Random starts beside the spectral one."""
+"""Random starts alongside the spectral one."""
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ class Fire(Technique):
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses all but ungrouped convolutions whose kernels have a middle that moves over the whole input."""
         if not isinstance(layer, CONVOLUTIONS):
-            return f"{type(layer).__name__} has no kernel to put a smaller one beside"
+            return f"{type(layer).__name__} has no kernel to put a smaller one alongside"
         if is_pointwise(layer):
-            return "a 1x1 kernel has no smaller one beside it"
+            return "a 1x1 kernel has no smaller one alongside it"
         if groups_of(layer) > 1:
             return "a grouped convolution is already small; its groups do not share a squeeze"
         if not all(size % 2 for size in layer.kernel_size):
@@ -80,9 +80,9 @@ class Fire(Technique):
         ones, squeezed, narrow = [1] * len(kernel), self.squeezed(layer), outputs // 2
         neutral, own = strided(layer, [ones, kernel])
         wide = outline_leaf(layer, (outputs - narrow, squeezed, *kernel), bias=True, **own)
-        beside = own | {"dilation": tuple(ones), "padding": _borders(wide)}
-        # Of one output, after a cut, there is nothing to put beside.
-        branches = [outline_leaf(layer, (narrow, squeezed, *ones), bias=True, **beside)] if narrow else []
+        alongside = own | {"dilation": tuple(ones), "padding": _borders(wide)}
+        # Of one output, after a cut, there is nothing to put alongside.
+        branches = [outline_leaf(layer, (narrow, squeezed, *ones), bias=True, **alongside)] if narrow else []
         squeeze = outline_leaf(layer, (squeezed, inputs, *ones), **neutral)
         chain = nn.Sequential(squeeze, Branches(*branches, wide), ChannelOrder(range(outputs), 1))
         return chain.train(layer.training)

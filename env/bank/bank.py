@@ -30,7 +30,7 @@ PREPARED = 4
 """Refitted layers kept with their statistics: all stages and recipes of one layer ask for the same few in a row."""
 
 State = tuple[tuple[int, FilterPruning], ...]
-"""Which channel groups (by index) are pruned and how, sorted."""
+"""Which channel groups (by index) are pruned and in which way, sorted."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Bank:
     def kept(self, state: State) -> dict[int, Tensor]:
         """Returns the sorted indices of the channels that stay, for each pruned group."""
         found = {}
-        for index, how in state:
+        for index, cut in state:
             statistics = self.calibration.statistics[self.network.groups[index].leader]
-            kept = kept_channels(statistics.importance[how.importance], how.ratio, statistics.unit)
+            kept = kept_channels(statistics.importance[cut.importance], cut.ratio, statistics.unit)
             found[index] = kept[:: statistics.unit] // statistics.unit
         return found
 
@@ -133,7 +133,7 @@ class Bank:
             state: pruned groups; those that do not touch the layer do not matter.
         """
         layer = self._layers[name]
-        touching = tuple((g, how) for g, how in state if g in layer.reads or (g == layer.group and not layer.leads))
+        touching = tuple((g, cut) for g, cut in state if g in layer.reads or (g == layer.group and not layer.leads))
         if not recipe.techniques and not touching:
             return self.network.modules[name]
         key = (name, recipe, touching)
@@ -150,7 +150,7 @@ class Bank:
     def prepared(self, name: str, state: State) -> nn.Module:
         """Returns the uncompressed layer with the channels that the state leaves, refitted."""
         layer = self._layers[name]
-        return self._prepared(layer, tuple((g, how) for g, how in state if g in layer.reads or g == layer.group))[0]
+        return self._prepared(layer, tuple((g, cut) for g, cut in state if g in layer.reads or g == layer.group))[0]
 
     def statistics(self, name: str, state: State) -> LayerStatistics:
         """Returns what calibration saw at a layer, of the input channels that the state leaves."""
@@ -158,12 +158,12 @@ class Bank:
         narrowed = layer.reads
         if is_depthwise(self.network.modules[name]) and layer.group is not None:  # it reads what its group leaves
             narrowed = (*narrowed, layer.group)
-        return self._prepared(layer, tuple((g, how) for g, how in state if g in narrowed))[1]
+        return self._prepared(layer, tuple((g, cut) for g, cut in state if g in narrowed))[1]
 
     def stitch(
         self,
         plan: Plan,
-        how: Repair | None = None,
+        settings: Repair | None = None,
         known: Mapping[str, nn.Module] = MappingProxyType({}),
         through: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> Stitched:
@@ -174,7 +174,7 @@ class Bank:
 
         Args:
             plan: a recipe for each layer.
-            how: the repair, where it is not the bank's.
+            settings: the repair, where it is not the bank's.
             known: modules, by name, that were repaired before behind the same recipes; they are taken as they are.
             through: makes of the network the one that the calibration inputs run through.
 
@@ -182,7 +182,7 @@ class Bank:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
             UnsupportedLayerError: where a recipe cannot be used on its layer.
         """
-        how = self.repair if how is None else how
+        settings = self.repair if settings is None else settings
         state = self.check(plan)
         keep = self.kept(state)
         network = self.network
@@ -193,7 +193,7 @@ class Bank:
             touched = any(g in layer.reads or g == layer.group for g, _ in state)
             changed = bool(plan[layer.name].techniques) or touched
             behind = behind or changed
-            if layer.name not in known and (changed or (behind and how)):
+            if layer.name not in known and (changed or (behind and settings)):
                 replaced[layer.name] = copy.deepcopy(self.entry(layer.name, plan[layer.name], state))
         for name in outputs:
             if name not in known and isinstance(network.modules[name], NORMS):
@@ -203,10 +203,10 @@ class Bank:
             if name in replaced and source in every:
                 join(every[source], replaced[name])
         model = assemble(network.model, every)
-        if replaced and how:
-            found = self._targets(how.inputs)
+        if replaced and settings:
+            found = self._targets(settings.inputs)
             targets = {name: found[name].of(outputs[name]) if name in outputs else found[name] for name in replaced}
-            repair(through(model), self.calibration.inputs[: how.inputs], targets, replaced, how)
+            repair(through(model), self.calibration.inputs[: settings.inputs], targets, replaced, settings)
         return Stitched(model, every)
 
     def _find_targets(self, inputs: int) -> dict[str, Target]:

@@ -1,7 +1,7 @@
 """Refits the weights of a layer to what it really sees, behind other layers that are compressed.
 
 Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks, 2017, sections 3.1 (step ii, on the
-realised inputs) and 3.2 (what is added beside a layer is made up for, too). Departures: weights are pulled towards
+realised inputs) and 3.2 (what is added alongside a layer is made up for, too). Departures: weights are pulled towards
 those that the layer had, not towards zero; zeros stay zero, and weights stay in their format.
 """
 
@@ -73,10 +73,10 @@ def refit(leaf: nn.Module, inputs: Tensor, missing: Tensor, variance: float, pla
     free = weights != 0
     slope = missing.T.reshape(groups, -1, rows) @ seen / rows * free
     change = descended(metric, slope, free, STEPS, 1e-10 * slope.square().sum(-1, keepdim=True))
-    form, whole = weight_format(leaf), weight_of(leaf)
+    fmt, whole = weight_format(leaf), weight_of(leaf)
     changed = weights + change / deviation
-    if form is not None:
-        changed = form.decode(form.encode(changed.view_as(whole))).view_as(weights) * free
+    if fmt is not None:
+        changed = fmt.decode(fmt.encode(changed.view_as(whole))).view_as(weights) * free
         change = (changed - weights) * deviation
         gained = ((2.0 * slope - metric(change)) * change).sum(-1, keepdim=True)
         changed = torch.where(gained > 0, changed, weights)  # where rounding leaves something of it
@@ -86,5 +86,5 @@ def refit(leaf: nn.Module, inputs: Tensor, missing: Tensor, variance: float, pla
     bias = bias_of(leaf)
     bias = -shift if bias is None else bias - shift
     set_weight(leaf, changed.view_as(whole).to(whole.dtype))
-    leaf.bias = nn.Parameter((bias if form is None else short(bias)).to(whole.dtype), requires_grad=False)
+    leaf.bias = nn.Parameter((bias if fmt is None else short(bias)).to(whole.dtype), requires_grad=False)
     return True

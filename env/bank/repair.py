@@ -81,7 +81,7 @@ def repair(
     inputs: Tensor,
     targets: Mapping[str, Target],
     replaced: Mapping[str, nn.Module],
-    how: Repair = FULL,
+    settings: Repair = FULL,
 ) -> None:
     """Corrects the layers in `replaced` in place; they must not be shared with another network.
 
@@ -90,7 +90,7 @@ def repair(
         inputs: `(n, ...)` calibration inputs, run as one batch.
         targets: of the original, for each name in `replaced`, already reduced to the channels that stay.
         replaced: by name, layers (or chains, or `StaticQuantized`) and BatchNorms of `model`.
-        how: what to do.
+        settings: what to do.
     """
     left: dict[nn.Module, tuple[str, Tensor]] = {}
     for name, module in replaced.items():
@@ -98,26 +98,26 @@ def repair(
             # A table of vectors has no bias, and its formats no factor for a column.
             if not isinstance(leaf, nn.Embedding):
                 left[leaf] = name, channels
-    beside: dict[str, Tensor] = {}
+    alongside: dict[str, Tensor] = {}
 
-    def correct(leaf: nn.Module, args: tuple[Any, ...], settings: dict[str, Any], outputs: Tensor) -> Tensor:
+    def correct(leaf: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], outputs: Tensor) -> Tensor:
         if leaf not in left:  # runs a second time
             return outputs
         name, channels = left.pop(leaf)
         target = targets[name].of(channels)
         last = target.last
         # What else a layer is given, such as the size of its outputs, may change which inputs they see.
-        plain = refits(leaf) and len(target.rows) and len(args) == 1 and not settings
-        if how.least_squares and plain and (target.shortcut is None or name in beside):
+        plain = refits(leaf) and len(target.rows) and len(args) == 1 and not keywords
+        if settings.least_squares and plain and (target.shortcut is None or name in alongside):
             places = places_of(outputs, last, len(target.rows))
             missing = target.rows - rows_of(outputs, places, last)
             if target.shortcut is not None:
-                missing = missing - beside[name][:, channels]
+                missing = missing - alongside[name][:, channels]
             if refit(leaf, args[0], missing, float(target.moments.deviation.square().sum()), places):
                 outputs = leaf.forward(args[0])
         found = moments(outputs, last)
-        factor, shift = _correction(found, target.moments, how.deviations and _may_scale(leaf))
-        shift = shift if how.means else found.mean * (1.0 - factor)
+        factor, shift = _correction(found, target.moments, settings.deviations and _may_scale(leaf))
+        shift = shift if settings.means else found.mean * (1.0 - factor)
         if not bool((factor != 1).any() or (shift != 0).any()):
             return outputs
         _apply(leaf, factor, shift)
@@ -127,11 +127,11 @@ def repair(
     shortcuts = {
         name: (target.shortcut, target.last, len(target.rows))
         for name, target in targets.items()
-        if how.least_squares and target.shortcut is not None
+        if settings.least_squares and target.shortcut is not None
     }
     handles = [leaf.register_forward_hook(correct, with_kwargs=True) for leaf in left]
     try:
-        with torch.no_grad(), watched(model, shortcuts, beside):
+        with torch.no_grad(), watched(model, shortcuts, alongside):
             model(inputs)
     finally:
         for handle in handles:
@@ -160,8 +160,8 @@ def output_leaves(module: nn.Module, channels: Tensor) -> Iterator[tuple[nn.Modu
 
 def _may_scale(leaf: nn.Module) -> bool:
     """Returns whether channels may have scales of their own: a fixed point, or one scale for a layer, must stay so."""
-    form = weight_format(leaf)
-    return form is None or takes_gain(form, len(weight_of(leaf)))
+    fmt = weight_format(leaf)
+    return fmt is None or takes_gain(fmt, len(weight_of(leaf)))
 
 
 def _correction(found: Moments, target: Moments, scales: bool) -> tuple[Tensor, Tensor]:
@@ -178,11 +178,11 @@ def _correction(found: Moments, target: Moments, scales: bool) -> tuple[Tensor, 
 
 def _apply(leaf: nn.Module, factor: Tensor, shift: Tensor) -> None:
     """Multiplies a leaf's outputs by `factor` and adds `shift`, keeping its weights in their format."""
-    form, weight, bias = weight_format(leaf), weight_of(leaf), bias_of(leaf)
+    fmt, weight, bias = weight_format(leaf), weight_of(leaf), bias_of(leaf)
     bias = shift if bias is None else bias * factor + shift
-    if form is not None:
-        scaled = form.scaled(factor).short() if bool((factor != 1).any()) else form
-        weight, bias = scaled.decode(form.encode(weight)), short(bias)
+    if fmt is not None:
+        scaled = fmt.scaled(factor).short() if bool((factor != 1).any()) else fmt
+        weight, bias = scaled.decode(fmt.encode(weight)), short(bias)
         attach_format(leaf, scaled)
     else:
         weight = weight * factor.view(-1, *(1,) * (weight.dim() - 1))

@@ -54,15 +54,15 @@ def find_targets(network: Network, inputs: Tensor) -> dict[str, Target]:
     most = MOST_BYTES // (4 * max(1, sum(map(out_channels, refitted.values()))))
     counts = {name: min(rows_for(module), MOST_ROWS, max(LEAST_ROWS, most)) for name, module in refitted.items()}
     found: dict[str, Target] = {}
-    beside: dict[str, Tensor] = {}
+    alongside: dict[str, Tensor] = {}
 
     def record(name: str, module: nn.Module, _: Tensor, outputs: Tensor) -> None:
         if name in found:  # runs a second time
             return
         last = channels_last(module)
         rows = rows_of(outputs, places_of(outputs, last, counts.get(name, 0)), last)
-        shortcut = network.shortcuts[name] if name in beside else None
-        rows = rows if shortcut is None else rows + beside[name]
+        shortcut = network.shortcuts[name] if name in alongside else None
+        rows = rows if shortcut is None else rows + alongside[name]
         found[name] = Target(moments(outputs, last), last, rows, shortcut)
 
     places = {
@@ -70,7 +70,7 @@ def find_targets(network: Network, inputs: Tensor) -> dict[str, Target]:
         for name, place in network.shortcuts.items()
         if name in counts
     }
-    with torch.no_grad(), layer_outputs(network, record), watched(network.model, places, beside):
+    with torch.no_grad(), layer_outputs(network, record), watched(network.model, places, alongside):
         network.model(inputs)
     return found
 

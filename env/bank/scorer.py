@@ -43,7 +43,7 @@ class Scorer:
     def run(
         self,
         plan: Plan,
-        how: Repair | None = None,
+        settings: Repair | None = None,
         enough: Callable[[Tensor], bool] = lambda _: False,
         keep: int | None = None,
     ) -> tuple[Stitched, Tensor]:
@@ -53,7 +53,7 @@ class Scorer:
 
         Args:
             plan: a recipe for each layer.
-            how: as for `Bank.stitch`.
+            settings: as for `Bank.stitch`.
             enough: as for `Samples.logits`.
             keep: how many layers later plans will begin with; outputs behind them are not remembered, for to get memory
                 from the system may take as long as to compute. None where that is not known.
@@ -62,10 +62,10 @@ class Scorer:
             ConfigurationError: where the plan is not one of this network, or prunes a layer that does not decide.
             UnsupportedLayerError: where a recipe cannot be used on its layer.
         """
-        how = self.bank.repair if how is None else how
+        settings = self.bank.repair if settings is None else settings
         self.bank.check(plan)
         self._memory.begin()
-        prefixes = list(self._prefixes(plan, how))
+        prefixes = list(self._prefixes(plan, settings))
         keep = len(prefixes) if keep is None else keep
         matched = {unit: self._memory.get(self._key(unit, prefixes, None)) for unit in self._units}
         known = {name: module for found in matched.values() if found for name, module in found[1].items()}
@@ -76,7 +76,7 @@ class Scorer:
             outputs[unit] = output = _own(unit, work()) if found is None else found[0]
             return _own(unit, output)
 
-        stitched = self.bank.stitch(plan, how, known, lambda model: self._through(model, repaired))
+        stitched = self.bank.stitch(plan, settings, known, lambda model: self._through(model, repaired))
         for unit, output in outputs.items():
             if matched[unit] is None and unit.layers <= keep:
                 inside = {name: module for name, module in stitched.replaced.items() if unit.holds(name)}
@@ -104,9 +104,9 @@ class Scorer:
     def _key(self, unit: Unit, prefixes: list[bytes], place: int | None) -> tuple[object, str, bytes, int | None]:
         return self._owner, unit.name, prefixes[unit.layers], place
 
-    def _prefixes(self, plan: Plan, how: Repair) -> Iterator[bytes]:
+    def _prefixes(self, plan: Plan, settings: Repair) -> Iterator[bytes]:
         """Yields a hash of the first 0, 1, 2 ... recipes."""
-        state = hashlib.sha256(repr(how).encode())
+        state = hashlib.sha256(repr(settings).encode())
         yield state.digest()
         for layer in self.bank.network.layers:
             state.update(f"\n{plan[layer.name]}".encode())

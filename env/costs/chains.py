@@ -1,4 +1,4 @@
-"""What the runtime executes for a layer: foretold from its recipe, or read off the compressed layer."""
+"""What the runtime executes for a layer: predicted from its recipe, or read off the compressed layer."""
 
 from dataclasses import replace
 

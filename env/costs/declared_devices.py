@@ -38,7 +38,7 @@ class DeclaredDevice:
         title: what it is.
         float_gmacs, integer_gmacs: peak of fp32 and of int8, 10^9 multiply-adds a second.
         gigabytes: memory bandwidth, 10^9 bytes a second.
-        launch_us: what each operation costs beside its work, microseconds.
+        launch_us: what each operation costs alongside its work, microseconds.
         memory_mb: where weights and activations must fit, 10^6 bytes.
         watts: drawn at full load; divided by the peak, it gives the energy of a multiply-add (an upper bound).
         byte_pj: energy of a byte from memory, picojoules.

@@ -31,7 +31,7 @@ TABLE = "latency_3"
 """Name and version in one: other versions of Plywise keep tables of their own in the same file."""
 
 REFERENCE: Chain = (Operation("conv2d", 16, 16, (16, 16, 16), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),)
-"""Runs in turns with every other chain, for a machine that others use changes its speed by the second."""
+"""Runs interleaved with every other chain, for a machine that others use changes its speed by the second."""
 
 QUIET_SECONDS = 2.0
 ROUGH = 0.1
@@ -145,17 +145,17 @@ class LatencyTable:
             return None, 0.0
 
 
-def tell_rough(rough: int, count: int, what: str, mend: str = "") -> None:
+def tell_rough(rough: int, count: int, what: str, fix: str = "") -> None:
     """Warns the caller's caller where too many of some latencies are rough.
 
     Args:
         rough, count: how many vary by over `NOISY`, and of how many.
         what: what varies, with the verb.
-        mend: what else to do for better ones, besides giving the machine less to do.
+        fix: what else to do for better ones, besides giving the machine less to do.
     """
     if rough > ROUGH * count:
         warnings.warn(
-            f"{what} by over {100 * NOISY:.0f} % from one moment to the next; give the machine less to do{mend} for "
+            f"{what} by over {100 * NOISY:.0f} % from one moment to the next; give the machine less to do{fix} for "
             "better ones",
             RoughLatencyWarning,
             stacklevel=3,
@@ -163,7 +163,7 @@ def tell_rough(rough: int, count: int, what: str, mend: str = "") -> None:
 
 
 def net_milliseconds(chain: Chain, cost: float | None, empty: float) -> float:
-    """Returns what a chain takes beside the cost of running any graph; nan where the runtime refuses it."""
+    """Returns what a chain takes alongside the cost of running any graph; nan where the runtime refuses it."""
     if cost is None:
         return float("nan")
     return max(cost - empty, SMALLEST_MS) if chain else 0.0
@@ -176,8 +176,8 @@ def chain_key(chain: Chain) -> str:
 
 def _written(operation: Operation) -> dict[str, Any]:
     fields = dataclasses.asdict(operation)
-    if not operation.beside:  # what stands alone is written as it was before others could stand beside it
-        del fields["beside"]
+    if not operation.alongside:  # what stands alone is written as it was before others could stand alongside it
+        del fields["alongside"]
     return fields
 
 
@@ -187,7 +187,7 @@ def _time_chain(chain: Chain, device: Device, reference: float | None) -> tuple[
     Args:
         chain: what to run.
         device: says how, and on how many inputs.
-        reference: milliseconds of `REFERENCE`, with which it then runs in turns.
+        reference: milliseconds of `REFERENCE`, with which it then runs interleaved.
     """
     run = _runs(chain, device)
     if reference is None:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from plywise.compressors.errors import ModelError
+from plywise.env.costs.graph_template import GraphTemplate
 from plywise.env.costs.latency import Chain, Latencies, LatencyTable, chain_key, tell_rough
-from plywise.env.costs.mould import Mould
 from plywise.env.costs.trial_graphs import Shapes, random_plans, shapes_of
 from plywise.env.network.network import Network
 from plywise.env.network.trace import operators
@@ -45,7 +45,7 @@ NO_NORMS: Mapping[str, int] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Overhead:
-    """What layers cost in a network, where the runtime merges them and must change the form of numbers between them.
+    """What layers cost in a network, where the runtime merges them and must change the number format between them.
 
     Attributes:
         floats, integers: factors on what a layer takes alone, by what it computes on.
@@ -71,7 +71,7 @@ class NetworkLatency:
     """Latencies of one network on one device.
 
     Where latencies are measured on this machine, whole graphs are timed: a few once, to learn what the network costs
-    beside its layers, and then each plan that is looked at for real. Elsewhere the network costs what its layers do.
+    alongside its layers, and then each plan that is looked at for real. Elsewhere the network costs what its layers do.
     """
 
     def __init__(self, network: Network, latency: Latencies) -> None:
@@ -116,9 +116,9 @@ class NetworkLatency:
         """For each layer, by name, the one whose numbers it reads; none of them where whole graphs are not timed."""
         if self.overhead.original is None:
             return dict.fromkeys((layer.name for layer in self.network.layers), None)
-        return self._mould.nearest
+        return self._template.nearest
 
-    def foretold(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
+    def predicted(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
         """Returns the latencies of plans, `(n,)` milliseconds, from those of their layers.
 
         Args:
@@ -130,7 +130,7 @@ class NetworkLatency:
         return found
 
     def measured(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = NO_NORMS) -> float:
-        """Returns the milliseconds of a plan: of its whole graph, in turns with the original's, where that can run.
+        """Returns the milliseconds of a plan: of its whole graph, interleaved with the original's, where that can run.
 
         Args:
             chains: of each layer, by name.
@@ -149,11 +149,11 @@ class NetworkLatency:
             else:
                 tell_rough(int(varied > NOISY), 1, f"{self.network.name}: the latency of 1 of 1 whole graphs varies")
                 return share * original
-        return float(self.foretold([chains])[0])
+        return float(self.predicted([chains])[0])
 
     def _share(self, plan: Shapes, precision: tuple[float, float], loads: int = 1) -> tuple[float, float]:
         """Returns the time of a plan's graph over that of the original's, and by how much it varies, relative to it."""
-        graph, execution = self._mould.filled(*plan), self.latency.device.execution
+        graph, execution = self._template.filled(*plan), self.latency.device.execution
         return relative_time(graph, self._original, self._shape, execution, loads, precision)
 
     @property
@@ -162,11 +162,11 @@ class NetworkLatency:
 
     @cached_property
     def _original(self) -> bytes:
-        return self._mould.filled(self.network.operations, NO_NORMS)
+        return self._template.filled(self.network.operations, NO_NORMS)
 
     @cached_property
-    def _mould(self) -> Mould:
-        return Mould(self.network, self.latency.device.batch)
+    def _template(self) -> GraphTemplate:
+        return GraphTemplate(self.network, self.latency.device.batch)
 
     def _calibrated(self) -> Overhead:
         original = time_model(self._original, self._shape, self.latency.device.execution)
@@ -204,7 +204,7 @@ class NetworkLatency:
             for name, milliseconds in zip(names, times, strict=True):
                 chain = plan[name]
                 row[int(_on_integers(chain))] += milliseconds
-                before = self._mould.nearest[name]
+                before = self._template.nearest[name]
                 if chain and chain[0].integer != (before is not None and _on_integers(plan[before])):
                     row[2:4] += 1.0, math.prod(chain[0].input_shape)
         return parts

@@ -39,8 +39,8 @@ class Operation:
         groups: groups within which channels mix.
         bias: whether it adds a bias.
         integer: whether it runs on 8-bit integers.
-        beside: where it reads what the operation before it reads, the channels that are already made of that; its own
-            are put behind them. 0 where it reads what the operation before it makes.
+        alongside: where it reads what the operation before it reads, the channels that are already made of that; its
+            own are put behind them. 0 where it reads what the operation before it makes.
     """
 
     kind: str
@@ -54,11 +54,11 @@ class Operation:
     groups: int = 1
     bias: bool = True
     integer: bool = False
-    beside: int = 0
+    alongside: int = 0
 
     @property
     def output_shape(self) -> Shape:
-        """Shape of the result without the batch, with the channels beside its own."""
+        """Shape of the result without the batch, with the channels alongside its own."""
         if self.kind in WEIGHTLESS:
             return self.input_shape
         if self.kind == "linear":
@@ -76,7 +76,7 @@ class Operation:
             sizes = tuple(
                 (size + border - gap * (kernel - 1) - 1) // stride + 1 for size, border, gap, kernel, stride in each
             )
-        return (self.beside + self.out_channels, *sizes)
+        return (self.alongside + self.out_channels, *sizes)
 
     @property
     def weight_shape(self) -> Shape:
@@ -93,7 +93,7 @@ class Operation:
         if self.transposed:  # every input element meets each weight that reads its channel
             return math.prod(self.input_shape) * (self.out_channels // self.groups) * math.prod(self.kernel)
         # Every output element takes one multiply-add for each weight of its channel.
-        return math.prod(dataclasses.replace(self, beside=0).output_shape) * math.prod(self.weight_shape[1:])
+        return math.prod(dataclasses.replace(self, alongside=0).output_shape) * math.prod(self.weight_shape[1:])
 
     @property
     def transposed(self) -> bool:
@@ -152,7 +152,7 @@ def operations(module: nn.Module, input_shape: Sequence[int], integer: bool = Fa
         side: list[Operation] = []
         for branch in module:
             (operation,) = operations(branch, input_shape, integer)
-            side.append(dataclasses.replace(operation, beside=sum(each.out_channels for each in side)))
+            side.append(dataclasses.replace(operation, alongside=sum(each.out_channels for each in side)))
         return tuple(side)
     if isinstance(module, nn.Sequential):
         chain: tuple[Operation, ...] = ()

@@ -17,8 +17,8 @@ class Shortcut:
     """Where the tensor is to be seen.
 
     Attributes:
-        module: dotted name of a module: one that runs before the layer, beside it or beside what holds it; or, for what
-            it reads, the layer itself or what holds it.
+        module: dotted name of a module: one that runs before the layer, alongside it or alongside what holds it; or,
+            for what it reads, the layer itself or what holds it.
         read: whether it is what this module reads, else it is what it puts out.
     """
 

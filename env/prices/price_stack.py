@@ -185,26 +185,26 @@ class PriceStack:
         return cost
 
     def plan_borders(self, table: Ints, plans: Ints) -> Floats:
-        """Returns what each layer of whole plans takes more for numbers in another form, `(n, L + 1, P)` latencies."""
-        form, before = self._forms(table, plans)
-        crossed: Floats = self.border[table][:, :, None] * (form != before)
+        """Returns latencies that changes of the number format add to whole plans, `(n, L + 1, P)`."""
+        integer, before = self._number_formats(table, plans)
+        crossed: Floats = self.border[table][:, :, None] * (integer != before)
         return crossed
 
     def slot_borders(self, table: Ints, plans: Ints) -> Floats:
         """Returns what every slot would take more, with what its readers then take, `(n, L + 1, P, K)` latencies."""
-        form, before = self._forms(table, plans)
+        integer, before = self._number_formats(table, plans)
         own = self.integers[table][:, :, None]  # (n, L + 1, 1, K)
         taken: Floats = self.border[table][:, :, None, None] * (own != before[..., None])
         for readers in self.readers[table].transpose(2, 0, 1):
-            theirs = np.take_along_axis(form, readers[:, :, None], 1)
+            theirs = np.take_along_axis(integer, readers[:, :, None], 1)
             border = np.take_along_axis(self.border[table], readers, 1)
             taken = taken + border[:, :, None, None] * (own != theirs[..., None])
         return taken
 
-    def _forms(self, table: Ints, plans: Ints) -> tuple[Bools, Bools]:
+    def _number_formats(self, table: Ints, plans: Ints) -> tuple[Bools, Bools]:
         """Whether each layer of whole plans, and the one that it reads, computes on integers, `(n, L + 1, P)` both."""
-        form: Bools = np.take_along_axis(self.integers[table], plans, 2)
-        return form, np.take_along_axis(form, self.nearest[table][:, :, None], 1)
+        integer: Bools = np.take_along_axis(self.integers[table], plans, 2)
+        return integer, np.take_along_axis(integer, self.nearest[table][:, :, None], 1)
 
     def padded(self, index: int, actions: Ints) -> Ints:
         """Pads plans `(P, layers)` of one network to `(1, L + 1, P)`."""

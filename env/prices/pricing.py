@@ -44,7 +44,7 @@ SLOTS = 32
 """Recipes offered at a layer, at most."""
 
 STORAGE_MARGIN = 1.003
-"""Packed bytes are foretold to a few thousandths; what just holds a ceiling on paper has to hold it on disk."""
+"""Packed bytes are predicted to a few thousandths; what just holds a ceiling on paper has to hold it on disk."""
 
 RANGES_BYTES = 20
 """Two ranges and their mark in the packed file."""
@@ -72,7 +72,7 @@ class Sizes:
         leaves = [leaf for leaf in module.modules() if isinstance(leaf, WEIGHTED)]
         outputs = sum(weight_of(leaf).shape[0] for leaf in leaves)
         weights = sum(weight_of(leaf).numel() for leaf in leaves)
-        per_output = sum(map(_bytes_beside, leaves)) / outputs
+        per_output = sum(map(_bytes_besides_weights, leaves)) / outputs
         size = packed_size(module)
         fixed = min(32.0, max(0.0, size - per_output * outputs))
         return cls((size - fixed - per_output * outputs) / weights, per_output, fixed, size)
@@ -84,11 +84,11 @@ class Sizes:
         return STORAGE_MARGIN * (self.fixed + self.per_output * outputs + self.per_weight * weights)
 
 
-def _bytes_beside(leaf: nn.Module) -> int:
+def _bytes_besides_weights(leaf: nn.Module) -> int:
     """Returns the bytes of a leaf's bias and of its format's scales."""
-    bias, form = bias_of(leaf), weight_format(leaf)
-    beside = ([] if bias is None else [bias]) + ([] if form is None else list(form.tensors().values()))
-    return sum(map(floats_size, beside))
+    bias, fmt = bias_of(leaf), weight_format(leaf)
+    alongside = ([] if bias is None else [bias]) + ([] if fmt is None else list(fmt.tensors().values()))
+    return sum(map(floats_size, alongside))
 
 
 class Pricer:
@@ -122,7 +122,7 @@ class Pricer:
         self,
         sensitivities: Mapping[str, Sensitivity],
         points_per_nat: float,
-        bytes_beside: float,
+        bytes_outside: float,
         accuracy: float,
         chance: float,
     ) -> PriceTable:
@@ -131,7 +131,7 @@ class Pricer:
         Args:
             sensitivities: of each layer over `recipes[layer]`.
             points_per_nat: accuracy points lost for each nat of divergence.
-            bytes_beside: of a plan's packed file, those that no layer accounts for.
+            bytes_outside: of a plan's packed file, those that no layer accounts for.
             accuracy, chance: of the original and of guessing, percent.
 
         Raises:
@@ -151,7 +151,7 @@ class Pricer:
             if not self._refuse(asked):
                 break
         self._tell_refused()
-        return self._table(chosen, rows, sensitivities, points_per_nat, bytes_beside, accuracy, chance)
+        return self._table(chosen, rows, sensitivities, points_per_nat, bytes_outside, accuracy, chance)
 
     def _picked(self, layer: Layer, prices: NDArray[np.float64]) -> NDArray[np.int64]:
         """Returns the places of the recipes that a layer is offered, `(slots,)`."""
@@ -203,7 +203,7 @@ class Pricer:
         rows: Mapping[str, NDArray[np.int64]],
         sensitivities: Mapping[str, Sensitivity],
         points_per_nat: float,
-        bytes_beside: float,
+        bytes_outside: float,
         accuracy: float,
         chance: float,
     ) -> PriceTable:
@@ -238,7 +238,7 @@ class Pricer:
                         # A device that does not run the bare layer with fewer channels saves nothing by cutting them.
                         latency = latencies[chain if np.isfinite(latencies[chain]) else uncut]
                         cost[:, row, slot, a, b] = storage, latency, energy_mj(chain, storage, units)
-        fixed = np.array([bytes_beside, self.whole.overhead.rest, 0.0], np.float32)
+        fixed = np.array([bytes_outside, self.whole.overhead.rest, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
         return PriceTable(

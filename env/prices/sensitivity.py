@@ -3,7 +3,7 @@
 The disturbance is the mean Kullback-Leibler divergence from the original's outputs to the compressed network's. It
 needs no labels, is never negative, and over layers it adds up (facts: the sum of single-layer loss increases ranks
 random mixed plans with Spearman 0.98). What lies between probes is read off a monotone line over the relative
-output error, which the bank knows in closed form. Probes run on the samples that tell the most, see `ProbeSamples`.
+output error, which the bank knows in closed fmt. Probes run on the samples that tell the most, see `ProbeSamples`.
 """
 
 import math
@@ -176,13 +176,13 @@ def _sensitivity(bank: Bank, layer: Layer, recipes: Sequence[Recipe], probe: Pro
             kinds.setdefault(_kind(kept), []).extend([base] if kept == base else [])
     lines = {kind: _line(bases, errors, partial(probe, layer.name)) for kind, bases in kinds.items()}
 
-    def foretold(base: Recipe) -> float:
+    def predicted(base: Recipe) -> float:
         cut, kept = _pruning(base), _besides_pruning(base)
         return (cuts[cut] if cut else 0.0) + (lines[_kind(kept)](errors[base]) if kept.techniques else 0.0)
 
     rounded = next((recipe for recipe in recipes if recipe != inner[recipe]), None)
-    rounding = 0.0 if rounded is None else max(0.0, probe(layer.name, rounded) - foretold(inner[rounded]))
-    found = [foretold(inner[recipe]) + (rounding if recipe != inner[recipe] else 0.0) for recipe in recipes]
+    rounding = 0.0 if rounded is None else max(0.0, probe(layer.name, rounded) - predicted(inner[rounded]))
+    found = [predicted(inner[recipe]) + (rounding if recipe != inner[recipe] else 0.0) for recipe in recipes]
     return Sensitivity(np.array([errors[inner[recipe]] for recipe in recipes]), np.array(found))
 
 

@@ -33,8 +33,8 @@ class GradientRounding:
         """Returns a gradient in the format that the quantiser finds for it."""
         assert self._quantizer is not None
         row = gradient.reshape(1, -1)
-        form = self._quantizer.format_of(row, torch.ones_like(row))
-        return form.decode(form.encode(row)).view(gradient.shape)
+        fmt = self._quantizer.format_of(row, torch.ones_like(row))
+        return fmt.decode(fmt.encode(row)).view(gradient.shape)
 
     def parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """Rounds the gradients of parameters in place."""

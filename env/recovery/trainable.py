@@ -25,7 +25,7 @@ GAIN = "gain of "
 
 
 class TrainableNetwork:
-    """A copy of a stitched network with dense weights beside those that it runs on.
+    """A copy of a stitched network with dense weights alongside those that it runs on.
 
     Structures are trained as they are. Zeros that were there before rounding stay, number formats stay but for their
     scales, and ranges of activations stay: their rounding lets gradients through inside the range. BatchNorms that
@@ -50,7 +50,7 @@ class TrainableNetwork:
                 key = f"{leaf.name}.weight"
                 self._leaves[key] = leaf
                 self.parameters[key] = dense.clone().requires_grad_()
-                if leaf.form is not None and takes_gain(leaf.form, len(dense)):
+                if leaf.fmt is not None and takes_gain(leaf.fmt, len(dense)):
                     self.parameters[GAIN + key] = torch.zeros(len(dense), requires_grad=True)
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class TrainableNetwork:
             for name, value in self._weights(final=True).items():
                 self.model.get_parameter(name).copy_(value)
         for key, leaf in self._leaves.items():
-            if leaf.form is not None:
+            if leaf.fmt is not None:
                 gain = self.parameters.get(GAIN + key)
                 attach_format(self._module(leaf), leaf.scaled(None if gain is None else gain.detach()))
         return self.model

@@ -1,4 +1,4 @@
-"""The weights of one leaf while they are trained: dense numbers beside what the network runs on."""
+"""The weights of one leaf while they are trained: dense numbers alongside what the network runs on."""
 
 from dataclasses import dataclass
 
@@ -27,13 +27,13 @@ class TrainedLeaf:
     """What keeps zeros and number format of a leaf while it is trained.
 
     Roundings and zeros let gradients through to the dense weights as if they were not there (the straight-through
-    estimator; Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013). Beside the dense
-    weights, which are in the units of `form`, a gain of each output channel is trained: its scale, the step of Esser
+    estimator; Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, 2013). Alongside the dense
+    weights, which are in the units of `fmt`, a gain of each output channel is trained: its scale, the step of Esser
     et al., Learned Step Size Quantization, 2020, with a plain gradient.
 
     Attributes:
         name: of the module that holds the weights.
-        form: number format at the start, None for floats.
+        fmt: number format at the start, None for floats.
         mask: boolean like the weights, False where they are zero; None where all are free. All of them are in the
             form of `layers.weight_of`.
         surgery: what changes the mask in training, or None.
@@ -41,7 +41,7 @@ class TrainedLeaf:
     """
 
     name: str
-    form: WeightFormat | None = None
+    fmt: WeightFormat | None = None
     mask: Tensor | None = None
     surgery: Surgery | None = None
     frozen: Tensor | None = None
@@ -58,8 +58,8 @@ class TrainedLeaf:
             unpruned: likewise before surgery took any away.
         """
         start = weight
-        if self.form is not None:
-            start = torch.where(self.form.encode(unrounded) == self.form.encode(weight), unrounded, weight)
+        if self.fmt is not None:
+            start = torch.where(self.fmt.encode(unrounded) == self.fmt.encode(weight), unrounded, weight)
         return start if self.surgery is None or self.mask is None else torch.where(self.mask, start, unpruned)
 
     def weight(self, dense: Tensor, gain: Tensor | None, final: bool) -> Tensor:
@@ -71,8 +71,8 @@ class TrainedLeaf:
             final: whether incremental quantisation rounds all weights.
         """
         values = dense.detach()
-        if self.form is not None:
-            values = self.scaled(gain).decode(self.form.encode(values)).to(dense.dtype)
+        if self.fmt is not None:
+            values = self.scaled(gain).decode(self.fmt.encode(values)).to(dense.dtype)
             if self.frozen is not None and not final:
                 unrounded = dense.detach() if gain is None else dense.detach() * _column(gain.exp(), dense)
                 values = torch.where(self.frozen, values, unrounded)
@@ -85,8 +85,8 @@ class TrainedLeaf:
 
     def scaled(self, gain: Tensor | None) -> WeightFormat:
         """Returns the format with its gain."""
-        assert self.form is not None
-        return self.form if gain is None else self.form.scaled(gain.exp())
+        assert self.fmt is not None
+        return self.fmt if gain is None else self.fmt.scaled(gain.exp())
 
     def splice(self, dense: Tensor) -> None:
         """Lets weights leave and come back."""
@@ -100,14 +100,14 @@ class TrainedLeaf:
         Source: Zhou et al., Incremental Network Quantization, 2017, section 2.2 (partition by magnitude). Departure:
         the format is the one that the recipe found, and weights start from its values.
         """
-        if self.form is None:
+        if self.fmt is None:
             return
         frozen = torch.zeros_like(dense, dtype=torch.bool) if self.frozen is None else self.frozen
         scores = dense.detach().abs().masked_fill(frozen, torch.inf).flatten()
         chosen = scores.argsort(descending=True, stable=True)[: round(portion * scores.numel())]
         self.frozen = torch.zeros_like(frozen).flatten().index_fill_(0, chosen, True).view_as(dense)
         with torch.no_grad():
-            dense.copy_(torch.where(self.frozen, self.form.decode(self.form.encode(dense)).to(dense.dtype), dense))
+            dense.copy_(torch.where(self.frozen, self.fmt.decode(self.fmt.encode(dense)).to(dense.dtype), dense))
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

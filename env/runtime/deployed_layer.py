@@ -32,19 +32,19 @@ def runs_on_integers(module: StaticQuantized) -> bool:
 
     Anything else keeps its roundings and runs on floats; the runtime may then round the weights of a leaf again.
     """
-    form = weight_format(module.layer)
-    if not isinstance(form, UniformFormat) or not isinstance(module.layer, (*CONVOLUTIONS, nn.Linear)):
+    fmt = weight_format(module.layer)
+    if not isinstance(fmt, UniformFormat) or not isinstance(module.layer, (*CONVOLUTIONS, nn.Linear)):
         return False
-    return float(form.zero_point.max()) <= 128 and float(form.zero_point.min()) >= 2**form.width - 128
+    return float(fmt.zero_point.max()) <= 128 and float(fmt.zero_point.min()) >= 2**fmt.width - 128
 
 
 def _deployed(module: nn.Module) -> nn.Module:
     if isinstance(module, StaticQuantized):
         inner = _IntegerLayer(module) if runs_on_integers(module) else _deployed(module.layer)
         return _RoundedLayer(inner, module.input_range, module.output_range)
-    form = weight_format(module)
-    if form is not None:
-        return _StoredLayer(module, form)
+    fmt = weight_format(module)
+    if fmt is not None:
+        return _StoredLayer(module, fmt)
     for name, child in module._modules.items():
         if child is not None:
             module._modules[name] = _deployed(child)
@@ -56,15 +56,15 @@ class _StoredLayer(nn.Module):
 
     symbols: Tensor
 
-    def __init__(self, layer: nn.Module, form: WeightFormat) -> None:
+    def __init__(self, layer: nn.Module, fmt: WeightFormat) -> None:
         super().__init__()
         weight = weight_of(layer)
         self.layer = _without(layer, "weight")
-        self.operator, tables = _coding(form, weight)
-        self.bits = form.bits
-        self.size = form.size if isinstance(form, GroupedFormat) else 0
-        symbols = form.encode(weight)
-        self.register_buffer("symbols", symbols.to(torch.uint8) if form.bits <= 8 else _halves(form, symbols))
+        self.operator, tables = _coding(fmt, weight)
+        self.bits = fmt.bits
+        self.size = fmt.size if isinstance(fmt, GroupedFormat) else 0
+        symbols = fmt.encode(weight)
+        self.register_buffer("symbols", symbols.to(torch.uint8) if fmt.bits <= 8 else _halves(fmt, symbols))
         for place, table in enumerate(tables):
             self.register_buffer(f"table{place}", table.float().clone())
         self.tables = len(tables)
@@ -96,11 +96,11 @@ class _IntegerLayer(nn.Module):
 
     def __init__(self, module: StaticQuantized) -> None:
         super().__init__()
-        form, weight = weight_format(module.layer), module.layer.get_parameter("weight").detach()
-        assert isinstance(form, UniformFormat)
+        fmt, weight = weight_format(module.layer), module.layer.get_parameter("weight").detach()
+        assert isinstance(fmt, UniformFormat)
         column = (-1,) + (1,) * (weight.dim() - 1)
-        codes = form.encode(weight) - form.zero_point.view(column)
-        scale = form.scale.float().expand(len(weight))
+        codes = fmt.encode(weight) - fmt.zero_point.view(column)
+        scale = fmt.scale.float().expand(len(weight))
         bias = module.layer._parameters["bias"]
         if bias is not None:
             # A channel of tiny weights under a large bias gets a coarser scale, so that the bias fits 32 bits.
@@ -163,29 +163,29 @@ class _Rounding(nn.Module):
         return values.clamp(*self.cut) if self.cut and not self.cut_first else values
 
 
-def _coding(form: WeightFormat, weight: Tensor) -> tuple[str, tuple[Tensor, ...]]:
-    """Returns the place-holder that decodes a format, and what it needs beside the symbols."""
-    if isinstance(form, UniformFormat):
-        return "Scale", (form.zero_point, form.scale)
-    if isinstance(form, GroupedFormat):
-        return "ScaleGroups", (form.zero_point, form.scale)
-    if isinstance(form, LevelFormat):
-        return ("Levels", (form.levels, form.scale)) if form.bits <= 8 else ("Halves", (form.scale,))
-    return "Look", (_table(form, weight),)
+def _coding(fmt: WeightFormat, weight: Tensor) -> tuple[str, tuple[Tensor, ...]]:
+    """Returns the place-holder that decodes a format, and what it needs alongside the symbols."""
+    if isinstance(fmt, UniformFormat):
+        return "Scale", (fmt.zero_point, fmt.scale)
+    if isinstance(fmt, GroupedFormat):
+        return "ScaleGroups", (fmt.zero_point, fmt.scale)
+    if isinstance(fmt, LevelFormat):
+        return ("Levels", (fmt.levels, fmt.scale)) if fmt.bits <= 8 else ("Halves", (fmt.scale,))
+    return "Look", (_table(fmt, weight),)
 
 
-def _halves(form: WeightFormat, symbols: Tensor) -> Tensor:
+def _halves(fmt: WeightFormat, symbols: Tensor) -> Tensor:
     """Returns weights before scaling as fp16 or bf16, whichever holds all of them exactly."""
-    assert isinstance(form, LevelFormat), f"the runtime cannot store symbols of {form.bits} bits"
-    values = form.levels[symbols]
+    assert isinstance(fmt, LevelFormat), f"the runtime cannot store symbols of {fmt.bits} bits"
+    values = fmt.levels[symbols]
     half = values.half()
     return half if torch.equal(half.float(), values) else values.bfloat16()
 
 
-def _table(form: WeightFormat, weight: Tensor) -> Tensor:
+def _table(fmt: WeightFormat, weight: Tensor) -> Tensor:
     """Returns the value of each symbol in each output channel, `(out, 2**bits)`."""
     probe = torch.zeros((weight.shape[0],) + (1,) * (weight.dim() - 1), dtype=torch.int64)
-    return torch.cat([form.decode(probe + symbol).flatten(1) for symbol in range(2**form.bits)], 1)
+    return torch.cat([fmt.decode(probe + symbol).flatten(1) for symbol in range(2**fmt.bits)], 1)
 
 
 def _without(layer: nn.Module, name: str) -> nn.Module:

@@ -83,7 +83,7 @@ def processor_counter(folder: Path = POWERCAP) -> EnergyCounter:
 
 
 def card_counter() -> EnergyCounter:
-    """Returns the counter of the first NVIDIA card, without the processor beside it.
+    """Returns the counter of the first NVIDIA card, without the processor alongside it.
 
     Raises:
         ConfigurationError: if the package that reads it is missing, or there is no driver or no such counter.

@@ -57,7 +57,7 @@ class _Builder:
             if operation.kind == "relu" and place and chain[place - 1].integer:
                 continue  # the rounding before it cuts what is negative, and the export drops it
             zeros = 128 * (place > 0 or not relu_before), 128 * (place < last or not relu_behind)
-            if operation.beside:
+            if operation.alongside:
                 value = self.node("Concat", value, self.layer(source, operation, *zeros), axis=1)
             else:
                 source, value = value, self.layer(value, operation, *zeros)

@@ -101,7 +101,7 @@ def relative_time(
     loads: int = 1,
     precision: tuple[float, float] = (SPREAD, BUDGET_SECONDS),
 ) -> tuple[float, float]:
-    """Times a model in turns with another one.
+    """Times a model interleaved with another one.
 
     Args:
         model, other: files or serialised models.

@@ -117,7 +117,7 @@ def relative_times(
     spread: float = SPREAD,
     budget: float = BUDGET_SECONDS,
 ) -> list[float]:
-    """Returns the time of `run` over that of `reference`, in turns, until the median is steady or the time is up.
+    """Returns the time of `run` over that of `reference`, interleaved, until the median is steady or the time is up.
 
     What slows the whole machine for a while slows both, so their ratio varies less than either.
     """
@@ -178,7 +178,7 @@ def answer(model: bytes, shape: Sequence[int], execution: Execution) -> dict[str
 def main(arguments: Sequence[str]) -> str | int | None:
     """Times the models of the archive that this program lies in and writes the device file.
 
-    Every time is kept at once in a file beside it (`.part`), from which the same command goes on.
+    Every time is kept at once in a file alongside it (`.part`), from which the same command goes on.
 
     Returns:
         what `sys.exit` takes: None where the file is written, else what went wrong, or 130 after Ctrl-C.

@@ -35,7 +35,7 @@ def most_right(right: int, seen: int, total: int, risk: float) -> int:
 
 
 @dataclass(frozen=True)
-class Look:
+class InterimResult:
     """What is known of a plan after a part of the images.
 
     Attributes:
@@ -49,7 +49,7 @@ class Look:
     most_accuracy: float
 
 
-Hopeless = Callable[[Look], bool]
+Hopeless = Callable[[InterimResult], bool]
 """Says of what is known of a plan whether it is of no use."""
 
 
@@ -69,8 +69,8 @@ class EarlyStopping:
             original: `(n, classes)` outputs of the original.
             hopeless: asked at each look.
         """
-        self.looks: list[Look] = []
-        self.stopped: Look | None = None
+        self.looks: list[InterimResult] = []
+        self.stopped: InterimResult | None = None
         self._labels = labels
         self._right_before = (original.argmax(1) == labels).cumsum(0)
         self._hopeless = hopeless
@@ -89,8 +89,8 @@ class EarlyStopping:
                 self.stopped = self.looks[-1]
         return self.stopped is not None
 
-    def _look(self) -> Look:
+    def _look(self) -> InterimResult:
         total = len(self._labels)
         lost = int(self._right_before[self._seen - 1]) - self._right
         most = most_right(self._right, self._seen, total, RISK / len(LOOKS))
-        return Look(self._seen / total, 100.0 * lost / self._seen, 100.0 * most / total)
+        return InterimResult(self._seen / total, 100.0 * lost / self._seen, 100.0 * most / total)

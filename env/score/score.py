@@ -1,10 +1,11 @@
 """The reward of a finished plan: one formula, used by the walk, the evaluators and the report.
 
     U     = accuracy_weight + sum_m weight_m
-    score = sum_m weight_m * ln(original_m / cost_m)  -  accuracy_weight * felt(max(0, drop))
-            - U * sum over broken cost ceilings (BROKEN + felt(COST_RATE * ln(cost_m / (ceiling_m * original_m))))
-            - U * (BROKEN + felt(DROP_RATE * (drop - max_drop)))   where the accuracy ceiling is broken
-    felt(x) = x up to KNEE, then KNEE * (1 + ln(x / KNEE))
+    score = sum_m weight_m * ln(original_m / cost_m)  -  accuracy_weight * linear_then_log(max(0, drop))
+            - U * sum over broken cost ceilings
+              (BROKEN + linear_then_log(COST_RATE * ln(cost_m / (ceiling_m * original_m))))
+            - U * (BROKEN + linear_then_log(DROP_RATE * (drop - max_drop)))   where the accuracy ceiling is broken
+    linear_then_log(x) = x up to KNEE, then KNEE * (1 + ln(x / KNEE))
 
 with m over storage, latency and energy, and drops in percentage points. A network that lost 40 points is as useless
 as one that lost 30: beyond the knee losses count by their logarithm, which keeps the order of plans and spares the
@@ -110,7 +111,7 @@ def score_plans(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any]) -> A
         drop: `(n, ...)` points.
     """
     over = drop - demands.max_drop
-    penalty = np.where(over > SLACK, BROKEN + felt(DROP_RATE * over), 0.0)
+    penalty = np.where(over > SLACK, BROKEN + linear_then_log(DROP_RATE * over), 0.0)
     return _scores(demands, ratios, np.maximum(drop, 0.0), penalty)
 
 
@@ -118,7 +119,7 @@ def expected_scores(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any], 
     """Returns what plans score on average where their drops are normal, `(n, ...)`.
 
     A plan whose drop is expected just below its ceiling breaks it half of the time, so the best score on paper is not
-    the best to expect. Losses beyond the knee are felt by their means.
+    the best to expect. Losses beyond the knee are taken at their means.
 
     Args:
         demands, ratios: as in `score_plans`.
@@ -127,7 +128,7 @@ def expected_scores(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any], 
     spread = np.maximum(spread, SLACK)
     over = np.maximum(drop - demands.max_drop, -FAR)
     chance, excess = _above(over, spread)
-    return _scores(demands, ratios, _above(drop, spread)[1], BROKEN * chance + felt(DROP_RATE * excess))
+    return _scores(demands, ratios, _above(drop, spread)[1], BROKEN * chance + linear_then_log(DROP_RATE * excess))
 
 
 def _above(value: NDArray[Any], spread: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -139,17 +140,17 @@ def _above(value: NDArray[Any], spread: NDArray[Any]) -> tuple[NDArray[Any], NDA
 
 def _scores(demands: Demands, ratios: NDArray[Any], loss: NDArray[Any], penalty: NDArray[Any]) -> NDArray[Any]:
     log_ratio = np.log(np.maximum(ratios, LEAST_RATIO))
-    unit, gain = demands.accuracy_weight, -demands.accuracy_weight * felt(loss)
+    unit, gain = demands.accuracy_weight, -demands.accuracy_weight * linear_then_log(loss)
     for metric in range(ratios.shape[-1]):  # three plain columns: sums over an axis this short are slow
         weight = demands.weights[..., metric]
         unit, gain = unit + weight, gain - weight * log_ratio[..., metric]
         log_excess = log_ratio[..., metric] - np.log(demands.ceilings[..., metric])
-        penalty = penalty + np.where(log_excess > SLACK, BROKEN + felt(COST_RATE * log_excess), 0.0)
+        penalty = penalty + np.where(log_excess > SLACK, BROKEN + linear_then_log(COST_RATE * log_excess), 0.0)
     scores: NDArray[Any] = gain - unit * penalty
     return scores
 
 
-def felt(loss: NDArray[Any]) -> NDArray[Any]:
+def linear_then_log(loss: NDArray[Any]) -> NDArray[Any]:
     """Returns losses as they count: as they are up to the knee, by their logarithm beyond it."""
     counted: NDArray[Any] = np.minimum(loss, KNEE) + KNEE * np.log(np.maximum(loss, KNEE) / KNEE)
     return counted

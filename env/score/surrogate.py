@@ -11,7 +11,7 @@ plan loses `x / (1 + x / room)`: small drops add up, large ones cannot exceed th
 differs from it by what holds for this one plan only and by what counting images adds.
 
 All errors are taken as normal, which makes this a Gaussian process over plans (Rasmussen and Williams, Gaussian
-Processes for Machine Learning, 2006, sections 2.1 and 2.2), straightened at each plan; its covariances sum over all
+Processes for Machine Learning, 2006, sections 2.1 and 2.2), linearised at each plan; its covariances sum over all
 pairs of layers without listing them. On some networks all errors are smaller, on others larger: one factor of all
 variances is learned with them, which makes it a Student-t process (Shah, Wilson and Ghahramani, Student-t Processes as
 Alternatives to Gaussian Processes, 2014, section 3).

@@ -57,7 +57,7 @@ def ceiling_of_outputs() -> int:
 def keep_freed_memory() -> None:
     """Tells glibc to keep what one forward pass frees for the next one.
 
-    Beside gigabytes of outputs that stay, it would give the memory of each tensor back at once, and the system would
+    Alongside gigabytes of outputs that stay, it would give the memory of each tensor back at once, and the system would
     zero as much again for the next: 290,000 page faults, a fifth of the time of ResNet-20's pass over 2,000 images.
     Elsewhere nothing is done.
     """

@@ -33,6 +33,6 @@ class Randomisation:
         truth = self.noise * (network + generator.normal(0.0, LAYER, shape))
         drop = self.jitter * generator.normal(0.0, 0.5, shape)
         cost = self.jitter * generator.normal(0.0, 0.3, (*shape, NUM_METRICS))
-        luck = self.noise * COUNTING * generator.normal(size=len(rows))
+        counting_noise = self.noise * COUNTING * generator.normal(size=len(rows))
         drops, truths, costs = (np.exp(exponent, dtype=np.float32) for exponent in (drop, truth, cost))
-        return walks.place(rows, table, drops, truths, costs, luck)
+        return walks.place(rows, table, drops, truths, costs, counting_noise)

@@ -27,11 +27,11 @@ class Walks:
     Their prices for the layers ahead are kept exact for the channels that the choices so far have left.
 
     State, all in `STATE`: `table`, `layer` `(n,)`; `actions` `(n, L)`, -1 ahead; `spent` `(n, M)`, fixed part
-    included; `drop`, `true_drop` `(n,)` estimated and, with noise, true; `luck` `(n,)` of counting; `weights`... of the
+    included; `drop`, `true_drop` `(n,)` estimated and, with noise, true; `counting_noise` `(n,)`; `weights`... of the
     demands; `drop_factor`, `truth_factor` `(n, L + 1)` and `scale` `(n, L + 1, M)`, the row's own factors; `plans`,
     `kept`, `out` `(n, L + 1, P)` slots, input kept shares and output levels; `price` `(n, L + 1, P, M + 1)` costs and
-    drop; `edges` `(n, L + 1, P)` latencies that come to them where numbers change their form; `form` `(n, L + 1)`
-    whether the slots that were taken compute on integers.
+    drop; `border_latency` `(n, L + 1, P)` latencies that come to them where the number format changes;
+    `integer_inputs` `(n, L + 1)` whether the slots that were taken compute on integers.
 
     After `refresh`, of the current layer: `cost` `(n, K, M)`, `drops` `(n, K)`, `masks` `(n, K)`, `rest`
     `(n, P, M + 1)` what the plans make of the current and later layers, `behind` `(n, K, 2, M)` what the best price's
@@ -40,8 +40,19 @@ class Walks:
     """
 
     STATE = (
-        *("table", "layer", "actions", "spent", "drop", "true_drop", "luck", "drop_factor", "truth_factor", "scale"),
-        *("plans", "kept", "out", "price", "edges", "form"),
+        *(
+            "table",
+            "layer",
+            "actions",
+            "spent",
+            "drop",
+            "true_drop",
+            "counting_noise",
+            "drop_factor",
+            "truth_factor",
+            "scale",
+        ),
+        *("plans", "kept", "out", "price", "border_latency", "integer_inputs"),
     )
 
     def __init__(self, stack: PriceStack, count: int) -> None:
@@ -57,7 +68,7 @@ class Walks:
         self.spent: Array = np.ones((count, NUM_METRICS))
         self.drop: Array = np.zeros(count)
         self.true_drop: Array = np.zeros(count)
-        self.luck: Array = np.zeros(count)
+        self.counting_noise: Array = np.zeros(count)
         self.drop_factor: Floats = np.ones((count, depth), np.float32)
         self.truth_factor: Floats = np.ones((count, depth), np.float32)
         self.scale: Floats = np.ones((count, depth, NUM_METRICS), np.float32)
@@ -65,8 +76,8 @@ class Walks:
         self.kept: Floats = np.ones((count, depth, plans), np.float32)
         self.out: Ints = np.zeros((count, depth, plans), np.int64)
         self.price: Floats = np.zeros((count, depth, plans, NUM_METRICS + 1), np.float32)
-        self.edges: Floats = np.zeros((count, depth, plans), np.float32)
-        self.form: Bools = np.zeros((count, depth), bool)
+        self.border_latency: Floats = np.zeros((count, depth, plans), np.float32)
+        self.integer_inputs: Bools = np.zeros((count, depth), bool)
         ones = np.ones(count)
         self.demands = Demands(ones, np.ones((count, NUM_METRICS)), np.ones((count, NUM_METRICS)), ones.copy())
         self._all = np.arange(count)
@@ -78,7 +89,7 @@ class Walks:
         drop_factor: Floats | None = None,
         truth_factor: Floats | None = None,
         cost_factor: Floats | None = None,
-        luck: Array | float = 0.0,
+        counting_noise: Array | float = 0.0,
     ) -> Array:
         """Puts rows at the start of networks and returns what can be reached there.
 
@@ -88,7 +99,7 @@ class Walks:
             drop_factor: `(r, L + 1)` on the drops, shown and true.
             truth_factor: `(r, L + 1)` on the true drops only.
             cost_factor: `(r, L + 1, M)` on the layers' costs; the original's changes with them.
-            luck: `(r,)` times the square root of the true drop, what is seen of it besides.
+            counting_noise: `(r,)` times the square root of the true drop, what is seen of it besides.
 
         Returns:
             `(r, J, M)` shares of the original's cost, one row for each of `least_plans.COMBINATIONS`.
@@ -96,8 +107,8 @@ class Walks:
         one = np.float32(1.0)
         self.table[rows], self.layer[rows], self.actions[rows] = table, 0, -1
         self.drop[rows] = self.true_drop[rows] = 0.0
-        self.form[rows] = False
-        self.luck[rows] = luck
+        self.integer_inputs[rows] = False
+        self.counting_noise[rows] = counting_noise
         self.drop_factor[rows] = one if drop_factor is None else drop_factor
         self.truth_factor[rows] = one if truth_factor is None else truth_factor
         self.scale[rows], self.spent[rows] = one, self.stack.fixed[table]
@@ -126,7 +137,7 @@ class Walks:
         depth = np.arange(self.stack.num_layers + 1)[:, None]
         cost = self.stack.cost(table[:, None, None], depth, plans, self.kept[rows], self.out[rows])
         self.price[rows, :, :, :DROP] = cost * self.scale[rows][:, :, None]
-        self.edges[rows] = self.stack.plan_borders(table, plans) * self.scale[rows][:, :, None, LATENCY]
+        self.border_latency[rows] = self.stack.plan_borders(table, plans) * self.scale[rows][:, :, None, LATENCY]
         drop = self.stack.drop[table[:, None, None], depth, plans]
         self.price[rows, :, :, DROP] = drop * self.drop_factor[rows][..., None]
 
@@ -136,13 +147,13 @@ class Walks:
         scale = self.scale[rows, layer]  # (n, M)
         kept, out = self.kept[rows, layer, WAY_OUT], self.out[rows, layer, WAY_OUT]
         self.cost = stack.menu(table, layer, kept, out) * scale[:, None]
-        crossed = stack.integers[table, layer] != self.form[rows, stack.nearest[table, layer]][:, None]
+        crossed = stack.integers[table, layer] != self.integer_inputs[rows, stack.nearest[table, layer]][:, None]
         self.cost[..., LATENCY] += (stack.border[table, layer] * scale[:, LATENCY])[:, None] * crossed
         self.drops = stack.drop[table, layer] * self.drop_factor[rows, layer][:, None]
         ahead = (np.arange(stack.num_layers + 1) >= layer[:, None]).astype(np.float32)
         flat = self.price.reshape(self.count, stack.num_layers + 1, -1)
         self.rest = np.matmul(ahead[:, None], flat).reshape(self.count, NUM_PRICES + 1, NUM_METRICS + 1)
-        self.rest[..., LATENCY] += np.matmul(ahead[:, None], self.edges)[:, 0]
+        self.rest[..., LATENCY] += np.matmul(ahead[:, None], self.border_latency)[:, 0]
         spent, drop, room = (a[:, None].astype(np.float32) for a in (self.spent, self.drop, self.room))
         total = spent + self.rest[..., :DROP]
         used = self._find_way_out(total)
@@ -152,7 +163,7 @@ class Walks:
         self.projected = scores[:, :NUM_PRICES]
         self.star = self.projected.argmax(1)
         self.potential = self.projected[rows, self.star].astype(np.float64)
-        self._turns = self._crossings()
+        self._crossing_costs = self._crossings()
         self.behind = self._behind()
         self.masks = self._masks(self._ruinous(used, drops, scores))
 
@@ -175,10 +186,12 @@ class Walks:
         drop = self.drops[rows, actions].astype(np.float64)
         self.drop += drop
         self.true_drop += drop * self.truth_factor[rows, layer]
-        form = self.stack.integers[table, layer, actions]
-        # Two readers of a row may be the padding layer, whose edges stay 0.
-        self.edges[rows[:, None], self.stack.readers[table, layer]] += self._turns[rows, form.astype(np.intp)]
-        self.form[rows, layer] = form
+        integer_inputs = self.stack.integers[table, layer, actions]
+        # Two readers of a row may be the padding layer, whose border_latency stay 0.
+        self.border_latency[rows[:, None], self.stack.readers[table, layer]] += self._crossing_costs[
+            rows, integer_inputs.astype(np.intp)
+        ]
+        self.integer_inputs[rows, layer] = integer_inputs
         level = self.stack.slot_level[table, layer, actions]
         deciding = np.flatnonzero(self.stack.prunes[table, layer])
         if len(deciding):
@@ -192,7 +205,7 @@ class Walks:
     def outcomes(self, rows: Ints) -> tuple[Array, Array, Array]:
         """Returns costs as shares `(r, M)`, drops as seen `(r,)` and scores `(r,)` of finished walks."""
         drop = self.true_drop[rows]
-        drop = np.minimum(drop + self.luck[rows] * np.sqrt(drop), self.room[rows])
+        drop = np.minimum(drop + self.counting_noise[rows] * np.sqrt(drop), self.room[rows])
         demands = Demands(*(getattr(self.demands, field.name)[rows] for field in fields(Demands)))
         return self.spent[rows], drop, score_plans(demands, self.spent[rows], drop)
 
@@ -236,7 +249,7 @@ class Walks:
         best = used.argmin(1)
         rows = np.flatnonzero(used[self._all, best] < used[:, WAY_OUT])
         best = best[rows]
-        for each in (self.plans, self.kept, self.out, self.price, self.edges):
+        for each in (self.plans, self.kept, self.out, self.price, self.border_latency):
             each[rows, :, WAY_OUT] = each[rows, :, best]
         for each in (self.rest, total, used):
             each[rows, WAY_OUT] = each[rows, best]
@@ -293,9 +306,12 @@ class Walks:
         later = self.rest[at] - self.price[rows[:, None], layer[:, None], plan]
         behind = np.repeat(later[:, None, :, :DROP], self.stack.num_slots, 1)
         # What the readers and those behind them take, by what this layer computes on, (n, 2, 2).
-        turns = self._turns.sum(2)[rows[:, None], :, plan] - self.edges[rows[:, None], layer[:, None], plan][..., None]
+        crossing = (
+            self._crossing_costs.sum(2)[rows[:, None], :, plan]
+            - self.border_latency[rows[:, None], layer[:, None], plan][..., None]
+        )
         integer = self.stack.integers[table, layer][..., None]  # (n, K, 1)
-        behind[..., LATENCY] += np.where(integer, turns[:, None, :, 1], turns[:, None, :, 0])
+        behind[..., LATENCY] += np.where(integer, crossing[:, None, :, 1], crossing[:, None, :, 0])
         deciding = np.flatnonzero(self.stack.prunes[table, layer])
         if len(deciding):
             touched = self.stack.affected[table[deciding], layer[deciding]]

@@ -20,7 +20,7 @@ FIGURES = ("accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
 
 
 def evaluate_files(folder: Path, data: str | None = None, model: str | None = None) -> None:
-    """Prints what the report says beside what the files show now.
+    """Prints what the report says alongside what the files show now.
 
     Args:
         folder: a hand-over folder.

@@ -15,7 +15,7 @@ KEPT = "what was finished is kept, and the same command goes on from there"
 
 @contextmanager
 def telling_mistakes(debug: bool = False) -> Iterator[None]:
-    """Turns whatever a user can mend into one message and exit code 2, and Ctrl-C into exit code 130.
+    """Turns whatever a user can fix into one message and exit code 2, and Ctrl-C into exit code 130.
 
     Warnings of ours lose the line of code that they come with.
 

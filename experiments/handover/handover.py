@@ -326,7 +326,7 @@ def _report(
     recovered: Recovered | None,
 ) -> dict[str, Any]:
     original, uniform, compressed = blocks
-    # What runs elsewhere is judged by its latency there; what the files take here is reported beside it.
+    # What runs elsewhere is judged by its latency there; what the files take here is reported alongside it.
     latency = "latency_ms" if subject.latency.device.is_here else "device_latency_ms"
     costs = [[block["storage_bytes"], block[latency], block["energy_mj"]] for block in blocks]
     outcome = judge(demand, costs[0], costs[2], original["accuracy"] - compressed["accuracy"])

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm beside a shortcut: identity, or a 1x1 projection (option B)."""
+    """Two 3x3 convolutions with BatchNorm alongside a shortcut: identity, or a 1x1 projection (option B)."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
 
 
 class OptionABlock(nn.Module):
-    """The same beside a parameter-free shortcut (option A): every other pixel, missing channels zero."""
+    """The same alongside a parameter-free shortcut (option A): every other pixel, missing channels zero."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

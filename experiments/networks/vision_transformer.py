@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a GELU perceptron, each behind a LayerNorm and beside a shortcut."""
+    """Attention and a GELU perceptron, each behind a LayerNorm and alongside a shortcut."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whether the score foretells what a user gets in the end: `python -m plywise.experiments.studies.fidelity_study`.
+"""Whether the score predicts what a user gets in the end: `python -m plywise.experiments.studies.fidelity_study`.
 
 Random plans are scored without training, with and without repair, estimated by the surrogate, and fine-tuned. An
 interrupted run goes on where it stopped.
@@ -244,10 +244,10 @@ def write_page(networks: dict[str, tuple[Study, int, list[Found]]], seconds: flo
         against(
             {name: [points] for name, points in estimates.items()},
             "scored, points lost",
-            "foretold, points lost",
+            "predicted, points lost",
             equal=True,
         ),
-        "What the surrogate, which has seen none of the plans, foretells of each, with its interval of "
+        "What the surrogate, which has seen none of the plans, predicts of each, with its interval of "
         f"{100 * INTERVAL:.0f} %; on the line it is right:",
     )
     page.text(
@@ -279,7 +279,7 @@ def _accuracies(found: list[Found]) -> tuple[Floats, Floats]:
 
 
 def _estimates(studied: Study, found: list[Found]) -> Points:
-    """Returns the points lost as scored and as the surrogate foretells them, which has seen none of the plans."""
+    """Returns the points lost as scored and as the surrogate predicts them, which has seen none of the plans."""
     _, expected, spread = Surrogate(studied.subject.table).estimate(np.array([each.actions for each in found]))
     return Points(studied.subject.accuracy - _accuracies(found)[0], expected, REACH * spread)
 

@@ -29,7 +29,7 @@ def main() -> None:
     rows = [measured(channels, side) for channels, side in LAYERS]
     page = Page("gating_study", "python -m plywise.experiments.studies.gating_study", time.perf_counter() - started)
     page.text(
-        "A 3x3 convolution, batch 1, one thread, float32, ONNX Runtime, medians of files run in turns, shares of the "
+        "A 3x3 convolution, batch 1, one thread, float32, ONNX Runtime, medians of interleaved runs, shares of the "
         "full layer's; above 1, gating is slower than computing everything. Gated: global mean, a linear layer, the "
         "largest k gates, gathered weights, convolution, outputs times gates; the zeros of the other channels are not "
         "even put back. Cut: the same k channels for every image, as filter_pruning leaves them."

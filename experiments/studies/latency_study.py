@@ -1,4 +1,4 @@
-"""How well latencies are foretold: `python -m plywise.experiments.studies.latency_study`.
+"""How well latencies are predicted: `python -m plywise.experiments.studies.latency_study`.
 
 Random plans over the whole range are exported for real and timed; weights are random, for time does not depend on them.
 """
@@ -39,9 +39,9 @@ PLANS = 60
 SEED = 1
 """Of the plans; those that latencies are calibrated on are drawn with another one."""
 
-FORETOLD = {
+PREDICTED = {
     "timed": "whole graph timed, layers put in",
-    "foretold": "layers timed alone, calibrated",
+    "predicted": "layers timed alone, calibrated",
     "summed": "layers timed alone, added up",
     "macs": "macs",
 }
@@ -59,7 +59,7 @@ class Outcome:
     Attributes:
         measured: times of the exported files.
         again: `(2, plans)` the same of half of the passes and of the others: what no forecast can be better than.
-        timed, foretold, summed, macs: what they are foretold from, see `FORETOLD`.
+        timed, predicted, summed, macs: what they are predicted from, see `PREDICTED`.
         original: milliseconds of the original's file.
         calibrating, pricing: seconds of timing whole graphs, and all that a price table may ask for.
         timing: seconds that a plan's graph takes to be put together and timed.
@@ -68,7 +68,7 @@ class Outcome:
     measured: Floats
     again: Floats
     timed: Floats
-    foretold: Floats
+    predicted: Floats
     summed: Floats
     macs: Floats
     original: float
@@ -90,7 +90,7 @@ def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
     page = Page("latency_study", "python -m plywise.experiments.studies.latency_study", time.perf_counter() - started)
     page.text(
         f"{plans} random plans of each network, 32x32 images, random weights, batch 1, one thread. Each plan is "
-        "exported; each file runs in turns with the original's. All times are shares of the original's, for this "
+        "exported; each file runs interleaved with the original's. All times are shares of the original's, for this "
         "machine changes its speed while the study runs, and medians of "
         f"{PASSES} passes, in each of which a plan's file and its graph are timed one after the other, for the machine "
         "changes what a plan saves, too. A plan that is scored exactly has its whole graph timed; the price list and "
@@ -99,19 +99,19 @@ def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
     rows = []
     for name, outcome in found.items():
         rows.append((name, "the file itself, other passes", *_fit(outcome.again[0], outcome.again[1], "again")))
-        rows += [(name, words, *_fit(getattr(outcome, how), outcome.measured, how)) for how, words in FORETOLD.items()]
-    page.table(("network", "foretold from", "median error, percent", "90th percentile", "Spearman"), rows)
+        rows += [(name, words, *_fit(getattr(outcome, how), outcome.measured, how)) for how, words in PREDICTED.items()]
+    page.table(("network", "predicted from", "median error, percent", "90th percentile", "Spearman"), rows)
     page.figure(
         against(
             {
-                name: [Points(o.measured, getattr(o, how), label=FORETOLD[how]) for how in ("timed", "foretold")]
+                name: [Points(o.measured, getattr(o, how), label=PREDICTED[how]) for how in ("timed", "predicted")]
                 for name, o in found.items()
             },
             "file measured, share of the original",
-            "foretold, share of the original",
+            "predicted, share of the original",
             equal=True,
         ),
-        "What is foretold of each plan against its file; on the line both are the same:",
+        "What is predicted of each plan against its file; on the line both are the same:",
     )
     page.text(
         "Seconds of measuring: whole graphs to calibrate on, every layer that a price table may ask for, and one plan "
@@ -137,7 +137,7 @@ def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
 
 
 def studied(name: str, plans: int) -> Outcome:
-    """Returns what is foretold and what is measured of one network."""
+    """Returns what is predicted and what is measured of one network."""
     images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     network = Network.of(untrained(name), images[:4], name)
     drawn = list(random_plans(network, plans, SEED))
@@ -154,12 +154,12 @@ def studied(name: str, plans: int) -> Outcome:
         original = time_model(files[0], SHAPE)
         passes, timed, timing = _in_turns(whole, shapes, files)
         chains = [network.operations, *(each for each, _ in shapes)]
-        foretold = whole.foretold(chains)
+        predicted = whole.predicted(chains)
         summed = np.array([table.milliseconds(list(each.values()), progress=False).sum() for each in chains])
         macs = np.array([float(sum(each.macs for chain in plan.values() for each in chain)) for plan in chains])
-    foretold, summed, macs = (values[1:] / values[0] for values in (foretold, summed, macs))
+    predicted, summed, macs = (values[1:] / values[0] for values in (predicted, summed, macs))
     measured, again = np.median(passes, axis=0), np.array([np.median(passes[part::2], axis=0) for part in (0, 1)])
-    return Outcome(measured, again, timed, foretold, summed, macs, original, calibrating, pricing, timing)
+    return Outcome(measured, again, timed, predicted, summed, macs, original, calibrating, pricing, timing)
 
 
 def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[Path]) -> tuple[Floats, Floats, float]:

@@ -1,4 +1,4 @@
-"""What the price table of a network takes to make, and how well it foretells the bytes of packed files."""
+"""What the price table of a network takes to make, and how well it predicts the bytes of packed files."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""What scores and prices cost and how well bytes are foretold: `python -m plywise.experiments.studies.score_study`."""
+"""What scores and prices cost and how well bytes are predicted: `python -m plywise.experiments.studies.score_study`."""
 
 import copy
 import random
@@ -222,7 +222,7 @@ def main() -> None:
 
 
 def _score_costs(scored: Scored) -> tuple[dict[str, ScoreCost], float]:
-    """Measures all recipes in turns, so that what others do on the machine meets all alike.
+    """Measures all recipes interleaved, so that what others do on the machine meets all alike.
 
     Returns:
         By recipe, and the original's pass with its images laid out as scores have them.
@@ -250,7 +250,7 @@ def _score_costs(scored: Scored) -> tuple[dict[str, ScoreCost], float]:
 
 
 def _taken(each: Sequence[Scored]) -> list[float]:
-    """Returns the fewest seconds of a few scores of each, in turns."""
+    """Returns the fewest seconds of a few scores of each, interleaved."""
     plans = [scored.plan(RECIPES[0]) for scored in each]
     for scored, plan in zip(each, plans, strict=True):
         scored.fill(plan)
@@ -313,7 +313,7 @@ def _write_growth(page: Page, depths: list[tuple[int, float]], counts: list[tupl
     page.text(
         f"`{RECIPES[0]}` on deeper networks of random weights, {GROWTH_IMAGES:,} random images, repaired on "
         f"{GROWTH_CALIBRATION}, the proportion of {IMAGES:,} and {FULL.inputs}: seconds (fewest of {GROWTH_REPEATS}, "
-        "all in turns) grow with the layers to the power of "
+        "all interleaved) grow with the layers to the power of "
         f"{fitted_power(*layers)[0]:.2f} (fitted)."
     )
     page.table(("network", "seconds a score"), [(f"ResNet-{depth}", f"{taken:.2f}") for depth, taken in depths])

@@ -89,7 +89,7 @@ class Figures:
         divergence: of its outputs for them from the original's, nats.
         made: how it was made.
         latency_ms: median of one image, one thread.
-        speed_up: the original's median, timed in turns with it, divided by that.
+        speed_up: the original's median, timed interleaved with it, divided by that.
     """
 
     accuracy: float
@@ -209,7 +209,7 @@ def measured(subject: Subject, test: Samples, folder: Path, makers: Mapping[str,
 
 
 def timed(subject: Subject, found: Found, folder: Path) -> dict[str, Figures | str]:
-    """Returns the figures with latencies, each file timed in turns with the original."""
+    """Returns the figures with latencies, each file timed interleaved with the original."""
     shape = (1, *subject.network.example.shape[1:])
     original = _onnx(subject, ORIGINAL, folder)
     result: dict[str, Figures | str] = {}
@@ -261,7 +261,7 @@ def _explain(page: Page) -> None:
         "then a lead of some hundredths of a point says nothing, and the divergence does. Bytes: of the packed file; "
         "of files of others their own format, torchao's as bits a weight and a float32 scale for each output channel. "
         "Macs: share of the original's. Latency: ONNX Runtime, batch 1, one thread, median; speed-up against the "
-        "original timed in turns. Seconds: to compress and to match moments; the calibration that all rows share, and "
+        "original interleaved. Seconds: to compress and to match moments; the calibration that all rows share, and "
         "export, left out. Left: layers that stay as they are because the recipe does not suit them. Torch-Pruning is "
         f"set to the macs of {HALF_PRUNED}. The plain decompositions that are asked to be beaten are the SVD of the "
         "weight matrix (output) and Tucker-2 (both); the plain spatial and input ones, which do better, are rows too."

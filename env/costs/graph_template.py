@@ -17,13 +17,13 @@ from plywise.env.runtime.decoding import drop_domain, drop_idle_relus, drop_node
 from plywise.env.runtime.onnx_export import exported
 from plywise.env.runtime.operation_graph import chain_nodes
 
-DOMAIN = "plywise.mould"
+DOMAIN = "plywise.template"
 """Domain of the nodes that stand in the gaps."""
 
 RELUS = ("Relu", "Clip")
 
 
-class Mould:
+class GraphTemplate:
     """Exports a network once, which takes seconds, and then fills it in milliseconds.
 
     Attributes:

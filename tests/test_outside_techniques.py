@@ -109,7 +109,7 @@ def test_listing_plans_search_prices_and_contract_tests_see_it(tmp_path):
         ("import nowhere", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'; fix or uninstall"),
         ("OneBit = 42", "cannot be used: it is not a class below plywise.compressors.recipes.technique.Technique"),
         (TECHNIQUE.replace("    source: ", "    origin: "), "cannot be used: it lacks source"),
-        (TECHNIQUE.replace("def format_of", "def format_of"), "cannot be used: it lacks format_of"),
+        (TECHNIQUE.replace("def format_of", "def formats_of"), "cannot be used: it lacks format_of"),
         (TECHNIQUE.replace("@dataclass(frozen=True)", ""), "cannot be used: it is not a frozen dataclass"),
         (TECHNIQUE.replace('choice("gptq", ', '"gptq" # '), "its field rounding is not declared with choice()"),
         (TECHNIQUE.replace('"one_bit"', '"low_rank"', 1), "'low_rank' of onebit has the name of one of plywise"),

@@ -118,9 +118,9 @@ class Bank:
     def kept(self, state: State) -> dict[int, Tensor]:
         """Returns the sorted indices of the channels that stay, for each pruned group."""
         found = {}
-        for index, cut in state:
+        for index, pruning in state:
             statistics = self.calibration.statistics[self.network.groups[index].leader]
-            kept = kept_channels(statistics.importance[cut.importance], cut.ratio, statistics.unit)
+            kept = kept_channels(statistics.importance[pruning.importance], pruning.ratio, statistics.unit)
             found[index] = kept[:: statistics.unit] // statistics.unit
         return found
 
@@ -133,7 +133,9 @@ class Bank:
             state: pruned groups; those that do not touch the layer do not matter.
         """
         layer = self._layers[name]
-        touching = tuple((g, cut) for g, cut in state if g in layer.reads or (g == layer.group and not layer.leads))
+        touching = tuple(
+            (g, pruning) for g, pruning in state if g in layer.reads or (g == layer.group and not layer.leads)
+        )
         if not recipe.techniques and not touching:
             return self.network.modules[name]
         key = (name, recipe, touching)
@@ -150,7 +152,9 @@ class Bank:
     def prepared(self, name: str, state: State) -> nn.Module:
         """Returns the uncompressed layer with the channels that the state leaves, refitted."""
         layer = self._layers[name]
-        return self._prepared(layer, tuple((g, cut) for g, cut in state if g in layer.reads or g == layer.group))[0]
+        return self._prepared(
+            layer, tuple((g, pruning) for g, pruning in state if g in layer.reads or g == layer.group)
+        )[0]
 
     def statistics(self, name: str, state: State) -> LayerStatistics:
         """Returns what calibration saw at a layer, of the input channels that the state leaves."""
@@ -158,7 +162,7 @@ class Bank:
         narrowed = layer.reads
         if is_depthwise(self.network.modules[name]) and layer.group is not None:  # it reads what its group leaves
             narrowed = (*narrowed, layer.group)
-        return self._prepared(layer, tuple((g, cut) for g, cut in state if g in narrowed))[1]
+        return self._prepared(layer, tuple((g, pruning) for g, pruning in state if g in narrowed))[1]
 
     def stitch(
         self,

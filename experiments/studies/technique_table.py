@@ -34,6 +34,7 @@ from plywise.experiments.commands.study import Study, samples, study
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.handover.handover import UNIFORM
 from plywise.experiments.progress import tracked
+from plywise.experiments.workbench import contrasts
 from plywise.experiments.workbench.contrasts import Made, Maker, plain_decomposition, static_quantiser, torch_pruning
 from plywise.experiments.workbench.contrasts import torchao_weights as torchao
 from plywise.experiments.workbench.results_page import Page
@@ -248,7 +249,7 @@ def _half_pruned_macs(subject: Subject) -> int:
 
 def _onnx(subject: Subject, name: str, folder: Path) -> Path:
     """Returns where the file of a row lies; another one once the code that makes it has changed."""
-    code = source_digest(Path(__file__).with_name("contrasts.py"))
+    code = source_digest(Path(contrasts.__file__))
     digest = hashlib.sha256(f"{subject.key}{name}{code}".encode())
     return folder / f"{subject.network.name}-{digest.hexdigest()[:20]}.onnx"
 

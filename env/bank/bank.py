@@ -152,9 +152,9 @@ class Bank:
     def prepared(self, name: str, state: State) -> nn.Module:
         """Returns the uncompressed layer with the channels that the state leaves, refitted."""
         layer = self._layers[name]
-        return self._prepared(
-            layer, tuple((g, pruning) for g, pruning in state if g in layer.reads or g == layer.group)
-        )[0]
+        return self._prepared(layer, tuple(each for each in state if each[0] in layer.reads or each[0] == layer.group))[
+            0
+        ]
 
     def statistics(self, name: str, state: State) -> LayerStatistics:
         """Returns what calibration saw at a layer, of the input channels that the state leaves."""

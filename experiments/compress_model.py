@@ -33,7 +33,9 @@ from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.options import OptionParser
 from plywise.experiments.commands.study import check_seed, load_both, study_network, validation_kind
 from plywise.experiments.data.dataset import Dataset
-from plywise.experiments.handover.handover import Origin, check_folder, claimed, hand_over
+from plywise.experiments.handover.handover import hand_over
+from plywise.experiments.handover.report import Origin
+from plywise.experiments.handover.run_folder import check_folder, claimed
 from plywise.experiments.progress import tracked
 
 Report = dict[str, Any]

@@ -30,7 +30,7 @@ from plywise.experiments.commands.options import OptionParser
 from plywise.experiments.commands.study import check_seed, study
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.handover.handover import alone_in, check_writable
+from plywise.experiments.handover.run_folder import alone_in, check_writable
 from plywise.experiments.networks.zoo import ZOO, trainable, untrained, zoo_entry
 from plywise.experiments.progress import tracked
 

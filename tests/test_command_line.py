@@ -41,7 +41,7 @@ from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
 from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.handover import handover
-from plywise.experiments.handover.handover import alone_in, claimed
+from plywise.experiments.handover.run_folder import alone_in, claimed
 from plywise.experiments.networks.zoo import ZOO
 from plywise.experiments.train_agent import price_networks, train_agent
 
@@ -161,7 +161,7 @@ def quick(monkeypatch):
     """Neither exports nor times: for tests that are not about the files."""
     monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
     monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
-    monkeypatch.setattr(handover, "_check_files", lambda *_: None)
+    monkeypatch.setattr(handover, "check_files", lambda *_: None)
 
 
 @pytest.fixture

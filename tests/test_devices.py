@@ -41,8 +41,10 @@ from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
 from plywise.experiments.commands.listings import devices
 from plywise.experiments.compress_model import show_report
-from plywise.experiments.handover import handover
-from plywise.experiments.handover.handover import Origin, claimed, hand_over
+from plywise.experiments.handover import handover, measuring
+from plywise.experiments.handover.handover import hand_over
+from plywise.experiments.handover.report import Origin
+from plywise.experiments.handover.run_folder import claimed
 
 LINEAR: Chain = operations(nn.Linear(1000, 500), (1000,))
 WIDE: Chain = operations(nn.Conv2d(64, 64, 3, padding=1), (64, 32, 32))
@@ -484,7 +486,7 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
     monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
-    monkeypatch.setattr(handover, "_check_files", lambda *arguments: None)
+    monkeypatch.setattr(handover, "check_files", lambda *arguments: None)
     latency = Roofline("stm32f746")
     subject = Subject(build(Plain), samples(16, 1), samples(16, 2), "plain", latency)
     plan = Plan("plain", {layer.name: Recipe() for layer in subject.layers})
@@ -520,15 +522,15 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
 
     # The same network for this machine, first without and then with a counter.
     subject.latency = LatencyTable(tmp_path / "table.sqlite")
-    monkeypatch.setattr(handover, "processor_counter", partial(processor_counter, tmp_path / "none"))
+    monkeypatch.setattr(measuring, "processor_counter", partial(processor_counter, tmp_path / "none"))
     with claimed(tmp_path / "here"):
         report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "here", origin)
     assert report["compressed"]["energy_source"] == "modelled"
     assert "holds no energy counters" in report["energy_counter"]
     assert report["demand_latency"] == "latency_ms"
     assert "device_latency_ms" not in report["compressed"]
-    monkeypatch.setattr(handover, "processor_counter", lambda: "a counter")
-    monkeypatch.setattr(handover, "measure_energy", lambda paths, shape, counter: [3.0, 2.0, 1.0])
+    monkeypatch.setattr(measuring, "processor_counter", lambda: "a counter")
+    monkeypatch.setattr(measuring, "measure_energy", lambda paths, shape, counter: [3.0, 2.0, 1.0])
     with claimed(tmp_path / "counted"):
         report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "counted", origin)
     assert [report[name]["energy_mj"] for name in ("original", "uniform_int8", "compressed")] == [3.0, 2.0, 1.0]
@@ -537,10 +539,10 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     # For the card in it, with the processor in its place.
     subject.latency = LatencyTable(tmp_path / "table.sqlite", dataclasses.replace(Device.here(), provider=CUDA))
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(iter(()), "Driver Not Loaded"))
-    unread, said = handover._energies(subject, [tmp_path])
+    unread, said = measuring.measured_energies(subject, [tmp_path])
     assert (unread, said) == ([None], "not read: the card's energy counter cannot be read (Driver Not Loaded)")
-    monkeypatch.setattr(handover, "card_counter", lambda: "a card")
-    monkeypatch.setattr(handover, "measure_energy", lambda paths, shape, counter, execution: [counter, execution])
-    found, said = handover._energies(subject, [tmp_path])
+    monkeypatch.setattr(measuring, "card_counter", lambda: "a card")
+    monkeypatch.setattr(measuring, "measure_energy", lambda paths, shape, counter, execution: [counter, execution])
+    found, said = measuring.measured_energies(subject, [tmp_path])
     assert found == ["a card", subject.latency.device.execution]
     assert said.startswith("read: the whole card")

@@ -18,16 +18,11 @@ from plywise.compressors.recipes.technique import Recipe
 from plywise.env.runtime.runtime import Timing, accuracy_onnx, run_model
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
-from plywise.experiments.handover import handover
-from plywise.experiments.handover.handover import (
-    UNFINISHED,
-    Origin,
-    check_folder,
-    check_writable,
-    claimed,
-    hand_over,
-    uniform_plan,
-)
+from plywise.experiments.handover import files, handover
+from plywise.experiments.handover.handover import hand_over
+from plywise.experiments.handover.report import Origin
+from plywise.experiments.handover.run_folder import UNFINISHED, check_folder, check_writable, claimed
+from plywise.experiments.handover.uniform_int8 import uniform_plan
 
 PLAN = {
     "conv1": "filter_pruning(ratio=0.5) + uniform_quantization(bits=4)",
@@ -74,7 +69,7 @@ def unexported(finished, monkeypatch):
     said = finished.report["compressed"]["accuracy"]
     monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
     monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
-    monkeypatch.setattr(handover, "accuracy_onnx", lambda path, inputs, labels: said)
+    monkeypatch.setattr(files, "accuracy_onnx", lambda path, inputs, labels: said)
 
 
 def test_the_folder_holds_these_files_and_no_others(finished):
@@ -203,7 +198,7 @@ def test_a_packed_file_of_other_outputs_is_refused(finished, tmp_path, monkeypat
             model.head.bias.add_(1e-3)
         return model
 
-    monkeypatch.setattr(handover, "load_packed", another)
+    monkeypatch.setattr(files, "load_packed", another)
     with pytest.raises(ModelError, match=r"weights\.safetensors gives other outputs"):
         handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
     assert not (tmp_path / "report.json").exists()
@@ -212,7 +207,7 @@ def test_a_packed_file_of_other_outputs_is_refused(finished, tmp_path, monkeypat
 @pytest.mark.usefixtures("unexported")
 def test_an_exported_file_of_another_accuracy_is_refused(finished, tmp_path, monkeypatch):
     said = finished.report["compressed"]["accuracy"]
-    monkeypatch.setattr(handover, "accuracy_onnx", lambda *_: said - 2.1 * 100 / len(finished.test))
+    monkeypatch.setattr(files, "accuracy_onnx", lambda *_: said - 2.1 * 100 / len(finished.test))
     with pytest.raises(ModelError, match=r"model.onnx reaches .* where the compressed network has"):
         handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
     assert not (tmp_path / "report.json").exists()
@@ -223,9 +218,9 @@ def test_an_exported_file_of_another_accuracy_is_refused(finished, tmp_path, mon
 )
 def test_a_network_that_has_lost_much_may_differ_by_more(here, images, told, finished, monkeypatch):
     test = finished.test.first(150)
-    monkeypatch.setattr(handover, "accuracy_onnx", lambda *_: here - images * 100 / len(test))
+    monkeypatch.setattr(files, "accuracy_onnx", lambda *_: here - images * 100 / len(test))
     with pytest.raises(ModelError, match=r"model.onnx reaches") if told else nullcontext():
-        handover._check_files(finished.subject, finished.realised, test, here, finished.folder)
+        files.check_files(finished.subject, finished.realised, test, here, finished.folder)
 
 
 # Interrupted runs and full disks

@@ -34,7 +34,9 @@ from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.handover.handover import Origin, claimed, hand_over
+from plywise.experiments.handover.handover import hand_over
+from plywise.experiments.handover.report import Origin
+from plywise.experiments.handover.run_folder import claimed
 from plywise.experiments.networks.training import TrainingSettings, fit, reproducible
 
 MIXED = (

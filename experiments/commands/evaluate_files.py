@@ -12,7 +12,7 @@ from plywise.compressors.errors import FileFormatError
 from plywise.env.runtime.runtime import accuracy_onnx, time_models
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.handover.handover import CHECKED, checksum
+from plywise.experiments.handover.files import CHECKED, checksum
 from plywise.experiments.networks.loading import WEIGHTS, load_compressed
 from plywise.experiments.networks.model_loading import check_fits
 

@@ -32,7 +32,7 @@ from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
 from plywise.experiments.commands.study import Study, samples, study
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.handover.handover import UNIFORM
+from plywise.experiments.handover.uniform_int8 import UNIFORM
 from plywise.experiments.progress import tracked
 from plywise.experiments.workbench import contrasts
 from plywise.experiments.workbench.contrasts import Made, Maker, plain_decomposition, static_quantiser, torch_pruning

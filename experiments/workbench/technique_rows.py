@@ -9,7 +9,7 @@ from plywise.compressors.sparsity.global_pruning import global_threshold_plan
 from plywise.compressors.statistics.statistics import CRITERIA
 from plywise.compressors.structure.filter_pruning import FilterPruning
 from plywise.env.network.network import Network
-from plywise.experiments.handover.handover import UNIFORM
+from plywise.experiments.handover.uniform_int8 import UNIFORM
 
 GLOBAL_THRESHOLD = "magnitude_pruning(sparsity=0.5), one threshold for all layers"
 

@@ -1,0 +1,148 @@
+"""The report: where a result comes from, what the files are, and whether the demand is met."""
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+from plywise.compressors.recipes.plan import Plan
+from plywise.env.costs.device import Device
+from plywise.env.network.menu import legal_recipes
+from plywise.env.prices.prices import METRICS
+from plywise.env.recovery.recovery import Recovered
+from plywise.env.score.demand import Demand
+from plywise.env.score.score import judge
+from plywise.env.subject import Subject
+
+VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
+"""What figures depend on, for the report."""
+
+OFF_TABLE = "not on the price list of this layer: applied as written, priced only as part of the whole network"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where things come from, for the report.
+
+    Attributes:
+        model, data: as the user gave them.
+        seed: of every random choice.
+        method: who found the plan.
+        evaluations: plans that were scored exactly on the way.
+        stopped: how many of them were stopped early, as none of use.
+        started: `time.perf_counter()` at the start of the run.
+        validation: what kind of samples plans were scored on.
+        refused: layers that cannot take the recipe of the pattern that they match, with the reason.
+    """
+
+    model: str
+    data: str
+    seed: int
+    method: str
+    evaluations: int
+    started: float
+    validation: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    stopped: int = 0
+
+
+def _memory_violation(device: Device, block: Mapping[str, Any]) -> dict[str, float]:
+    """Returns by how much a network is too large for a device, as a share of its memory, named; no search sees this."""
+    if block.get("fits_memory", True) or device.memory_bytes is None:
+        return {}
+    return {"memory": block["memory_needed_bytes"] / device.memory_bytes - 1.0}
+
+
+def make_report(
+    subject: Subject,
+    plan: Plan,
+    demand: Demand,
+    origin: Origin,
+    blocks: list[dict[str, Any]],
+    recovered: Recovered | None,
+) -> dict[str, Any]:
+    """Returns the report, which JSON can hold.
+
+    Args:
+        subject: the network under study.
+        plan: how it was compressed.
+        demand: what was wanted.
+        origin: where things come from.
+        blocks: figures of the original, of uniform int8 and of the compressed network.
+        recovered: the compressed network after fine-tuning, if it was.
+    """
+    original, uniform, compressed = blocks
+    # What runs elsewhere is judged by its latency there; what the files take here is reported alongside it.
+    latency = "latency_ms" if subject.latency.device.is_here else "device_latency_ms"
+    costs = [[block["storage_bytes"], block[latency], block["energy_mj"]] for block in blocks]
+    outcome = judge(demand, costs[0], costs[2], original["accuracy"] - compressed["accuracy"])
+    violations = outcome.violations | _memory_violation(subject.latency.device, compressed)
+    return {
+        "model": origin.model,
+        "data": origin.data,
+        "device": asdict(subject.latency.device),
+        "demand_latency": latency,
+        "demand": asdict(demand),
+        "demand_met": not violations,
+        "violations": violations,
+        "score": outcome.score,
+        "method": origin.method,
+        "seed": origin.seed,
+        "evaluations": origin.evaluations,
+        "stopped_early": origin.stopped,
+        "seconds": time.perf_counter() - origin.started,
+        "validation": {
+            "samples": len(subject.validation),
+            "kind": origin.validation,
+            "original_accuracy": subject.accuracy,
+            "compressed_accuracy": subject.measure(plan).accuracy if recovered is None else recovered.accuracy,
+        },
+        "repair": asdict(subject.bank.repair),
+        "recovery": None if recovered is None else recovered.report(),
+        "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
+        "versions": {name: found.version for name in VERSIONED for found in metadata.distributions(name=name)},
+        "original": original,
+        "uniform_int8": uniform,
+        "compressed": compressed,
+        "layers": _layers(subject, plan, origin.refused),
+    }
+
+
+def _share(after: float, before: float) -> float | None:
+    """Returns None where the layer as it was takes nothing that could be measured."""
+    return float(after / before) if before > 0 else None
+
+
+def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The recipe of each layer with its prices against `identity`, then the layers left as they are and why."""
+    table, rows = subject.table, []
+    state = subject.bank.state(plan)
+    for index, layer in enumerate(subject.layers):
+        recipe = str(plan[layer.name])
+        legal = len(legal_recipes(layer, subject.network.modules[layer.name]))
+        choices = {"legal": legal, "offered": int(table.legal[index].sum())}
+        row: dict[str, Any] = {"name": layer.name, "recipe": recipe, "choices": choices}
+        if recipe in table.recipes[index]:
+            slot = table.recipes[index].index(recipe)
+            before, after = table.cost[:, index, 0, 0, 0], table.cost[:, index, slot, 0, 0]
+            row["price"] = {
+                **{name: _share(*pair) for name, *pair in zip(METRICS, after, before, strict=True)},
+                "estimated_accuracy_drop": float(table.drop[index, slot]),
+            }
+        elif recipe != "identity":
+            row["unpriced"] = OFF_TABLE
+        if any(group in layer.reads for group, _ in state):
+            row["note"] = "reads fewer channels than in the original"
+        if layer.name in refused:
+            row["refused"] = refused[layer.name]
+        if layer.uncut is not None:
+            row["not_pruned"] = layer.uncut
+        not_run = {recipe: reason for name, recipe, reason in table.refused if name == layer.name}
+        if not_run:
+            row["not_run"] = not_run
+        rows.append(row)
+    rows += [{"name": name, "recipe": "identity", "note": reason} for name, reason in subject.network.skipped.items()]
+    return rows

@@ -214,12 +214,17 @@ class Subject:
         """Writes the file of packed weights that is handed over and returns its bytes."""
         return save_packed(model, self.network.original, path, {"model": self.network.name})
 
+    def packed_bytes(self, model: nn.Module) -> int:
+        """Returns the bytes of the file that `pack` would write."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.pack(model, Path(folder) / "weights")
+
     def cost(self, stitched: Stitched) -> tuple[float, float, float]:
         """Returns the file's bytes, the latency and the modelled energy of a stitched plan in its real shapes."""
         modules = self._realised(stitched)
         chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in self.layers}
         sizes = {name: packed_size(module) for name, module in modules.items()}
-        storage = float(self._file_size(stitched))
+        storage = float(self.packed_bytes(stitched.model))
         norms = {name: norm.num_features for name, norm in stitched.replaced.items() if isinstance(norm, NORMS)}
         latency = self.whole.measured(chains, norms)
         units = self.latency.device.energies
@@ -257,7 +262,8 @@ class Subject:
         if found is None:
             stitched, logits = self._scorer.run(plan)
             accuracy = self.validation.accuracy(logits)
-            found = [accuracy, self._file_size(stitched) - sum(map(packed_size, self._realised(stitched).values()))]
+            in_layers = sum(map(packed_size, self._realised(stitched).values()))
+            found = [accuracy, self.packed_bytes(stitched.model) - in_layers]
             self.store.put(name, found)
         return float(found[0]), float(found[1])
 
@@ -265,10 +271,6 @@ class Subject:
         return {
             layer.name: stitched.replaced.get(layer.name, self.network.modules[layer.name]) for layer in self.layers
         }
-
-    def _file_size(self, stitched: Stitched) -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            return self.pack(stitched.model, Path(folder) / "weights")
 
     def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int, repair: Repair) -> str:
         outside = load_entry_points(Technique)

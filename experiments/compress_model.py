@@ -22,6 +22,7 @@ from plywise.env.bank.repair import FULL, Repair
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.network.scheme import Scheme
+from plywise.env.prices.pricing import original_storage
 from plywise.env.recovery.recovery import Recovered, recover
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.recovery.recovery_state import STATE_FILE
@@ -120,13 +121,18 @@ def compress_model(
             refused=refused,
             stopped=stopped,
         )
-        recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out)
+        recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out, demand)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
 
 
-def fine_tune(subject: Subject, plan: Plan, dataset: Dataset, settings: RecoverySettings, out: Path) -> Recovered:
+def fine_tune(
+    subject: Subject, plan: Plan, dataset: Dataset, settings: RecoverySettings, out: Path, demand: Demand
+) -> Recovered:
     """Fine-tunes a plan's network on the training split; goes on where an interrupted run in `out` stopped."""
-    return recover(subject, plan, dataset.train, dataset.augmentation, settings, out / STATE_FILE, tracked)
+    share = demand.max_storage
+    most = None if share is None else share * original_storage(subject.network)
+    state = out / STATE_FILE
+    return recover(subject, plan, dataset.train, dataset.augmentation, settings, state, tracked, most)
 
 
 def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:

@@ -11,7 +11,7 @@ from torch import nn
 
 import plywise
 from plywise.compressors.errors import ConfigurationError, FileFormatError
-from plywise.compressors.formats.weight_format import takes_gain, weight_format
+from plywise.compressors.formats.weight_format import is_short, takes_gain, weight_format
 from plywise.compressors.modules.layers import weight_of
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.packing.packed_file import load_packed
@@ -72,8 +72,9 @@ def plan_of(recipes):
     return Plan("tiny", {name: Recipe.parse(text) for name, text in zip(LAYERS, recipes, strict=True)})
 
 
-def recovered(subject, data, recipes, file=None, track=recovery.untracked, **settings):
-    return recover(subject, plan_of(recipes), data.train, data.augmentation, RecoverySettings(**settings), file, track)
+def recovered(subject, data, recipes, file=None, track=recovery.untracked, most_bytes=None, **settings):
+    chosen = RecoverySettings(**settings)
+    return recover(subject, plan_of(recipes), data.train, data.augmentation, chosen, file, track, most_bytes)
 
 
 def leaves(model):
@@ -212,6 +213,70 @@ def test_a_scale_for_all_channels_does_not_become_one_for_each(subject):
     fmt = subject.bank.entry("2", Recipe.parse("fixed_point(width=4)")).weight_format
     assert fmt.scale.shape == (1,)
     assert not takes_gain(fmt, 16)
+
+
+# What it keeps of the file
+
+
+KEPT = {
+    "2 bits": "uniform_quantization(bits=2)",
+    "3 bits": "uniform_quantization(bits=3)",
+    "4 bits": "uniform_quantization(bits=4)",
+    "pruned": "magnitude_pruning(sparsity=0.6)",
+    "pruned, 3 bits": "magnitude_pruning(sparsity=0.6) + uniform_quantization(bits=3)",
+    "low rank": "low_rank(ratio=0.5)",
+    "low rank, 4 bits": "low_rank(ratio=0.5) + uniform_quantization(bits=4)",
+    "ternary": "ternary",
+    "binary": "binary",
+    "groups": "uniform_quantization(bits=4, granularity=group)",
+}
+SYMBOLS = 0.02
+"""By what share a file may grow because its symbols have moved: their counts alone decide how long their code is."""
+
+
+def float_tensors(model):
+    """Everything that a file holds but symbols, by name: biases, norms, weights without a format, and scales."""
+    found = {}
+    for name, part in model.named_modules():
+        fmt = weight_format(part)
+        found |= {f"{name}.{key}": value for key, value in part.named_parameters(recurse=False)}
+        if fmt is not None:
+            del found[f"{name}.weight"]
+            found |= {f"{name}/{key}": value for key, value in fmt.tensors().items()}
+    return found
+
+
+@pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
+def test_the_file_is_no_larger_after_training(subject, data, tmp_path, text):
+    """Floats stay as precise as they were; only the code of the symbols may take more or less."""
+    recipes = ("identity" if "low_rank" in text else text, text, text)
+    network = TrainableNetwork(subject.bank, plan_of(recipes))
+    settings = RecoverySettings(epochs=2, learning_rate=0.02)
+    run = recovery._Run(subject, network, data.train, data.augmentation, settings)
+    before = copy.deepcopy(network.realise())
+    for _ in range(run.steps):
+        run.advance()
+    after = network.realise()
+    assert distance(before, after) > 0
+    old, new = float_tensors(before), float_tensors(after)
+    assert [name for name in old if is_short(old[name])] == [name for name in new if is_short(new[name])]
+    grown = subject.pack(after, tmp_path / "after") / subject.pack(before, tmp_path / "before") - 1
+    assert grown <= (SYMBOLS if "quantization" in text or text == "ternary" else 0.0)
+
+
+def test_an_epoch_that_breaks_the_storage_ceiling_is_passed_over(subject, data, monkeypatch):
+    def found(most_bytes):
+        sizes = iter((100, 110, 120, 130))
+        monkeypatch.setattr(subject, "packed_bytes", lambda _: next(sizes))
+        return recovered(subject, data, BAD, most_bytes=most_bytes, epochs=3, learning_rate=0.02)
+
+    free, held, broken_from_the_start = found(None), found(110), found(99)
+    assert free.sizes == (100, 110, 120, 130)
+    assert free.best_epoch > 1, "the ceiling would pass over nothing"
+    assert held.best_epoch == 1
+    assert held.accuracy == free.accuracies[1]
+    assert not same(held.model, free.model)
+    assert broken_from_the_start.best_epoch == free.best_epoch
 
 
 # Going on after a kill

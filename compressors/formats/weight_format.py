@@ -68,6 +68,11 @@ class WeightFormat(ABC):
         rounded = {name: short(tensor) if name == "scale" else tensor for name, tensor in self.tensors().items()}
         return self.restore(self.settings(), rounded)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the scales are values of bfloat16 already."""
+        return is_short(self.tensors()["scale"])
+
 
 @dataclass(frozen=True, eq=False)
 class AffineFormat(WeightFormat):
@@ -154,6 +159,11 @@ def weight_formats() -> Mapping[str, type[WeightFormat]]:
 def short(values: Tensor) -> Tensor:
     """Returns float32 values rounded to the eight significant bits of bfloat16."""
     return values.bfloat16().float()
+
+
+def is_short(values: Tensor) -> bool:
+    """Returns whether `short` changes none of the float32 values, so that a file holds them in half the bytes."""
+    return torch.equal(short(values), values)
 
 
 def takes_gain(fmt: WeightFormat, channels: int) -> bool:

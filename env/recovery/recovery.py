@@ -50,12 +50,14 @@ class Recovered:
         model: with every weight in its format.
         settings: how it was trained.
         accuracies: on the validation samples, percent, before the first epoch and after each.
+        sizes: bytes of the packed file, likewise.
         best_epoch: whose weights it has; 0 is before the first.
     """
 
     model: nn.Module
     settings: RecoverySettings
     accuracies: tuple[float, ...]
+    sizes: tuple[int, ...]
     best_epoch: int
 
     @property
@@ -73,6 +75,7 @@ class Recovered:
             "gradients_of": list(self.settings.gradients_of) if self.settings.gradients else [],
             "best_epoch": self.best_epoch,
             "validation_accuracies": list(self.accuracies),
+            "storage_bytes": list(self.sizes),
         }
 
 
@@ -84,8 +87,12 @@ def recover(
     settings: RecoverySettings,
     state_file: Path | None = None,
     track: Tracker = untracked,
+    most_bytes: float | None = None,
 ) -> Recovered:
     """Stitches a plan and fine-tunes the network; the original is not touched.
+
+    Formats and zeros stay as they are, but symbols that move are coded in a few bytes more or less. Where the plan's
+    file holds a ceiling before training, only epochs whose file holds it too can be the best.
 
     Args:
         subject: the network under study; its validation samples pick the epoch.
@@ -95,13 +102,15 @@ def recover(
         settings: how to train.
         state_file: where an interrupted run goes on from; None where it need not.
         track: shows progress.
+        most_bytes: ceiling on the packed file's bytes, None for none.
 
     Raises:
         ConfigurationError: where the plan does not fit, or `state_file` is of another run.
         FileFormatError: where `state_file` is damaged.
     """
-    run = _Run(subject, TrainableNetwork(subject.bank, plan), images, augmentation, settings)
-    asked = {"key": subject.key, "plan": {name: str(recipe) for name, recipe in plan.items()}, **settings.as_json()}
+    run = _Run(subject, TrainableNetwork(subject.bank, plan), images, augmentation, settings, most_bytes)
+    recipes = {name: str(recipe) for name, recipe in plan.items()}
+    asked = {"key": subject.key, "plan": recipes, "most_bytes": most_bytes, **settings.as_json()}
     state = None if state_file is None else RecoveryState.read(state_file, asked)
     if state is None:
         run.judge()
@@ -115,8 +124,7 @@ def recover(
                 run.state().write(state_file, asked)
                 saved = time.monotonic()
     run.network.set_state(run.best)
-    best = max(range(len(run.accuracies)), key=run.accuracies.__getitem__)
-    return Recovered(run.network.realise(), settings, tuple(run.accuracies), best)
+    return Recovered(run.network.realise(), settings, tuple(run.accuracies), tuple(run.sizes), run.best_epoch)
 
 
 class _Run:
@@ -129,6 +137,7 @@ class _Run:
         images: TrainingImages,
         augmentation: Augmentation,
         settings: RecoverySettings,
+        most_bytes: float | None = None,
     ) -> None:
         self.network = network
         self.rounding = GradientRounding(settings.quantizer(), settings.gradients_of)
@@ -136,8 +145,10 @@ class _Run:
         self.steps = settings.epochs * self.steps_per_epoch
         self.step = 0
         self.accuracies: list[float] = []
+        self.sizes: list[int] = []
         self.best = network.state()
         self._subject, self._images, self._augmentation, self._settings = subject, images, augmentation, settings
+        self._most_bytes = math.inf if most_bytes is None else most_bytes
         self._sizes = {name: _size(name, parameter.detach()) for name, parameter in network.parameters.items()}
         self._optimizer = torch.optim.Adam(list(network.parameters.values()), settings.learning_rate, fused=True)
 
@@ -156,20 +167,29 @@ class _Run:
             self.judge()
 
     def judge(self) -> None:
-        """Notes the accuracy of the network with every weight in its format, and keeps the best."""
-        validation = self._subject.validation
-        accuracy = validation.accuracy(validation.logits(self.network.realise()))
-        if not self.accuracies or accuracy > max(self.accuracies):
+        """Notes accuracy and file size of the network with every weight in its format, and keeps the best."""
+        validation, model = self._subject.validation, self.network.realise()
+        self.accuracies.append(validation.accuracy(validation.logits(model)))
+        self.sizes.append(self._subject.packed_bytes(model))
+        if self.best_epoch == len(self.accuracies) - 1:
             self.best = self.network.state()
-        self.accuracies.append(accuracy)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first of the highest accuracy among those that hold the ceiling, or among all if the plan does not."""
+        ceiling = self._most_bytes if self.sizes[0] <= self._most_bytes else math.inf
+        holding = [epoch for epoch, size in enumerate(self.sizes) if size <= ceiling]
+        return max(holding, key=self.accuracies.__getitem__)
 
     def state(self) -> RecoveryState:
         """Returns everything that the run needs to go on."""
-        return RecoveryState(self.step, tuple(self.accuracies), self.network.state(), self.best, self._moments())
+        judged = tuple(self.accuracies), tuple(self.sizes)
+        return RecoveryState(self.step, *judged, self.network.state(), self.best, self._moments())
 
     def set_state(self, state: RecoveryState) -> None:
         """Goes back to a state."""
-        self.step, self.accuracies, self.best = state.step, list(state.accuracies), state.best
+        self.step, self.best = state.step, state.best
+        self.accuracies, self.sizes = list(state.accuracies), list(state.sizes)
         self.network.set_state(state.network)
         for key, value in state.moments.items():
             kind, _, name = key.partition(" ")

@@ -26,12 +26,14 @@ class RecoveryState:
     Attributes:
         step: batches trained on so far.
         accuracies: on the validation samples, before the first epoch and after each so far.
+        sizes: of the packed file, bytes, likewise.
         network, best: `TrainableNetwork.state` now and at the best epoch.
         moments: of the optimiser, by name.
     """
 
     step: int
     accuracies: tuple[float, ...]
+    sizes: tuple[int, ...]
     network: dict[str, Tensor]
     best: dict[str, Tensor]
     moments: dict[str, Tensor]
@@ -44,7 +46,7 @@ class RecoveryState:
             asked: what the run was asked to do, as JSON values.
         """
         tensors = {f"{part}/{name}": value for part in PARTS for name, value in getattr(self, part).items()}
-        header = {"asked": asked, "step": self.step, "accuracies": self.accuracies}
+        header = {"asked": asked, "step": self.step, "accuracies": self.accuracies, "sizes": self.sizes}
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
         write_atomically(path, save(contiguous, metadata={"state": json.dumps(header)}))
 
@@ -62,7 +64,8 @@ class RecoveryState:
             with safe_open(path, framework="pt") as file:
                 header = json.loads(file.metadata()["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-            given, step, accuracies = header["asked"], int(header["step"]), tuple(map(float, header["accuracies"]))
+            given, step = header["asked"], int(header["step"])
+            accuracies, sizes = tuple(map(float, header["accuracies"])), tuple(map(int, header["sizes"]))
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged ({error!s:.100}); delete it to start fine-tuning anew") from error
         if given != json.loads(json.dumps(asked)):
@@ -71,7 +74,7 @@ class RecoveryState:
                 "file to start anew"
             )
         parts = {part: _part(tensors, part) for part in PARTS}
-        return cls(step, accuracies, **parts)
+        return cls(step, accuracies, sizes, **parts)
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from plywise.compressors.formats.weight_format import attach_format, takes_gain, weight_format
+from plywise.compressors.formats.weight_format import (
+    attach_format,
+    is_short,
+    short,
+    takes_gain,
+    weight_format,
+)
 from plywise.compressors.modules.layers import native_weight, weight_matrices, weight_of, with_weights
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Stage
@@ -27,9 +33,10 @@ GAIN = "gain of "
 class TrainableNetwork:
     """A copy of a stitched network with dense weights alongside those that it runs on.
 
-    Structures are trained as they are. Zeros that were there before rounding stay, number formats stay but for their
-    scales, and ranges of activations stay: their rounding lets gradients through inside the range. BatchNorms that
-    could not be merged keep their statistics.
+    Structures are trained as they are. Zeros that were there before rounding stay, number formats stay but for the
+    values of their scales, and ranges of activations stay: their rounding lets gradients through inside the range.
+    BatchNorms that could not be merged keep their statistics. Scales, biases and other floats that compression has
+    rounded to bfloat16 run as values of bfloat16 in training too, for in float32 they would take twice the bytes.
 
     Attributes:
         model: the network; `realise` brings its weights up to date.
@@ -44,6 +51,7 @@ class TrainableNetwork:
             for name, parameter in self.model.named_parameters()
             if parameter.is_floating_point()
         }
+        short_ones = [name for name, parameter in self.parameters.items() if is_short(parameter.detach())]
         self._leaves: dict[str, TrainedLeaf] = {}
         for name in plan:
             for leaf, dense in _leaves(bank, plan, name, self.model):
@@ -52,6 +60,8 @@ class TrainableNetwork:
                 self.parameters[key] = dense.clone().requires_grad_()
                 if leaf.fmt is not None and takes_gain(leaf.fmt, len(dense)):
                     self.parameters[GAIN + key] = torch.zeros(len(dense), requires_grad=True)
+        formatted = {key for key, leaf in self._leaves.items() if leaf.fmt is not None}
+        self._short = [name for name in short_ones if name not in formatted]
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Returns the logits `(n, classes)`, differentiable in the parameters."""
@@ -104,6 +114,7 @@ class TrainableNetwork:
 
     def _weights(self, final: bool) -> dict[str, Tensor]:
         found = {name: value for name, value in self.parameters.items() if not name.startswith(GAIN)}
+        found |= {name: _rounded(found[name]) for name in self._short}
         for key, leaf in self._leaves.items():
             weight = leaf.weight(found[key], self.parameters.get(GAIN + key), final)
             found[key] = native_weight(self._module(leaf), weight)
@@ -111,6 +122,11 @@ class TrainableNetwork:
 
     def _module(self, leaf: TrainedLeaf) -> nn.Module:
         return self.model.get_submodule(leaf.name)
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Returns values of bfloat16 that let gradients through as if they were not rounded."""
+    return short(values.detach()) + (values - values.detach())
 
 
 def _leaves(bank: Bank, plan: Plan, name: str, model: nn.Module) -> Iterator[tuple[TrainedLeaf, Tensor]]:

@@ -84,9 +84,12 @@ class TrainedLeaf:
         return values * self.mask + through if self.surgery is not None else (values + through) * self.mask
 
     def scaled(self, gain: Tensor | None) -> WeightFormat:
-        """Returns the format with its gain."""
+        """Returns the format with its gain, its scales as precise as they were: longer ones would swell the file."""
         assert self.fmt is not None
-        return self.fmt if gain is None else self.fmt.scaled(gain.exp())
+        if gain is None:
+            return self.fmt
+        scaled = self.fmt.scaled(gain.exp())
+        return scaled.short() if self.fmt.is_short else scaled
 
     def splice(self, dense: Tensor) -> None:
         """Lets weights leave and come back."""

@@ -108,7 +108,7 @@ def compress_model(
             refused = {}
             check_demand(subject.table, demand)
             evaluator = ExactEvaluator(subject, demand)
-            result = searcher.search(evaluator, evaluations, seed)
+            result = searcher.search(evaluator, evaluations, seed, from_uniform=True)
             chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
         origin = Origin(
             model=model,

@@ -12,16 +12,17 @@ from plywise.agent.search.knapsack import Knapsack
 from plywise.agent.search.random_search import RandomSearch
 from plywise.compressors.errors import DataError, FileFormatError, ModelError
 from plywise.compressors.recipes.plan import Plan
-from plywise.compressors.recipes.technique import Recipe
+from plywise.compressors.recipes.technique import Recipe, Stage
+from plywise.compressors.structure.filter_pruning import FilterPruning
 from plywise.env.costs.chains import realised_chain
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.network.menu import legal_recipes, undominated
+from plywise.env.network.menu import is_uniform, legal_recipes, undominated
 from plywise.env.network.network import Network
 from plywise.env.network.operation import operations
 from plywise.env.network.samples import Samples, model_digest
 from plywise.env.prices.price_file import load_prices, save_prices
 from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES
-from plywise.env.prices.pricing import KEEP_LEVELS, SLOTS
+from plywise.env.prices.pricing import KEEP_LEVELS, Pricer
 from plywise.env.score.demand import Demand
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
@@ -56,7 +57,6 @@ def test_shapes_and_ranges(subjects, kind):
     assert table.cost.shape == (len(METRICS), count, slots, levels, levels)
     assert table.recipe_features.shape == (count, slots, len(RECIPE_FEATURES))
     assert table.layer_features.shape == (count, len(LAYER_FEATURES))
-    assert slots <= SLOTS
     for name in ("cost", "drop", "output_error", "in_share", "recipe_features", "layer_features", "fixed", "original"):
         assert np.isfinite(getattr(table, name)).all(), name
     assert (table.cost[:, table.legal] > 0).all()
@@ -243,11 +243,36 @@ def test_legal_recipes_can_be_used(kind):
 
 def test_undominated_keeps_the_front():
     prices = np.array([[5, 5], [1, 4], [2, 3], [3, 3.5], [4, 1], [4, 1]], float)
-    assert undominated(prices, [0] * 6, 10) == [0, 1, 2, 4]
-    assert undominated(prices, [0, 0, 0, 1, 0, 0], 10) == [0, 1, 2, 3, 4]
-    few = undominated(prices, [0] * 6, 2)
-    assert len(few) == 2
-    assert few[0] == 0
+    assert undominated(prices, [0] * 6) == [0, 1, 2, 4]
+    assert undominated(prices, [0, 0, 0, (1, True), 0, 0]) == [0, 1, 2, 3, 4]
+    assert undominated(prices, [0] * 6, always=(0, 5)) == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("kind", PRICED)
+def test_every_number_format_that_a_layer_can_take_is_on_its_menu(subjects, kind):
+    subject = subjects(kind)
+    for layer, menu in zip(subject.layers, subject.table.recipes, strict=True):
+        legal = legal_recipes(layer, subject.network.modules[layer.name])
+        assert {str(recipe) for recipe in legal if is_uniform(recipe)} <= set(menu)
+
+
+@pytest.mark.parametrize("kind", PRICED)
+def test_what_is_left_out_is_beaten_by_one_that_does_the_same_to_its_neighbours(subjects, kind):
+    """Alone, a layer pays for changes of the number format that its network may not: floats beat no integers."""
+    subject = subjects(kind)
+    pricer = Pricer(subject.bank, subject.whole)
+    for layer, menu in zip(subject.layers, subject.table.recipes, strict=True):
+        recipes = pricer.recipes[layer.name]
+        costs = dict(zip(recipes, pricer.costs(layer)[:, :, 0, 0].T, strict=True))
+        for recipe in set(recipes) - set(map(Recipe.parse, menu)):
+            rivals = [other for other in map(Recipe.parse, menu) if _effect(other) == _effect(recipe)]
+            assert any((costs[other] <= costs[recipe]).all() for other in rivals), f"{layer.name}: {recipe}"
+
+
+def _effect(recipe):
+    """What a recipe does to other layers: the channels that it leaves them, and whether it computes on integers."""
+    cut = recipe.at(Stage.STRUCTURE)
+    return cut if isinstance(cut, FilterPruning) else None, recipe.at(Stage.ACTIVATIONS) is not None
 
 
 def test_price_files_keep_every_bit_and_refuse_others(subjects, tmp_path):

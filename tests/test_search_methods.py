@@ -1,11 +1,14 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from plywise.agent.search.methods import SEARCH_METHODS
-from plywise.agent.search.uniform import uniform_plans
+from plywise.agent.search.search_method import UNIFORM_SCORES
+from plywise.agent.search.uniform_plans import uniform_plans
 from plywise.compressors.errors import ConfigurationError
+from plywise.env.prices.prices import RECIPE_FEATURES
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator, SurrogateEvaluator
 from plywise.env.score.score import Demands, score_plans
@@ -59,6 +62,36 @@ def test_uniform_plans_use_one_recipe_where_it_is_legal(table):
         assert len(used) <= 1
 
 
+def test_uniform_plans_of_formats_alone_change_no_shapes(table):
+    plans = uniform_plans(table, formats_only=True)
+    assert 1 < len(plans) < len(uniform_plans(table))
+    for plan in plans:
+        features = table.recipe_features[range(12), plan]
+        assert (
+            features[:, [RECIPE_FEATURES.index(name) for name in ("pruning_ratio", "rank_ratio", "sparsity")]] == 0
+        ).all()
+
+
+def test_a_layer_without_integer_kernels_takes_the_rest_of_a_uniform_recipe(table):
+    names = ("identity", "uniform_quantization(bits=4)", "uniform_quantization(bits=4) + activation_quantization")
+    menus = [names, names[:2], names[:1]]
+    features = np.zeros((3, 3, len(RECIPE_FEATURES)), np.float32)
+    legal = np.array([[slot < len(menu) for slot in range(3)] for menu in menus])
+    few = dataclasses.replace(table, recipes=tuple(menus), legal=legal, recipe_features=features)
+    assert uniform_plans(few, formats_only=True).tolist() == [[0, 0, 0], [1, 1, 0], [2, 1, 0]]
+
+
+@pytest.mark.parametrize("name", SEARCH_METHODS)
+def test_no_method_ends_below_the_best_uniform_plan_it_starts_from(name, table):
+    demand = Demand(1.0, max_storage=0.2)
+    evaluator = SurrogateEvaluator(table, demand)
+    result = SEARCH_METHODS[name].search(evaluator, 2, seed=0, from_uniform=True)
+    assert result.evaluations <= 2
+    assert evaluator.evaluations == result.evaluations + UNIFORM_SCORES
+    assert result.outcome.score >= SurrogateEvaluator(table, demand).evaluate(result.uniform).score
+    assert any((plan == result.uniform).all() for plan in uniform_plans(table, formats_only=True))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_knapsack_finds_the_best_of_all_plans_at_once(seed):
     table = synthetic_table(np.random.default_rng(seed), 5, num_slots=7)
@@ -68,6 +101,19 @@ def test_knapsack_finds_the_best_of_all_plans_at_once(seed):
         best = score_plans(Demands.of([demand]), ratios, drops).max()
         found = SEARCH_METHODS["knapsack"].search(SurrogateEvaluator(table, demand), 1, seed=0)
         assert found.evaluations == 1
+        assert found.outcome.score == pytest.approx(best, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_knapsack_prices_borders_together(seed):
+    """Where borders cost much, number formats must be chosen for layers that read each other, not one by one."""
+    table = synthetic_table(np.random.default_rng(seed), 5, num_slots=7)
+    table = dataclasses.replace(table, border=4 * table.border + np.float32(0.05 * table.original[1]))
+    plans = np.array([p for p in itertools.product(range(7), repeat=5) if table.legal[range(5), p].all()])
+    ratios, drops = PlanEstimator(table).estimate(plans)
+    for demand in (Demand(3.0, latency_weight=1.0), Demand(None, max_latency=0.9 * ratios[0, 1])):
+        best = score_plans(Demands.of([demand]), ratios, drops).max()
+        found = SEARCH_METHODS["knapsack"].search(SurrogateEvaluator(table, demand), 1, seed=0)
         assert found.outcome.score == pytest.approx(best, abs=0.05)
 
 

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 
 from plywise.agent.learning.recipe_agent import RecipeAgent
-from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
+from plywise.agent.search.search_method import CountedSearch, SearchMethod
 from plywise.env.prices.prices import Floats
 from plywise.env.score.demand import Demand
-from plywise.env.score.evaluator import Evaluator
 from plywise.env.score.score import Demands, expected_scores
 from plywise.env.score.surrogate import Surrogate
 from plywise.env.walk.vector_env import BatchedCompressionEnv
@@ -37,21 +36,15 @@ class AgentSearch(SearchMethod):
         self.agent = agent
         self.side_by_side = side_by_side
 
-    def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
-        """Returns the best of up to `budget` scored plans; `seed` decides what is drawn."""
-        counted = CountedSearch(evaluator, budget)
+    def look(self, counted: CountedSearch, seed: int) -> None:
+        """Scores the most promising walks until the budget is spent; `seed` decides what is drawn."""
         generator = np.random.default_rng(seed)
-        surrogate = Surrogate(evaluator.table)
-        tried: set[tuple[int, ...]] = set()
         while not counted.spent:
-            plans = walk(self.agent, surrogate, evaluator.demand, self.side_by_side, generator)
-            actions = next((plan for plan in plans if plan not in tried), None)
+            plans = walk(self.agent, counted.surrogate, counted.demand, self.side_by_side, generator)
+            actions = next((plan for plan in plans if not counted.seen(plan)), None)
             if actions is None:
                 break
-            tried.add(actions)
-            outcome = counted.evaluate(actions)
-            surrogate.observe(actions, outcome.drop, outcome.seen)
-        return counted.result()
+            counted.evaluate(actions)
 
 
 def walk(

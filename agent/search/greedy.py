@@ -7,9 +7,8 @@ and the next layer is the one with the least estimated drop for what it saves.
 
 import numpy as np
 
-from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
+from plywise.agent.search.search_method import CountedSearch, SearchMethod
 from plywise.env.prices.prices import Ints, PriceTable
-from plywise.env.score.evaluator import Evaluator
 from plywise.env.score.score import Array, Demands, Outcome
 from plywise.env.score.supply import metric_shares
 
@@ -21,11 +20,10 @@ class Greedy(SearchMethod):
 
     name = "greedy"
 
-    def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
+    def look(self, counted: CountedSearch, seed: int) -> None:
         """Starts from the original; each layer's step is halved when it breaks something; the seed plays no part."""
-        counted = CountedSearch(evaluator, budget)
-        table = evaluator.table
-        cost = _scalar_cost(table, metric_shares(Demands.of([evaluator.demand]))[0])
+        table = counted.table
+        cost = _scalar_cost(table, metric_shares(Demands.of([counted.demand]))[0])
         ladders = [_ladder(cost[layer], table.drop[layer], table.legal[layer]) for layer in range(table.num_layers)]
         rung = np.zeros(table.num_layers, np.int64)
         step = np.full(table.num_layers, FIRST_STEP)
@@ -42,7 +40,6 @@ class Greedy(SearchMethod):
             else:
                 rung[layer] -= step[layer]
                 step[layer] //= 2
-        return counted.result()
 
 
 def _scalar_cost(table: PriceTable, shares: Array) -> Array:

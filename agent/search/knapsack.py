@@ -1,19 +1,22 @@
 """The multiple-choice knapsack on the price list, solved as an integer program.
 
 Source: HAWQ-V3 (Yao et al., 2021), section 3.4.
-Departure: HAWQ-V3 minimises a perturbation under one budget. Here there are several ceilings; preferences, served by a
-sweep over shadow prices of one mixed cost and by straightening the score's logarithms at the best plan so far; and
-cuts that make later layers cheaper, priced around that plan.
+Departures: HAWQ-V3 minimises a perturbation under one budget. Here there are several ceilings; preferences, served by a
+sweep over shadow prices of one mixed cost and by linearising the score's logarithms at the best plan so far; cuts that
+make later layers cheaper, priced around that plan; and borders, where one layer computes on integers and the one that
+it reads on floats: an unknown each, which is at least the difference of the two.
 """
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
-from plywise.env.prices.prices import Bools, Floats, Ints
+from plywise.agent.search.search_method import CountedSearch, SearchMethod
+from plywise.agent.search.uniform_plans import uniform_plans
+from plywise.env.prices.price_stack import LATENCY
+from plywise.env.prices.prices import Bools, Floats, Ints, PriceTable
 from plywise.env.score.demand import Demand
-from plywise.env.score.evaluator import Evaluator, PlanEstimator
+from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.score.score import DROP_RATE, Array, Demands, score_plans
 
 ROUNDS = 2
@@ -26,12 +29,12 @@ class Knapsack(SearchMethod):
 
     name = "knapsack"
 
-    def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
+    def look(self, counted: CountedSearch, seed: int) -> None:
         """Scores the best plans on paper until the budget is spent; the seed plays no part."""
-        counted = CountedSearch(evaluator, budget)
-        for plan in knapsack_plans(PlanEstimator(evaluator.table), evaluator.demand)[:budget]:
+        for plan in knapsack_plans(PlanEstimator(counted.table), counted.demand):
+            if counted.spent:
+                break
             counted.evaluate(plan.tolist())
-        return counted.result()
 
 
 def knapsack_plans(estimator: PlanEstimator, demand: Demand) -> Ints:
@@ -40,6 +43,7 @@ def knapsack_plans(estimator: PlanEstimator, demand: Demand) -> Ints:
     excess = (estimator.estimate(least)[0] / demands.ceilings).max(1)
     way_out = least[excess.argmin()]
     plans = _extend(least, estimator.priced(demands))
+    plans = _extend(plans, uniform_plans(estimator.table, formats_only=True))
     plans = _extend(plans, _solve(estimator, demand, way_out, bound=True))
     for _ in range(ROUNDS):
         best = _sorted(estimator, demands, plans)[0]
@@ -52,17 +56,11 @@ def knapsack_plans(estimator: PlanEstimator, demand: Demand) -> Ints:
     return _sorted(estimator, demands, plans)
 
 
-def _ceilings(prices: Array, rest: Array, demand: Demand) -> list[tuple[Array, float]]:
-    """Returns each ceiling as costs `(L, K)` and what they may sum to."""
-    pairs = enumerate(demand.ceilings)
-    return [(prices[:, :, metric], ceiling - rest[metric]) for metric, ceiling in pairs if ceiling is not None]
-
-
-def _prices_around(estimator: PlanEstimator, plan: Ints) -> tuple[Array, Array]:
+def _prices_around(estimator: PlanEstimator, plan: Ints) -> Array:
     """Prices every slot as if all other layers kept their slots of a plan, later layers' changes included.
 
     Returns:
-        Shares of the original's cost `(L, K, M)`, and the share `(M,)` that no slot changes.
+        Shares of the original's cost `(L, K, M)`, without borders.
     """
     stack, count, table = estimator.stack, estimator.table.num_layers, np.zeros(1, np.int64)
     padded = stack.padded(0, plan[None])
@@ -73,11 +71,11 @@ def _prices_around(estimator: PlanEstimator, plan: Ints) -> tuple[Array, Array]:
     if len(leaders):
         tried = np.repeat(padded, len(leaders) * stack.num_slots, 2).reshape(1, -1, len(leaders), stack.num_slots)
         tried[0, leaders, np.arange(len(leaders))] = np.arange(stack.num_slots)
-        totals = stack.plan_costs(table, tried.reshape(1, count + 1, -1))[0].sum(0, dtype=np.float64)
-        now = stack.plan_costs(table, padded)[0, :, 0].astype(np.float64)  # (L + 1, M)
+        totals = stack.layer_costs(table, tried.reshape(1, count + 1, -1))[0].sum(0, dtype=np.float64)
+        now = stack.layer_costs(table, padded)[0, :, 0].astype(np.float64)  # (L + 1, M)
         others = now.sum(0) - now[leaders]
         prices[leaders] = totals.reshape(len(leaders), stack.num_slots, -1) - others[:, None]
-    return prices, stack.fixed[0]
+    return prices
 
 
 def _solve(estimator: PlanEstimator, demand: Demand, around: Ints, bound: bool) -> Ints:
@@ -90,45 +88,75 @@ def _solve(estimator: PlanEstimator, demand: Demand, around: Ints, bound: bool) 
         bound: keep its channel cuts, so that the prices are exact; else the cuts are free and prices approximate.
     """
     table, demands = estimator.table, Demands.of([demand])
-    prices, rest = _prices_around(estimator, around)
+    prices, border = _prices_around(estimator, around), estimator.stack.border[0, : table.num_layers]
     ratios = estimator.estimate(around[None])[0][0]
     # The logarithms of the score, linearised at the plan, lie above it everywhere: no round loses ground.
-    objective = demands.accuracy_weight * table.drop + prices @ (demands.weights[0] / ratios)
+    rates = demands.weights[0] / ratios
+    objective = demands.accuracy_weight * table.drop + prices @ rates
     legal = table.legal
     if bound:
         level = table.recipe_level
         legal = legal & (level == np.take_along_axis(level, around[:, None], 1))
-    limits = _ceilings(prices, rest, demand)
-    values = [objective, table.drop, *(cost for cost, _ in limits)]
-    layer, slot = np.nonzero(_worth(legal, values))
-    # The last unknown is by how many points the drop exceeds its ceiling; the score says what that costs.
-    rows = [_row(cost[layer, slot], most, 0.0) for cost, most in limits]
+    limits = [(metric, ceiling) for metric, ceiling in enumerate(demand.ceilings) if ceiling is not None]
+    values = [objective, table.drop, *(prices[:, :, metric] for metric, _ in limits)]
+    worth = _worth(legal & table.integers, values) | _worth(legal & ~table.integers, values)
+    layer, slot = np.nonzero(worth)
+    program = _Program(layer, slot, table)
+    for metric, ceiling in limits:
+        crossing = border if metric == LATENCY else np.zeros(len(border))
+        program.limit(prices[:, :, metric], crossing, 0.0, ceiling - estimator.stack.fixed[0, metric])
     if demand.max_accuracy_drop is not None:
-        rows.append(_row(table.drop[layer, slot], demand.max_accuracy_drop, -1.0))
-    weights = np.append(objective[layer, slot], sum(demand.weights) * DROP_RATE)
-    taken = _choose(layer, table.num_layers, weights, rows)
-    return slot[taken].reshape(-1, table.num_layers)
+        # The last unknown is by how many points the drop exceeds its ceiling; the score says what that costs.
+        program.limit(table.drop, np.zeros(len(border)), -1.0, demand.max_accuracy_drop)
+    return program.solve(objective, border * rates[LATENCY], sum(demand.weights) * DROP_RATE)
 
 
-def _row(cost: Array | Floats, most: float, excess: float) -> LinearConstraint:
-    size = max(abs(most), 1e-3) / 100  # the solver's tolerance is absolute: rows of size 100 make it tight
-    return LinearConstraint(np.append(cost, excess)[None] / size, -np.inf, most / size)
+class _Program:
+    """An integer program whose unknowns are which slot each layer takes, its borders, and an excess of the drop."""
 
+    def __init__(self, layer: Ints, slot: Ints, table: PriceTable) -> None:
+        """Starts with one slot for each layer.
 
-def _choose(layer: Ints, count: int, weights: Array, rows: list[LinearConstraint]) -> Ints:
-    """Returns which slots make the least weight, one for each of `count` layers, or none at all."""
-    size = len(layer)
-    one_each = csr_array((np.ones(size), (layer, np.arange(size))), shape=(count, size + 1))
-    solved = milp(
-        weights,
-        integrality=np.append(np.ones(size), 0),
-        bounds=Bounds(0, np.append(np.ones(size), np.inf)),
-        constraints=[LinearConstraint(one_each, 1.0, 1.0), *rows],
-        # A limit of nodes, not of seconds: the same plans on a busy machine. Dominated slots are gone already, and
-        # presolving what is left takes longer than it saves.
-        options={"node_limit": NODE_LIMIT, "mip_rel_gap": GAP, "presolve": False},
-    )
-    return np.flatnonzero(solved.x[:-1] > 0.5) if solved.x is not None else np.zeros(0, np.int64)
+        Args:
+            layer, slot: `(S,)` what may be taken.
+            table: says which slots compute on integers, and which layer each one reads.
+        """
+        self.layer, self.slot, self.count = layer, slot, table.num_layers
+        size, numbers = len(layer), np.arange(len(layer))
+        taken = csr_array((np.ones(size), (layer, numbers)), shape=(self.count, size + self.count + 1))
+        own = csr_array((table.integers[layer, slot].astype(float), (layer, numbers)), shape=taken.shape)
+        reader = np.flatnonzero(table.nearest >= 0)
+        before = (
+            csr_array((np.ones(len(reader)), (reader, table.nearest[reader])), shape=(self.count, self.count)) @ own
+        )
+        crossing = csr_array((np.ones(self.count), (np.arange(self.count), size + np.arange(self.count))), taken.shape)
+        self.constraints = [
+            LinearConstraint(taken, 1.0, 1.0),
+            LinearConstraint(own - before - crossing, -np.inf, 0.0),
+            LinearConstraint(before - own - crossing, -np.inf, 0.0),
+        ]
+
+    def limit(self, cost: Array | Floats, crossing: Array | Floats, excess: float, most: float) -> None:
+        """Adds a ceiling on the sum of costs `(L, K)`, of borders `(L,)` and of the drop's excess."""
+        size = max(abs(most), 1e-3) / 100  # the solver's tolerance is absolute: rows of size 100 make it tight
+        row = np.concatenate([cost[self.layer, self.slot], crossing, [excess]]) / size
+        self.constraints.append(LinearConstraint(row[None], -np.inf, most / size))
+
+    def solve(self, cost: Array, crossing: Array, excess: float) -> Ints:
+        """Returns the plan `(1, L)` of the least sum, or `(0, L)` where none was found; arguments as in `limit`."""
+        size = len(self.layer)
+        solved = milp(
+            np.concatenate([cost[self.layer, self.slot], crossing, [excess]]),
+            integrality=np.append(np.ones(size), np.zeros(self.count + 1)),
+            bounds=Bounds(0, np.concatenate([np.ones(size + self.count), [np.inf]])),
+            constraints=self.constraints,
+            # A limit of nodes, not of seconds: the same plans on a busy machine. Dominated slots are gone already, and
+            # presolving what is left takes longer than it saves.
+            options={"node_limit": NODE_LIMIT, "mip_rel_gap": GAP, "presolve": False},
+        )
+        taken = np.flatnonzero(solved.x[:size] > 0.5) if solved.x is not None else np.zeros(0, np.int64)
+        plan: Ints = self.slot[taken].reshape(-1, self.count)
+        return plan
 
 
 def _worth(legal: Bools, values: list[Array | Floats]) -> Bools:

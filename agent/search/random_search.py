@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from plywise.agent.search.search_method import CountedSearch, SearchMethod, SearchResult
+from plywise.agent.search.search_method import CountedSearch, SearchMethod
 from plywise.env.prices.price_stack import PriceStack
-from plywise.env.score.evaluator import Evaluator
+from plywise.env.score.demand import Demand
 from plywise.env.score.score import Demands
 from plywise.env.walk.walk import Walks
 
@@ -16,24 +16,22 @@ class RandomSearch(SearchMethod):
 
     name = "random"
 
-    def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
+    def look(self, counted: CountedSearch, seed: int) -> None:
         """Scores random plans until the budget is spent, or until a batch of them brings nothing new."""
-        counted = CountedSearch(evaluator, budget)
         generator = np.random.default_rng(seed)
-        walks = Walks(PriceStack([evaluator.table]), BATCH)
+        walks = Walks(PriceStack([counted.table]), BATCH)
         while not counted.spent:
             before = counted.evaluations
-            for plan in self._walk(walks, evaluator, generator):
+            for plan in self._walk(walks, counted.demand, generator):
                 if not counted.spent:
                     counted.evaluate(plan)
             if counted.evaluations == before:
                 break
-        return counted.result()
 
-    def _walk(self, walks: Walks, evaluator: Evaluator, generator: np.random.Generator) -> np.ndarray:
+    def _walk(self, walks: Walks, demand: Demand, generator: np.random.Generator) -> np.ndarray:
         rows = np.arange(BATCH)
         walks.place(rows, np.zeros(BATCH, np.int64))
-        walks.start(rows, Demands.of([evaluator.demand] * BATCH))
+        walks.start(rows, Demands.of([demand] * BATCH))
         while not walks.done[0]:
             walks.refresh()
             walks.step((walks.masks * generator.random(walks.masks.shape)).argmax(1))

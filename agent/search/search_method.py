@@ -5,9 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
+from plywise.agent.search.uniform_plans import uniform_plans
 from plywise.compressors.errors import ConfigurationError
+from plywise.env.prices.prices import PriceTable
+from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import Evaluator
-from plywise.env.score.score import Outcome
+from plywise.env.score.score import Demands, Outcome, expected_scores
+from plywise.env.score.surrogate import Surrogate
+
+UNIFORM_SCORES = 3
+"""Uniform plans that a search scores exactly before it begins, at most."""
 
 
 @dataclass(frozen=True)
@@ -17,27 +26,45 @@ class SearchResult:
     Attributes:
         actions: one slot for each layer.
         outcome: as the evaluator saw it.
-        evaluations: how many plans were scored.
+        evaluations: how many plans were scored, the uniform ones that the search started from not counted.
         history: best score so far after each of them.
+        uniform: the best of the uniform plans that the search started from; empty where it started from none.
     """
 
     actions: tuple[int, ...]
     outcome: Outcome
     evaluations: int
     history: tuple[float, ...]
+    uniform: tuple[int, ...] = ()
 
 
 class CountedSearch:
-    """One search in progress: keeps to the budget and remembers the best plan; no plan is paid for twice."""
+    """One search in progress: keeps to the budget and remembers the best plan; no plan is paid for twice.
+
+    Attributes:
+        surrogate: has learned from all plans that were scored.
+    """
 
     def __init__(self, evaluator: Evaluator, budget: int) -> None:
         if budget < 1:
             raise ConfigurationError(f"budget={budget} must be at least 1 evaluation")
+        self.surrogate = Surrogate(evaluator.table)
         self._evaluator = evaluator
         self._budget = budget
         self._seen: dict[tuple[int, ...], Outcome] = {}
         self._history: list[float] = []
         self._best: tuple[int, ...] = ()
+        self._uniform: tuple[int, ...] = ()
+
+    @property
+    def table(self) -> PriceTable:
+        """Prices of the network; estimates, free of charge."""
+        return self._evaluator.table
+
+    @property
+    def demand(self) -> Demand:
+        """What is wanted."""
+        return self._evaluator.demand
 
     @property
     def spent(self) -> bool:
@@ -46,24 +73,43 @@ class CountedSearch:
 
     @property
     def evaluations(self) -> int:
-        """How many plans were scored."""
+        """How many plans of the budget were scored."""
         return len(self._history)
+
+    def seen(self, actions: Sequence[int]) -> bool:
+        """Returns whether a plan was scored already."""
+        return tuple(int(action) for action in actions) in self._seen
 
     def evaluate(self, actions: Sequence[int]) -> Outcome:
         """Scores a plan; only one that was not scored before counts."""
-        plan = tuple(int(action) for action in actions)
-        if plan in self._seen:
-            return self._seen[plan]
+        if self.seen(actions):
+            return self._seen[tuple(int(action) for action in actions)]
         assert not self.spent, "the budget is used up"
-        outcome = self._seen[plan] = self._evaluator.evaluate(plan)
-        if not self._history or outcome.score > self._history[-1]:
-            self._best = plan
+        outcome = self._score(actions)
         self._history.append(self._seen[self._best].score)
         return outcome
 
+    def start_uniform(self) -> None:
+        """Scores the most promising uniform plans, at no cost to the budget: nothing worse is ever the result."""
+        plans, demands = uniform_plans(self.table, formats_only=True), Demands.of([self.demand])
+        for _ in range(min(UNIFORM_SCORES, len(plans))):
+            expected = expected_scores(demands, *self.surrogate.estimate(plans))
+            self._score(plans[expected.argmax()].tolist())
+            plans = np.delete(plans, expected.argmax(), 0)
+        self._uniform = self._best
+
     def result(self) -> SearchResult:
         """Returns the best of what was scored."""
-        return SearchResult(self._best, self._seen[self._best], len(self._history), tuple(self._history))
+        outcome = self._seen[self._best]
+        return SearchResult(self._best, outcome, len(self._history), tuple(self._history), self._uniform)
+
+    def _score(self, actions: Sequence[int]) -> Outcome:
+        plan = tuple(int(action) for action in actions)
+        outcome = self._seen[plan] = self._evaluator.evaluate(plan)
+        self.surrogate.observe(plan, outcome.drop, outcome.seen)
+        if not self._best or outcome.score > self._seen[self._best].score:
+            self._best = plan
+        return outcome
 
 
 class SearchMethod(ABC):
@@ -75,12 +121,22 @@ class SearchMethod(ABC):
 
     name: ClassVar[str]
 
-    @abstractmethod
-    def search(self, evaluator: Evaluator, budget: int, seed: int) -> SearchResult:
+    def search(self, evaluator: Evaluator, budget: int, seed: int, from_uniform: bool = False) -> SearchResult:
         """Returns the best plan found.
 
         Args:
             evaluator: scores plans; its table may be read freely.
             budget: how many plans may be scored, at least 1.
             seed: of everything random.
+            from_uniform: start from uniform plans, up to `UNIFORM_SCORES` of which are scored besides the budget, so
+                that the result is not worse than one recipe for all layers. Off for comparisons of methods.
         """
+        counted = CountedSearch(evaluator, budget)
+        if from_uniform:
+            counted.start_uniform()
+        self.look(counted, seed)
+        return counted.result()
+
+    @abstractmethod
+    def look(self, counted: CountedSearch, seed: int) -> None:
+        """Scores plans until the budget is spent or nothing is left to try; arguments as in `search`."""

@@ -178,11 +178,15 @@ class PriceStack:
 
     def plan_costs(self, table: Ints, plans: Ints) -> Floats:
         """Returns what each layer of whole plans costs in the state the plan leads to, `(n, L + 1, P, M)`."""
-        kept, out = self.states(table, plans)
-        layer = np.arange(self.num_layers + 1)[None, :, None]
-        cost = self.cost(table[:, None, None], layer, plans, kept, out)
+        cost = self.layer_costs(table, plans)
         cost[..., LATENCY] += self.plan_borders(table, plans)
         return cost
+
+    def layer_costs(self, table: Ints, plans: Ints) -> Floats:
+        """Does what `plan_costs` does, without borders."""
+        kept, out = self.states(table, plans)
+        layer = np.arange(self.num_layers + 1)[None, :, None]
+        return self.cost(table[:, None, None], layer, plans, kept, out)
 
     def plan_borders(self, table: Ints, plans: Ints) -> Floats:
         """Returns latencies that changes of the number format add to whole plans, `(n, L + 1, P)`."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,16 +32,13 @@ from plywise.env.costs.chains import chain_of
 from plywise.env.costs.energy import energy_mj
 from plywise.env.costs.latency import Chain
 from plywise.env.costs.network_latency import NetworkLatency
-from plywise.env.network.menu import legal_recipes, undominated
+from plywise.env.network.menu import is_uniform, legal_recipes, undominated
 from plywise.env.network.network import Layer, Network
 from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, PriceTable
 from plywise.env.prices.sensitivity import Sensitivity
 
 KEEP_LEVELS = (1.0, 0.75, 0.5, 0.25)
 """Shares of a group's channels that the catalogue's pruning leaves."""
-
-SLOTS = 32
-"""Recipes offered at a layer, at most."""
 
 STORAGE_MARGIN = 1.003
 """Packed bytes are predicted to a few thousandths; what just holds a ceiling on paper has to hold it on disk."""
@@ -137,38 +134,51 @@ class Pricer:
         Raises:
             ModelError: where the device does not run a layer as it is.
         """
-        layers, levels = self.network.layers, range(len(KEEP_LEVELS))
-        prices = self._first_prices(sensitivities)
-        self._refuse((layer, recipe, 0, 0) for layer in layers for recipe in self.recipes[layer.name])
+        self._refuse()
+        costs = {layer.name: self.costs(layer) for layer in self.network.layers}
+        rows = {
+            layer.name: self._picked(layer, costs[layer.name], sensitivities[layer.name])
+            for layer in self.network.layers
+        }
+        return self._table(costs, rows, sensitivities, points_per_nat, bytes_outside, accuracy, chance)
+
+    def _picked(self, layer: Layer, costs: NDArray[np.float64], sensitivity: Sensitivity) -> NDArray[np.int64]:
+        """Returns the places of the recipes that a layer is offered, `(slots,)`, given all of its costs."""
+        recipes = self.recipes[layer.name]
+        usable = [place for place, recipe in enumerate(recipes) if (layer.name, recipe) not in self._refused]
+        # What may be best in some plan: compared in all shapes that plans can leave the layer in, and only with what
+        # does the same to other layers. A narrow layer alone pays for its changes of the number format; in a network
+        # it may not.
+        inner = slice(None) if layer.reads or layer.group is not None else slice(1)
+        outer = slice(None) if layer.group is not None and not layer.leads else slice(1)
+        prices = costs[:, usable, inner, outer].swapaxes(0, 1).reshape(len(usable), -1)
+        prices = np.column_stack([prices, sensitivity.divergence[usable]])
+        classes = [(_level(recipes[place]), recipes[place].at(Stage.ACTIVATIONS) is not None) for place in usable]
+        always = [index for index, place in enumerate(usable) if is_uniform(recipes[place])]
+        return np.array(usable)[undominated(prices, classes, always)]
+
+    def _refuse(self) -> None:
+        """Notes the recipes that the device does not run in some shape that plans may leave, and says so once.
+
+        Raises:
+            ModelError: where it does not run a layer as it is.
+        """
+        levels = range(len(KEEP_LEVELS))
+        chains = {
+            (layer.name, recipe, a, b): self._priced_chain(layer, recipe, a, b)
+            for layer in self.network.layers
+            for recipe in self.recipes[layer.name]
+            for a in levels
+            for b in levels
+        }
+        latencies = self._latencies(list(chains.values()))
+        for (name, recipe, a, b), chain in chains.items():
+            if np.isnan(latencies[chain]) and (recipe.techniques or (a, b) == (0, 0)):
+                self._refused.setdefault((name, recipe), self.latency.why_refused(chain))
         for (name, recipe), reason in self._refused.items():
             if not recipe.techniques:
                 raise ModelError(f"{self.latency.device.name} does not run {name} as it is: {reason}")
-        while True:
-            rows = {layer.name: self._picked(layer, each) for layer, each in zip(layers, prices, strict=True)}
-            chosen = {name: tuple(self.recipes[name][place] for place in picked) for name, picked in rows.items()}
-            offered = [(layer, recipe) for layer in layers for recipe in chosen[layer.name] if recipe.techniques]
-            asked = ((*each, a, b) for each in offered for a in levels for b in levels)
-            if not self._refuse(asked):
-                break
         self._tell_refused()
-        return self._table(chosen, rows, sensitivities, points_per_nat, bytes_outside, accuracy, chance)
-
-    def _picked(self, layer: Layer, prices: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Returns the places of the recipes that a layer is offered, `(slots,)`."""
-        recipes = self.recipes[layer.name]
-        usable = np.array([place for place, recipe in enumerate(recipes) if (layer.name, recipe) not in self._refused])
-        picked: NDArray[np.int64] = usable[undominated(prices[usable], [_level(recipes[i]) for i in usable], SLOTS)]
-        return picked
-
-    def _refuse(self, asked: Iterable[tuple[Layer, Recipe, int, int]]) -> bool:
-        """Masks the recipes among (layer, recipe, keep levels) that the device does not run; whether there are any."""
-        chains = {(x.name, recipe, a, b): self._priced_chain(x, recipe, a, b) for x, recipe, a, b in asked}
-        latencies = self._latencies(list(chains.values()))
-        found = {
-            key[:2]: self.latency.why_refused(chain) for key, chain in chains.items() if np.isnan(latencies[chain])
-        }
-        self._refused |= found
-        return bool(found)
 
     def _tell_refused(self) -> None:
         if self._refused:
@@ -179,27 +189,28 @@ class Pricer:
                 stacklevel=2,
             )
 
-    def _first_prices(self, sensitivities: Mapping[str, Sensitivity]) -> list[NDArray[np.float64]]:
-        """Costs in the original's shapes and divergence of all recipes, `(recipes, 4)` for each layer."""
-        chains = {
-            layer.name: [self._priced_chain(layer, recipe, 0, 0) for recipe in self.recipes[layer.name]]
-            for layer in self.network.layers
-        }
-        latencies = self._latencies([chain for layer in chains.values() for chain in layer])
-        found, units = [], self.latency.device.energies
-        for layer in self.network.layers:
-            sizes = [self.sizes(layer, recipe) for recipe in self.recipes[layer.name]]
-            storage = np.array([size.bytes_of(chain) for size, chain in zip(sizes, chains[layer.name], strict=True)])
-            energy = np.array(
-                [energy_mj(chain, size, units) for chain, size in zip(chains[layer.name], storage, strict=True)]
-            )
-            latency = np.array([latencies[chain] for chain in chains[layer.name]])
-            found.append(np.stack([storage, latency, energy, sensitivities[layer.name].divergence], 1))
-        return found
+    def costs(self, layer: Layer) -> NDArray[np.float64]:
+        """Returns what all recipes of a layer cost, `(M, recipes, Q, Q)`; infinity for what the device does not run."""
+        recipes, levels, units = self.recipes[layer.name], range(len(KEEP_LEVELS)), self.latency.device.energies
+        asked = [self._priced_chain(layer, recipe, a, b) for recipe in recipes for a in levels for b in levels]
+        latencies = self._latencies(asked)
+        costs = np.full((len(METRICS), len(recipes), len(levels), len(levels)), np.inf)
+        for place, recipe in enumerate(recipes):
+            if (layer.name, recipe) in self._refused:
+                continue
+            size, uncut = self.sizes(layer, recipe), latencies[self._priced_chain(layer, recipe, 0, 0)]
+            for a in levels:
+                for b in levels:
+                    chain = self._priced_chain(layer, recipe, a, b)
+                    # A device that does not run the bare layer with fewer channels saves nothing by cutting them.
+                    latency = latencies[chain] if np.isfinite(latencies[chain]) else uncut
+                    storage = size.bytes_of(chain)
+                    costs[:, place, a, b] = storage, latency, energy_mj(chain, storage, units)
+        return costs
 
     def _table(
         self,
-        chosen: Mapping[str, Sequence[Recipe]],
+        costs: Mapping[str, NDArray[np.float64]],
         rows: Mapping[str, NDArray[np.int64]],
         sensitivities: Mapping[str, Sensitivity],
         points_per_nat: float,
@@ -207,37 +218,24 @@ class Pricer:
         accuracy: float,
         chance: float,
     ) -> PriceTable:
-        network, levels, units = self.network, len(KEEP_LEVELS), self.latency.device.energies
+        network, levels = self.network, len(KEEP_LEVELS)
+        chosen = {name: [self.recipes[name][place] for place in picked] for name, picked in rows.items()}
         count, slots = len(network.layers), max(map(len, chosen.values()))
-        chains = {
-            (layer.name, slot, a, b): self._priced_chain(layer, recipe, a, b)
-            for layer in network.layers
-            for slot, recipe in enumerate(chosen[layer.name])
-            for a in range(levels)
-            for b in range(levels)
-        }
-        latencies = self._latencies(list(chains.values()))
         cost = np.zeros((len(METRICS), count, slots, levels, levels), np.float32)
         legal = np.zeros((count, slots), bool)
         drop, error = np.zeros((count, slots), np.float32), np.zeros((count, slots), np.float32)
         level, features = np.zeros((count, slots), np.int64), np.zeros((count, slots, len(RECIPE_FEATURES)), np.float32)
         for row, layer in enumerate(network.layers):
-            found = sensitivities[layer.name]
+            found, picked = sensitivities[layer.name], rows[layer.name]
+            offered = slice(len(picked))
+            legal[row, offered] = True
+            cost[:, row, offered] = costs[layer.name][:, picked]
+            drop[row, offered] = points_per_nat * found.divergence[picked]
+            error[row, offered] = found.output_error[picked]
             for slot, recipe in enumerate(chosen[layer.name]):
-                legal[row, slot] = True
-                drop[row, slot] = points_per_nat * found.divergence[rows[layer.name][slot]]
-                error[row, slot] = found.output_error[rows[layer.name][slot]]
                 level[row, slot] = _level(recipe)
-                share = _macs(chains[layer.name, slot, 0, 0]) / network.macs[layer.name]
+                share = _macs(self._priced_chain(layer, recipe, 0, 0)) / network.macs[layer.name]
                 features[row, slot] = _recipe_features(recipe, error[row, slot], share)
-                size = self.sizes(layer, recipe)
-                for a in range(levels):
-                    for b in range(levels):
-                        chain, uncut = chains[layer.name, slot, a, b], chains[layer.name, slot, 0, 0]
-                        storage = size.bytes_of(chain)
-                        # A device that does not run the bare layer with fewer channels saves nothing by cutting them.
-                        latency = latencies[chain if np.isfinite(latencies[chain]) else uncut]
-                        cost[:, row, slot, a, b] = storage, latency, energy_mj(chain, storage, units)
         fixed = np.array([bytes_outside, self.whole.overhead.rest, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)

@@ -12,7 +12,7 @@ from plywise.env.costs.device import DECLARED, Device
 from plywise.env.costs.device_file import write_questions
 from plywise.env.costs.devices import open_device
 from plywise.env.network.menu import catalogue, legal_recipes
-from plywise.env.prices.pricing import SLOTS, Pricer
+from plywise.env.prices.pricing import Pricer
 from plywise.env.subject import Subject
 from plywise.experiments.commands.study import study
 from plywise.experiments.data.datasets import load_dataset
@@ -66,7 +66,7 @@ def profile_model(
     console.print(table)
     console.print(
         f"recipes: how many of the {len(catalogue())} in the catalogue a layer can take, and how many of these are "
-        f"offered (at most {SLOTS}), as no other is at least as good in every price"
+        "offered, as no other of its kind is at least as good in every price"
         + ("" if subject.priced else "; ?: not priced yet, 'plywise compress' does that")
     )
     console.print(f"latencies: {latency.source_of(chains)}")

@@ -41,6 +41,9 @@ from plywise.experiments.progress import tracked
 
 Report = dict[str, Any]
 
+UNKNOWN = "-"
+"""Stands for what could not be measured."""
+
 
 def compress_model(
     model: str,
@@ -226,7 +229,8 @@ def show_report(report: Report, console: Console | None = None) -> None:
     for heading in ("original", "uniform int8", "compressed", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, key, fmt in (
-        ("accuracy, %", "accuracy", ".2f"),
+        ("accuracy of model.onnx, %", "accuracy", ".2f"),
+        ("accuracy in torch, %", "torch_accuracy", ".2f"),
         ("weights.safetensors, bytes", "storage_bytes", ",d"),
         ("model.onnx, bytes", "onnx_bytes", ",d"),
         (f"latency, ms ({report['device']['latency_source']})", "device_latency_ms", ".4f"),
@@ -237,8 +241,8 @@ def show_report(report: Report, console: Console | None = None) -> None:
     ):
         if key not in blocks[0]:  # only devices that are not this machine have a latency of their own
             continue
-        share = "" if key == "accuracy" else f"{blocks[2][key] / blocks[0][key]:.3f}"
-        table.add_row(name, *(format(block[key], fmt) for block in blocks), share)
+        shown = (UNKNOWN if block[key] is None else format(block[key], fmt) for block in blocks)
+        table.add_row(name, *shown, "" if key.endswith("accuracy") else _share(blocks[2][key], blocks[0][key]))
     console = console or Console()
     console.print(table)
     if "device_latency_source" in blocks[2]:
@@ -249,7 +253,21 @@ def show_report(report: Report, console: Console | None = None) -> None:
     scored = f"plans scored: {report['evaluations']}"
     if report.get("stopped_early"):
         scored += f", {report['stopped_early']} of them stopped early"
-    console.print(f"demand {_verdict(report)}; score {report['score']:.3f}; {scored}")
+    for check in report["checks"]:
+        if not check["passed"]:
+            console.print(f"check FAILED: {_failure(check)}", soft_wrap=True)
+    score = UNKNOWN if report["score"] is None else f"{report['score']:.3f}"
+    console.print(f"demand {_verdict(report)}; score {score}; {scored}")
+
+
+def _share(after: float | None, before: float | None) -> str:
+    return UNKNOWN if after is None or not before else f"{after / before:.3f}"
+
+
+def _failure(check: Mapping[str, Any]) -> str:
+    """Returns what was found, by how much, and why."""
+    allowed = "" if check["allowed"] is None else f" ({check['unit']}: at most {check['allowed']:.2g} is allowed)"
+    return f"{check['name']}: {check['problem']}{allowed}; likely cause: {check['likely_cause']}"
 
 
 def _here(block: Mapping[str, Any]) -> str:
@@ -274,11 +292,17 @@ def _memory(report: Report) -> str:
 def _verdict(report: Report) -> str:
     if report["demand_met"]:
         return "met"
-    units = {"accuracy_drop": "points", "memory": "of the device's"}
-    excess = (
-        f"{name} by {value:.3g} {units.get(name, 'of the original')}" for name, value in report["violations"].items()
-    )
+    if not report["violations"]:
+        return "NOT met: a check of the files failed"
+    excess = (_excess(*violation) for violation in report["violations"].items())
     return f"NOT met: beyond the ceiling of {', '.join(excess)}"
+
+
+def _excess(name: str, value: float | None) -> str:
+    if value is None:
+        return f"{name}, which could not be measured"
+    units = {"accuracy_drop": "points", "memory": "of the device's"}
+    return f"{name} by {value:.3g} {units.get(name, 'of the original')}"
 
 
 if __name__ == "__main__":

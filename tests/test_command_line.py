@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch_runtime import TorchRuntime
 
 import plywise
 from plywise.__main__ import main
@@ -31,7 +32,6 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import techniques
 from plywise.env.costs.latency import LatencyTable, RoughLatencyWarning
 from plywise.env.costs.network_latency import Overhead
-from plywise.env.runtime.runtime import Timing
 from plywise.env.runtime.target_program import CPU
 from plywise.env.storage.memory import GIB
 from plywise.env.storage.result_store import ResultStore
@@ -40,7 +40,7 @@ from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
 from plywise.experiments.commands.mistakes import telling_mistakes
-from plywise.experiments.handover import handover
+from plywise.experiments.handover import files, handover
 from plywise.experiments.handover.run_folder import alone_in, claimed
 from plywise.experiments.networks.zoo import ZOO
 from plywise.experiments.train_agent import price_networks, train_agent
@@ -159,9 +159,7 @@ def place(prepared, tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Neither exports nor times: for tests that are not about the files."""
-    monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
-    monkeypatch.setattr(handover, "check_files", lambda *_: None)
+    return TorchRuntime(monkeypatch)
 
 
 @pytest.fixture
@@ -519,6 +517,18 @@ def test_a_broken_ceiling_ends_with_another_exit_code(capsys):
     assert "NOT met: beyond the ceiling of storage by 0." in capsys.readouterr().out
 
 
+def test_a_file_that_does_not_do_what_was_scored_ends_with_that_exit_code_too(place, quick, capsys):
+    quick.changed = lambda path, outputs: -outputs if path.parent.name == "out" else outputs
+    with pytest.raises(SystemExit) as ended:
+        main(command("compress", FREE))
+    assert ended.value.code == 3
+    assert sorted(path.name for path in (place / "out").iterdir()) == FILES
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "check FAILED: model.onnx reaches the accuracy of the compressed network in torch: out/model.onnx" in shown
+    assert "likely cause: graph optimisations of ONNX Runtime" in shown
+    assert "NOT met: a check of the files failed" in shown
+
+
 # A whole run
 
 
@@ -690,7 +700,7 @@ def test_ctrl_c_while_handing_over_leaves_a_folder_that_the_same_command_finishe
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(handover, "export_onnx", stop)
+        patch.setattr(files, "export_onnx", stop)
         with pytest.raises(SystemExit) as ended:
             main(command("compress", FREE))
     assert ended.value.code == 130

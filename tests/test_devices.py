@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 from tiny_networks import Plain, build, images, labels
 from torch import nn
+from torch_runtime import TorchRuntime
 
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.recipes.plan import Plan
@@ -35,13 +36,13 @@ from plywise.env.network.samples import Samples
 from plywise.env.runtime import energy_counter, target_program
 from plywise.env.runtime.energy_counter import card_counter, processor_counter
 from plywise.env.runtime.operation_graph import operation_graph
-from plywise.env.runtime.runtime import Timing, time_models
+from plywise.env.runtime.runtime import time_models
 from plywise.env.runtime.target_program import CPU, CUDA, Execution
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
 from plywise.experiments.commands.listings import devices
 from plywise.experiments.compress_model import show_report
-from plywise.experiments.handover import handover, measuring
+from plywise.experiments.handover import measuring
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import claimed
@@ -154,7 +155,7 @@ def test_a_card_runs_all_that_is_timed(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(target_program, "graphics_card", lambda: "H200, 570.1")
     opened, really = [], target_program.open_session
 
-    def here(model, execution):
+    def here(model, execution, optimised):
         opened.append(execution)
         return really(model, Execution())
 
@@ -484,9 +485,7 @@ def samples(count: int, seed: int) -> Samples:
 
 def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
-    monkeypatch.setattr(handover, "check_files", lambda *arguments: None)
+    TorchRuntime(monkeypatch)
     latency = Roofline("stm32f746")
     subject = Subject(build(Plain), samples(16, 1), samples(16, 2), "plain", latency)
     plan = Plan("plain", {layer.name: Recipe() for layer in subject.layers})

@@ -1,24 +1,30 @@
 """The hand-over folder: its files give what was scored, and its report says what the files are."""
 
 import errno
+import io
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from made_up_device import FakeLatency, samples
+from rich.console import Console
 from safetensors.torch import save_file
 from tiny_networks import Plain, build
+from torch_runtime import TorchRuntime
 
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packing.packed_file import load_packed, read_metadata
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
-from plywise.env.runtime.runtime import Timing, accuracy_onnx, run_model
+from plywise.env.network.samples import Samples
+from plywise.env.runtime.runtime import accuracy_onnx, run_model
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
-from plywise.experiments.handover import files, handover
+from plywise.experiments.compress_model import show_report
+from plywise.experiments.handover import files
+from plywise.experiments.handover.checks import Checks
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import UNFINISHED, check_folder, check_writable, claimed
@@ -64,12 +70,9 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def unexported(finished, monkeypatch):
-    """Exports nothing and answers for the runtime: for tests that are not about the exported file."""
-    said = finished.report["compressed"]["accuracy"]
-    monkeypatch.setattr(handover, "export_onnx", lambda model, example, path: path.write_bytes(b"onnx"))
-    monkeypatch.setattr(handover, "time_models", lambda paths, shape, execution: [Timing(1.0, 0.9, 1.1)] * 3)
-    monkeypatch.setattr(files, "accuracy_onnx", lambda path, inputs, labels: said)
+def unexported(monkeypatch):
+    """Exports nothing, torch takes the runtime's place: for tests that are not about the exported file."""
+    return TorchRuntime(monkeypatch)
 
 
 def test_the_folder_holds_these_files_and_no_others(finished):
@@ -114,7 +117,9 @@ def test_loaded_weights_give_the_realised_networks_outputs(finished):
 
 def test_accuracy_is_that_of_the_realised_network_on_test(finished):
     realised, test = finished.realised, finished.test
-    assert finished.report["compressed"]["accuracy"] == test.accuracy(test.logits(realised))
+    assert finished.report["compressed"]["torch_accuracy"] == test.accuracy(test.logits(realised))
+    onnx = run_model(finished.folder / "model.onnx", test.inputs)
+    assert finished.report["compressed"]["accuracy"] == test.accuracy(onnx)
     assert finished.report["original"]["accuracy"] == 100.0
 
 
@@ -186,41 +191,147 @@ def test_uniform_int8_is_on_every_layer(finished):
     assert recipes == {"uniform_quantization(bits=7) + activation_quantization"}
 
 
-# Files that do not give what was scored
+# Files that do not give what was scored: all is written all the same, and told
 
 
+def failed(report):
+    assert not report["demand_met"]
+    return {check["name"]: check for check in report["checks"] if not check["passed"]}
+
+
+def whole(folder):
+    """Whether a folder is whole, and its report the one on disk in strict JSON."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    report = json.loads((folder / "report.json").read_text(), parse_constant=refuse)
+    return sorted(path.name for path in folder.iterdir()) == FILES, report
+
+
+def test_every_check_is_told_with_what_was_measured(finished):
+    checks = {check["name"]: check for check in finished.report["checks"]}
+    assert all(check["passed"] for check in checks.values())
+    same = checks["weights.safetensors gives the outputs that were scored"]
+    assert 0 <= same["difference"] <= same["allowed"] < 1e-3
+    reached = checks["model.onnx reaches the accuracy of the compressed network in torch"]
+    assert reached["allowed"] >= 100 / len(finished.test)
+    assert reached["difference"] <= reached["allowed"]
+    assert finished.report["demand_met"]
+
+
+@pytest.mark.parametrize("change", [1e-3, float("nan")])
 @pytest.mark.usefixtures("unexported")
-def test_a_packed_file_of_other_outputs_is_refused(finished, tmp_path, monkeypatch):
+def test_a_packed_file_of_other_outputs_fails_a_check(change, finished, tmp_path, monkeypatch):
 
     def another(path, skeleton):
         model = load_packed(path, skeleton)
         with torch.no_grad():
-            model.head.bias.add_(1e-3)
+            model.head.bias.add_(change)
         return model
 
     monkeypatch.setattr(files, "load_packed", another)
-    with pytest.raises(ModelError, match=r"weights\.safetensors gives other outputs"):
-        handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
-    assert not (tmp_path / "report.json").exists()
+    report = handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
+    (check,) = failed(report).values()
+    assert "weights.safetensors gives other outputs" in check["problem"]
+    assert check["difference"] == (None if change != change else pytest.approx(change, rel=0.1))
+    assert whole(tmp_path) == (True, report)
 
 
-@pytest.mark.usefixtures("unexported")
-def test_an_exported_file_of_another_accuracy_is_refused(finished, tmp_path, monkeypatch):
-    said = finished.report["compressed"]["accuracy"]
-    monkeypatch.setattr(files, "accuracy_onnx", lambda *_: said - 2.1 * 100 / len(finished.test))
-    with pytest.raises(ModelError, match=r"model.onnx reaches .* where the compressed network has"):
-        handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
-    assert not (tmp_path / "report.json").exists()
+def turn(logits, labels, count):
+    """Makes the first right outputs wrong ones."""
+    logits = logits.clone()
+    right = (logits.argmax(1) == labels).nonzero().flatten()[:count]
+    logits[right, (labels[right] + 1) % logits.shape[1]] = 1e3
+    return logits
+
+
+def test_the_accuracy_told_is_that_of_the_file(unexported, finished, tmp_path):
+    """One that is a little worse than the network in torch, too little to fail a check; the demand sees it."""
+    test = finished.test
+    torch_accuracy = finished.report["compressed"]["torch_accuracy"]
+    unexported.changed = lambda path, outputs: turn(outputs, test.labels, 1) if path.parent == tmp_path else outputs
+    demand = Demand(100.0 - torch_accuracy + 1e-3)
+    report = handed_over(finished.subject, finished.plan, demand, test, tmp_path)
+    assert report["compressed"]["torch_accuracy"] == torch_accuracy
+    assert report["compressed"]["accuracy"] == pytest.approx(torch_accuracy - 100 / len(test))
+    assert all(check["passed"] for check in report["checks"])
+    assert report["violations"] == {"accuracy_drop": pytest.approx(100 / len(test) - 1e-3)}
+
+
+def test_the_other_rows_are_those_of_their_files(unexported, finished, tmp_path):
+    test = finished.test
+    unexported.changed = lambda path, outputs: outputs if path.parent == tmp_path else turn(outputs, test.labels, 3)
+    report = handed_over(finished.subject, finished.plan, DEMAND, test, tmp_path)
+    for name in ("original", "uniform_int8"):
+        assert report[name]["accuracy"] == pytest.approx(report[name]["torch_accuracy"] - 300 / len(test))
+
+
+def test_an_exported_file_of_another_accuracy_fails_a_check(unexported, finished, tmp_path):
+    test = finished.test
+    unexported.changed = lambda path, outputs: turn(outputs, test.labels, 40) if path.parent == tmp_path else outputs
+    report = handed_over(finished.subject, finished.plan, DEMAND, test, tmp_path)
+    (check,) = failed(report).values()
+    assert "model.onnx reaches" in check["problem"]
+    assert "40 of 150 outputs name another class" in check["problem"]
+    assert check["difference"] == pytest.approx(4000 / 150)
+    assert check["likely_cause"].startswith("graph optimisations of ONNX Runtime")
+    assert report["compressed"]["accuracy"] == pytest.approx(report["compressed"]["torch_accuracy"] - 4000 / 150)
+    assert whole(tmp_path) == (True, report)
+
+
+def test_outputs_that_are_no_numbers_fail_a_check(unexported, finished, tmp_path):
+    unexported.changed = lambda path, outputs: outputs / 0.0 if path.parent == tmp_path else outputs
+    report = handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
+    assert [check["difference"] for check in failed(report).values()] == [None]
+    assert whole(tmp_path) == (True, report)
+
+
+def test_a_file_that_the_runtime_refuses_is_handed_over_all_the_same(unexported, finished, tmp_path, monkeypatch):
+    def refuse(path, outputs):
+        if path.parent == tmp_path:
+            raise ModelError("ONNX Runtime cannot load it: no kernel")
+        return outputs
+
+    unexported.changed = refuse
+    report = handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
+    assert [check["problem"] for check in failed(report).values()] == ["ONNX Runtime cannot load it: no kernel"]
+    block = report["compressed"]
+    assert (block["accuracy"], block["latency_ms"], report["score"]) == (None, None, None)
+    assert block["torch_accuracy"] == finished.report["compressed"]["torch_accuracy"]
+    assert report["original"]["latency_ms"] == 1.0
+    assert whole(tmp_path) == (True, report)
+    said = io.StringIO()
+    show_report(report, Console(file=said, width=200))
+    assert "check FAILED: compressed: model.onnx runs: ONNX Runtime cannot load it: no kernel" in said.getvalue()
+    assert "NOT met" in said.getvalue()
+
+
+def test_a_network_that_cannot_be_exported_leaves_the_other_files(unexported, finished, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no symbolic function")
+
+    monkeypatch.setattr(files, "export_onnx", refuse)
+    report = handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
+    assert {check["problem"] for check in failed(report).values()} == {"no symbolic function"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name for name in FILES if name != "model.onnx"]
+    assert report["compressed"]["onnx_bytes"] is None
+    assert report["checksums"].keys() == {"weights.safetensors"}
 
 
 @pytest.mark.parametrize(
     ("here", "images", "told"), [(72.5, 2, False), (72.5, 3, True), (99.0, 1, False), (99.0, 2, True)]
 )
-def test_a_network_that_has_lost_much_may_differ_by_more(here, images, told, finished, monkeypatch):
-    test = finished.test.first(150)
-    monkeypatch.setattr(files, "accuracy_onnx", lambda *_: here - images * 100 / len(test))
-    with pytest.raises(ModelError, match=r"model.onnx reaches") if told else nullcontext():
-        files.check_files(finished.subject, finished.realised, test, here, finished.folder)
+def test_a_network_that_has_lost_much_may_differ_by_more(here, images, told, monkeypatch):
+    labels = torch.arange(150) % 5
+    test = Samples(torch.zeros(150, 1), labels)
+    outputs = F.one_hot(labels, 5).float()
+    wrong = round(150 * (1 - here / 100))
+    outputs[:wrong] = outputs[:wrong].roll(1, 1)
+    monkeypatch.setattr(files, "run_model", lambda *_, **__: outputs)
+    checks = Checks()
+    files.check_onnx(Path("model.onnx"), test, outputs, turn(outputs, labels, images), checks)
+    assert checks.passed != told
 
 
 # Interrupted runs and full disks
@@ -257,7 +368,7 @@ def test_a_run_stopped_in_the_middle_is_not_taken_for_a_finished_one(finished, t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(handover, "export_onnx", stop)
+        patch.setattr(files, "export_onnx", stop)
         with pytest.raises(KeyboardInterrupt):
             handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [UNFINISHED, "plan.yaml", "weights.safetensors"]

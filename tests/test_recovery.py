@@ -456,7 +456,7 @@ def test_the_hand_over_is_of_the_recovered_network(subject, data, tmp_path, monk
         report = hand_over(subject, plan_of(BAD), Demand(50.0), test, tmp_path, origin, found)
     files = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
-    assert report["compressed"]["accuracy"] == test.accuracy(test.logits(found.model))
+    assert report["compressed"]["torch_accuracy"] == test.accuracy(test.logits(found.model))
     assert report["validation"]["compressed_accuracy"] == found.accuracy > found.accuracies[0]
     said = report["recovery"]
     assert (said["recover"], said["epochs"], said["best_epoch"]) == ("finetune", 2, found.best_epoch)

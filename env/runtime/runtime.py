@@ -44,8 +44,15 @@ LOADS = 5
 long as both stay loaded."""
 
 
-def open_session(model: Path | bytes, execution: Execution = ONE_THREAD) -> onnxruntime.InferenceSession:
+def open_session(
+    model: Path | bytes, execution: Execution = ONE_THREAD, optimised: bool = True
+) -> onnxruntime.InferenceSession:
     """Loads a file or a serialised model.
+
+    Args:
+        model: the file or its content.
+        execution: how it is run.
+        optimised: whether the runtime may change the graph, as it does in use.
 
     Raises:
         ModelError: with the runtime's reason, where it refuses the model.
@@ -53,7 +60,7 @@ def open_session(model: Path | bytes, execution: Execution = ONE_THREAD) -> onnx
     source = str(model) if isinstance(model, Path) else model
     name = source if isinstance(source, str) else "the model"
     try:
-        return target_program.open_session(source, execution)
+        return target_program.open_session(source, execution, optimised)
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"ONNX Runtime cannot load {name}: {error}") from error
 
@@ -179,9 +186,19 @@ def measure_energy(
     return counter.of_all([loaded_run(Path(path), input_shape, execution) for path in paths])
 
 
-def run_model(path: Path, images: Tensor, batch: int = 256) -> Tensor:
-    """Returns the outputs of an exported file for all inputs `(n, ...)`, in batches, or as many as the file takes."""
-    session = open_session(Path(path))
+def run_model(path: Path, images: Tensor, batch: int = 256, optimised: bool = True) -> Tensor:
+    """Returns the outputs of an exported file for all inputs, in batches of a size, or of the one that the file takes.
+
+    Args:
+        path: the file.
+        images: `(n, ...)` normalised inputs.
+        batch: images in one inference.
+        optimised: whether the runtime may change the graph, as it does in use.
+
+    Raises:
+        ModelError: with the runtime's reason, where it refuses the file or fails.
+    """
+    session = open_session(Path(path), optimised=optimised)
     fixed = session.get_inputs()[0].shape[0]
     batch = fixed if isinstance(fixed, int) else batch
     parts = [run_session(session, part.numpy()) for part in torch.split(images, batch)]

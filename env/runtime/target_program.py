@@ -89,9 +89,11 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def open_session(model: str | bytes, execution: Execution) -> onnxruntime.InferenceSession:
+def open_session(model: str | bytes, execution: Execution, optimised: bool = True) -> onnxruntime.InferenceSession:
     """Loads the file of a name or a serialised model; raises the runtime's exceptions, which share no base class."""
     options = session_options(execution.threads)
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model, options, providers=[execution.provider])
     if execution.provider not in session.get_providers():  # the runtime takes the processor instead and goes on
         raise RuntimeError(f"onnxruntime {onnxruntime.__version__} cannot load {execution.provider}")

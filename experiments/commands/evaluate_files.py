@@ -16,7 +16,7 @@ from plywise.experiments.handover.files import CHECKED, checksum
 from plywise.experiments.networks.loading import WEIGHTS, load_compressed
 from plywise.experiments.networks.model_loading import check_fits
 
-FIGURES = ("accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
+FIGURES = ("accuracy", "torch_accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
 
 
 def evaluate_files(folder: Path, data: str | None = None, model: str | None = None) -> None:
@@ -39,7 +39,7 @@ def evaluate_files(folder: Path, data: str | None = None, model: str | None = No
     test, onnx = samples(dataset.test), folder / "model.onnx"
     timing = time_models([onnx], (1, *dataset.input_shape))[0]
     rows = (
-        ("accuracy in torch, %", said["accuracy"], test.accuracy(test.logits(network))),
+        ("accuracy in torch, %", said["torch_accuracy"], test.accuracy(test.logits(network))),
         ("accuracy in ONNX Runtime, %", said["accuracy"], accuracy_onnx(onnx, test.inputs, test.labels)),
         (f"bytes of {WEIGHTS}", said["storage_bytes"], (folder / WEIGHTS).stat().st_size),
         ("bytes of model.onnx", said["onnx_bytes"], onnx.stat().st_size),
@@ -47,8 +47,15 @@ def evaluate_files(folder: Path, data: str | None = None, model: str | None = No
     )
     table = Table("", "report", "now", title=str(folder))
     for name, *values in rows:
-        table.add_row(name, *(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in values))
+        table.add_row(name, *map(_shown, values))
     Console().print(table)
+
+
+def _shown(value: float | None) -> str:
+    """Returns a figure in words; None is what could not be measured when the folder was written."""
+    if value is None:
+        return "-"
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 def check_unchanged(folder: Path, checksums: Mapping[str, str]) -> None:
@@ -78,7 +85,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged ({error}); compress again or restore it") from error
-    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(report.get("data"), str):
+    if not all(isinstance(number, int | float | None) for number in numbers) or not isinstance(report.get("data"), str):
         raise FileFormatError(f"{path} is damaged: its figures are no numbers; compress again or restore it")
     found: dict[str, Any] = report
     return found

@@ -1,9 +1,11 @@
 """What is measured of the files, and one block of figures for each."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.costs.chains import realised_chain
@@ -13,12 +15,79 @@ from plywise.env.costs.latency import Chain
 from plywise.env.costs.roofline import needed_bytes
 from plywise.env.network.samples import Samples
 from plywise.env.runtime.energy_counter import card_counter, processor_counter
-from plywise.env.runtime.runtime import Timing, measure_energy
+from plywise.env.runtime.runtime import ONE_THREAD, Timing, measure_energy, run_model, time_models
 from plywise.env.runtime.target_program import CPU
 from plywise.env.subject import Subject
+from plywise.experiments.handover.checks import Checks
+from plywise.experiments.handover.files import ONNX, REFUSED, NetworkFiles
+
+NOT_MEASURED = "not read: the runtime does not run the files"
 
 
-def measured_energies(subject: Subject, paths: list[Path]) -> tuple[list[float | None], str]:
+@dataclass(frozen=True)
+class Measured:
+    """What the runtime shows of one ONNX file; None where it does not run it.
+
+    Attributes:
+        outputs: `(n, classes)` on the test samples.
+        timing: on this machine.
+        energy_mj: of one inference, where something counts it.
+    """
+
+    outputs: Tensor | None = None
+    timing: Timing | None = None
+    energy_mj: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the runtime shows of all files.
+
+    Attributes:
+        files: by name of the network.
+        batch: inputs of one timed run.
+        counter: what is said about counters of energy.
+    """
+
+    files: Mapping[str, Measured]
+    batch: int
+    counter: str
+
+
+def measure_files(subject: Subject, files: Mapping[str, NetworkFiles], test: Samples, checks: Checks) -> Measurements:
+    """Runs and times ONNX files.
+
+    Args:
+        subject: the network under study.
+        files: by name of the network.
+        test: samples that nothing has looked at yet.
+        checks: told which file does not run.
+    """
+    outputs = {name: _outputs(name, each, test, checks) for name, each in files.items()}
+    running = [name for name, found in outputs.items() if found is not None]
+    paths = [files[name].onnx for name in running]
+    device = subject.latency.device
+    execution = device.execution if device.is_here else ONE_THREAD
+    batch = device.batch if all(files[name].any_batch for name in running) else 1
+    shape = (batch, *subject.network.example.shape[1:])
+    names = ", ".join(running)
+    timings = checks.attempt(f"{names}: can be timed", REFUSED, lambda: time_models(paths, shape, execution))
+    energies = checks.attempt(f"{names}: energy can be asked for", REFUSED, lambda: measured_energies(subject, paths))
+    read, counter = energies or ([None] * len(paths), NOT_MEASURED)
+    timed: Sequence[Timing | None] = timings or [None] * len(paths)
+    found = {
+        name: Measured(outputs[name], timing, energy) for name, timing, energy in zip(running, timed, read, strict=True)
+    }
+    return Measurements({name: found.get(name, Measured()) for name in files}, batch, counter)
+
+
+def _outputs(name: str, files: NetworkFiles, test: Samples, checks: Checks) -> Tensor | None:
+    if files.any_batch is None:
+        return None
+    return checks.attempt(f"{name}: {ONNX} runs", REFUSED, lambda: run_model(files.onnx, test.inputs))
+
+
+def measured_energies(subject: Subject, paths: Sequence[Path]) -> tuple[list[float | None], str]:
     """Returns the measured energy of each file, None where there is none, and what is said about counters."""
     device = subject.latency.device
     unread: list[float | None] = [None] * len(paths)
@@ -36,42 +105,37 @@ def measured_energies(subject: Subject, paths: list[Path]) -> tuple[list[float |
 
 
 def figures(
-    subject: Subject,
-    model: nn.Module,
-    test: Samples,
-    storage: float,
-    onnx_bytes: int,
-    timing: Timing,
-    measured_mj: float | None,
+    subject: Subject, model: nn.Module, logits: Tensor, test: Samples, files: NetworkFiles, measured: Measured
 ) -> dict[str, Any]:
-    """Returns the report's block of figures of one network.
+    """Returns the report's block of figures of one network; None stands for what could not be measured.
 
     Args:
         subject: the network under study.
         model: the network that the block is about.
+        logits: `(n, classes)` of it in torch.
         test: samples that nothing has looked at yet.
-        storage: bytes of its packed weights.
-        onnx_bytes: size of its ONNX file.
-        timing: of that file, on this machine.
-        measured_mj: millijoules of one inference, None where nothing counts them.
+        files: what was written.
+        measured: what the runtime shows of its ONNX file.
     """
     modules = dict(model.named_modules())
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
-    macs = sum(operation.macs for chain in chains.values() for operation in chain)
-    device = subject.latency.device
-    energy = sum(energy_mj(chain, 0.0, device.energies) for chain in chains.values())
-    energy += energy_mj((), storage, device.energies)
+    device, timing, storage = subject.latency.device, measured.timing, files.weights_bytes
     block = {
-        "accuracy": test.accuracy(test.logits(model)),
-        "storage_bytes": int(storage),
-        "onnx_bytes": onnx_bytes,
-        "latency_ms": timing.median_ms,
-        "latency_quartiles_ms": [timing.low_ms, timing.high_ms],
-        "energy_mj": energy if measured_mj is None else measured_mj,
-        "energy_source": "modelled" if measured_mj is None else "measured",
-        "macs": macs,
+        "accuracy": None if measured.outputs is None else test.accuracy(measured.outputs),
+        "torch_accuracy": test.accuracy(logits),
+        "storage_bytes": storage,
+        "onnx_bytes": files.onnx.stat().st_size if files.onnx.is_file() else None,
+        "latency_ms": timing and timing.median_ms,
+        "latency_quartiles_ms": timing and [timing.low_ms, timing.high_ms],
+        "energy_mj": measured.energy_mj,
+        "energy_source": "measured",
+        "macs": sum(operation.macs for chain in chains.values() for operation in chain),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    if measured.energy_mj is None:
+        energy = sum(energy_mj(chain, 0.0, device.energies) for chain in chains.values())
+        known = None if storage is None else energy + energy_mj((), float(storage), device.energies)
+        block |= {"energy_mj": known, "energy_source": "modelled"}
     return block if device.is_here else block | _on_device(subject, list(chains.values()))
 
 

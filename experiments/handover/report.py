@@ -1,9 +1,10 @@
 """The report: where a result comes from, what the files are, and whether the demand is met."""
 
+import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
@@ -16,6 +17,7 @@ from plywise.env.recovery.recovery import Recovered
 from plywise.env.score.demand import Demand
 from plywise.env.score.score import judge
 from plywise.env.subject import Subject
+from plywise.experiments.handover.checks import Checks
 
 VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
 """What figures depend on, for the report."""
@@ -61,7 +63,8 @@ def make_report(
     plan: Plan,
     demand: Demand,
     origin: Origin,
-    blocks: list[dict[str, Any]],
+    blocks: Mapping[str, dict[str, Any]],
+    checks: Checks,
     recovered: Recovered | None,
 ) -> dict[str, Any]:
     """Returns the report, which JSON can hold.
@@ -71,14 +74,18 @@ def make_report(
         plan: how it was compressed.
         demand: what was wanted.
         origin: where things come from.
-        blocks: figures of the original, of uniform int8 and of the compressed network.
+        blocks: figures of the original, of uniform int8 and of the compressed network, by these names.
+        checks: of the files; the demand is not met where one failed.
         recovered: the compressed network after fine-tuning, if it was.
     """
-    original, uniform, compressed = blocks
+    original, compressed = blocks["original"], blocks["compressed"]
     # What runs elsewhere is judged by its latency there; what the files take here is reported alongside it.
     latency = "latency_ms" if subject.latency.device.is_here else "device_latency_ms"
-    costs = [[block["storage_bytes"], block[latency], block["energy_mj"]] for block in blocks]
-    outcome = judge(demand, costs[0], costs[2], original["accuracy"] - compressed["accuracy"])
+    before, after = (
+        _known([block[name] for name in ("storage_bytes", latency, "energy_mj", "accuracy")])
+        for block in (original, compressed)
+    )
+    outcome = judge(demand, before[:3], after[:3], before[3] - after[3])
     violations = outcome.violations | _memory_violation(subject.latency.device, compressed)
     return {
         "model": origin.model,
@@ -86,9 +93,10 @@ def make_report(
         "device": asdict(subject.latency.device),
         "demand_latency": latency,
         "demand": asdict(demand),
-        "demand_met": not violations,
-        "violations": violations,
-        "score": outcome.score,
+        "demand_met": not violations and checks.passed,
+        "violations": {name: _told(excess) for name, excess in violations.items()},
+        "checks": checks.report(),
+        "score": _told(outcome.score),
         "method": origin.method,
         "seed": origin.seed,
         "evaluations": origin.evaluations,
@@ -104,11 +112,19 @@ def make_report(
         "recovery": None if recovered is None else recovered.report(),
         "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: found.version for name in VERSIONED for found in metadata.distributions(name=name)},
-        "original": original,
-        "uniform_int8": uniform,
-        "compressed": compressed,
+        **blocks,
         "layers": _layers(subject, plan, origin.refused),
     }
+
+
+def _known(figures: Sequence[float | None]) -> list[float]:
+    """Returns figures as numbers, not a number where one could not be measured."""
+    return [math.nan if figure is None else float(figure) for figure in figures]
+
+
+def _told(figure: float) -> float | None:
+    """Returns None for what is no finite number, which JSON cannot hold."""
+    return figure if math.isfinite(figure) else None
 
 
 def _share(after: float, before: float) -> float | None:

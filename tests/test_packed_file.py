@@ -522,6 +522,10 @@ def test_ranges_and_scales_that_are_no_numbers_are_refused(path):
     with_description(path, head, description, tensors.replace(scale[:4], nan))
     with pytest.raises(FileFormatError, match="not finite"):
         load_packed(path, original)
+    for value in (0.0, -0.25):
+        with_description(path, head, description, tensors.replace(scale[:4], struct.pack("<f", value)))
+        with pytest.raises(FileFormatError, match="must be above 0"):
+            load_packed(path, original)
 
 
 def test_broadcasting_cannot_blow_up_a_layer(path):

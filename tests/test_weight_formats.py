@@ -105,6 +105,19 @@ def test_settings_and_tensors_restore_a_format(fmt):
     assert torch.equal(restored.decode(symbols), fmt.decode(symbols))
 
 
+@pytest.mark.parametrize("fmt", FORMS, ids=repr)
+@pytest.mark.parametrize("value", [-0.5, -1e-30, 0.0])
+def test_scales_that_make_no_grid_are_refused(fmt, value):
+    """Formats that divide by their scales have none of 0; levels times 0 make a channel of zeros."""
+    tensors = {name: tensor.clone() for name, tensor in fmt.tensors().items()}
+    tensors["scale"].view(-1)[0] = value
+    if value == 0.0 and hasattr(fmt, "levels"):
+        assert weight_formats()[fmt.name].restore(fmt.settings(), tensors).scale[0] == 0.0
+        return
+    with pytest.raises(FileFormatError, match=r"scale .*; it must be .* 0: the file is damaged"):
+        weight_formats()[fmt.name].restore(fmt.settings(), tensors)
+
+
 @pytest.mark.parametrize(
     ("dtype", "exponent", "mantissa"),
     [(torch.float16, 5, 10), (torch.bfloat16, 8, 7), (torch.float8_e5m2, 5, 2), (torch.float8_e4m3fn, 4, 3)],

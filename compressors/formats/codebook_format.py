@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from plywise.compressors.errors import FileFormatError
-from plywise.compressors.formats.level_format import LevelFormat, stored_number, stored_vector
+from plywise.compressors.formats.level_format import LevelFormat, stored_number, stored_scale, stored_vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,4 +49,4 @@ class CodebookFormat(LevelFormat):
             raise FileFormatError(
                 f"a codebook of {len(entries)} levels for {width} bits is not valid: the file is damaged"
             )
-        return cls(stored_vector(tensors, "scale"), width, entries)
+        return cls(stored_scale(tensors), width, entries)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plywise.compressors.errors import FileFormatError
 from plywise.compressors.formats.level_format import stored_number
-from plywise.compressors.formats.weight_format import AffineFormat, UniformFormat
+from plywise.compressors.formats.weight_format import AffineFormat, UniformFormat, positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class GroupedFormat(AffineFormat):
         zero = tensors.get("zero_point", torch.full_like(scale, 2 ** (width - 1)))
         if zero.shape != scale.shape:
             raise FileFormatError("a grouped weight format has zero points of another shape: the file is damaged")
-        return cls(width, scale.float(), zero.float(), size)
+        return cls(width, positive(scale.float()), zero.float(), size)
 
     def _broadcast(self, like: Tensor) -> tuple[Tensor, Tensor]:
         group = torch.arange(like[0].numel()) // self.size

@@ -22,7 +22,7 @@ class LevelFormat(WeightFormat):
     """`value = scale * levels[symbol]`; subclasses say what the levels are.
 
     Attributes:
-        scale: `(out,)` or `(1,)` float32.
+        scale: `(out,)` or `(1,)` float32, at least 0; 0 for an output channel whose weights are all zero.
     """
 
     scale: Tensor
@@ -79,3 +79,12 @@ def stored_vector(tensors: Mapping[str, Tensor], key: str) -> Tensor:
     if value is None or value.dim() != 1 or not value.numel():
         raise FileFormatError(f"a weight format lacks the vector {key!r}: the file is damaged")
     return value.float()
+
+
+def stored_scale(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Returns the scales of a stored format; raises FileFormatError where there are none or one is below 0."""
+    scale = stored_vector(tensors, "scale")
+    if bool((scale < 0).any()):
+        least = float(scale.min())
+        raise FileFormatError(f"a weight format has the scale {least:g}; it must be at least 0: the file is damaged")
+    return scale

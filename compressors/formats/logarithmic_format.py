@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from plywise.compressors.formats.level_format import LevelFormat, stored_number, stored_vector
+from plywise.compressors.formats.level_format import LevelFormat, stored_number, stored_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class LogarithmicFormat(LevelFormat):
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "LogarithmicFormat":
         """Checks width and steps and rebuilds the format."""
         width, steps = stored_number(settings, "width", 2, 8), stored_number(settings, "steps", 1, 2)
-        return cls(stored_vector(tensors, "scale"), width, steps)
+        return cls(stored_scale(tensors), width, steps)
 
 
 def power_of_half(place: int, steps: int) -> float:

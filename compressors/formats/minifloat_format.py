@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plywise.compressors.errors import FileFormatError
-from plywise.compressors.formats.level_format import LevelFormat, stored_number, stored_vector
+from plywise.compressors.formats.level_format import LevelFormat, stored_number, stored_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class MinifloatFormat(LevelFormat):
         exponent, mantissa = stored_number(settings, "exponent", 2, 8), stored_number(settings, "mantissa", 1, 10)
         if not fits_16_bits(exponent, mantissa):
             raise FileFormatError(f"a minifloat of {exponent} and {mantissa} bits is not valid: the file is damaged")
-        return cls(stored_vector(tensors, "scale"), exponent, mantissa)
+        return cls(stored_scale(tensors), exponent, mantissa)
 
 
 def fits_16_bits(exponent: int, mantissa: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plywise.compressors.errors import FileFormatError
-from plywise.compressors.formats.level_format import LevelFormat, distinct, stored_number, stored_vector
+from plywise.compressors.formats.level_format import LevelFormat, distinct, stored_number, stored_scale, stored_vector
 from plywise.compressors.formats.logarithmic_format import mirrored, power_of_half
 
 
@@ -53,4 +53,4 @@ class RecentralizedFormat(LevelFormat):
         centres, spreads = stored_vector(tensors, "centres"), stored_vector(tensors, "spreads")
         if not centres.shape == spreads.shape == (2,) or float(torch.cat([centres, spreads]).abs().max()) >= 1000:
             raise FileFormatError("the centres of a recentralised weight format are not valid: the file is damaged")
-        return cls(stored_vector(tensors, "scale"), stored_number(settings, "width", 3, 8), centres, spreads)
+        return cls(stored_scale(tensors), stored_number(settings, "width", 3, 8), centres, spreads)

@@ -141,7 +141,7 @@ class UniformFormat(AffineFormat):
         width = settings.get("width")
         if not isinstance(width, int) or not 1 <= width <= 8 or "scale" not in tensors:
             raise FileFormatError(f"uniform weight format with width {width!r}: 1 to 8 bits and a scale are needed")
-        scale = tensors["scale"].float()
+        scale = positive(tensors["scale"].float())
         middle = torch.full_like(scale, 2 ** (width - 1))
         return cls(width, scale, tensors.get("zero_point", middle).float())
 
@@ -154,6 +154,14 @@ def weight_formats() -> Mapping[str, type[WeightFormat]]:
     """Returns all formats by name."""
     import_modules("plywise.compressors.formats")
     return FORMATS
+
+
+def positive(scale: Tensor) -> Tensor:
+    """Returns the scales of a stored format that divides by them; raises FileFormatError where one is not above 0."""
+    if not bool((scale > 0).all()):
+        least = float(scale.min())
+        raise FileFormatError(f"a weight format has the scale {least:g}; it must be above 0: the file is damaged")
+    return scale
 
 
 def short(values: Tensor) -> Tensor:

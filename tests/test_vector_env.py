@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from sb3_contrib.common.maskable.utils import get_action_masks
 
 from plywise.env.score.demand import Demand
 from plywise.env.walk.compression_env import CompressionEnv
@@ -19,7 +20,7 @@ def tables():
 
 
 def legal(env, rng):
-    masks = env.env_method("action_masks")
+    masks = env.action_masks()
     return (masks * rng.random(masks.shape)).argmax(1)
 
 
@@ -114,6 +115,32 @@ def test_jitter_makes_one_table_act_like_many(tables):
     varied = BatchedCompressionEnv(tables[:1], Demand(None), 4, seed=0, noise=0.0, jitter=1.0).reset()["recipes"]
     assert (plain[0] == plain[1]).all()
     assert (varied[0] != varied[1]).any()
+
+
+def test_a_reset_begins_all_returns_anew(tables):
+    demand, totals = Demand(2.0, max_storage=0.3), []
+    env = BatchedCompressionEnv(tables[:1], demand, 2, seed=0, noise=0.0, jitter=0.0)
+    for steps in (0, 2):
+        env.reset()
+        run(env, steps)  # of three
+        env.reset()
+        rng = np.random.default_rng(0)
+        infos = [env.step(legal(env, rng))[3] for _ in range(3)][-1]
+        totals.append([info["episode"]["r"] for info in infos])
+    assert totals[0] == totals[1]
+
+
+def test_methods_return_a_list_with_one_entry_for_each_row(tables):
+    env = BatchedCompressionEnv(tables, DemandSampler(), 4, seed=0)
+    env.reset()
+    found = env.env_method("action_masks")
+    assert [type(mask) for mask in found] == [np.ndarray] * 4
+    assert (np.stack(found) == env.action_masks()).all()
+    assert (get_action_masks(env) == env.action_masks()).all()
+    picked = env.env_method("action_masks", indices=[3, 1])
+    assert len(picked) == 2
+    assert (np.stack(picked) == env.action_masks()[[3, 1]]).all()
+    assert env.env_method("close", indices=2) == [None]
 
 
 def test_a_seed_given_before_a_reset_counts(tables):

@@ -62,6 +62,7 @@ class BatchedCompressionEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._begin(np.arange(self.num_envs))
+        self._returns[:] = 0.0
         self.walks.refresh()
         return self.observer.observe(self.walks)
 
@@ -142,9 +143,15 @@ class BatchedCompressionEnv(VecEnv):
         """Sets an attribute for all rows: they share everything."""
         setattr(self, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> Any:
-        """Calls a method once for all rows; `action_masks` gives one array `(n, K)`."""
-        return getattr(self, method_name)(*method_args, **kwargs)
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        """Calls a method once, for the rows share everything, and returns for each of the asked rows what is its own.
+
+        That is a row of `action_masks`, and of all other methods the same for each.
+        """
+        found, rows = getattr(self, method_name)(*method_args, **kwargs), list(self._get_indices(indices))
+        return [found[row] if method_name == "action_masks" else found for row in rows]
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
         """Returns False for each of the asked rows: there are no single environments to wrap."""

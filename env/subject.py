@@ -2,11 +2,11 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -26,6 +26,7 @@ from plywise.env.costs.chains import realised_chain
 from plywise.env.costs.energy import energy_mj
 from plywise.env.costs.latency import Latencies, LatencyTable
 from plywise.env.costs.network_latency import NetworkLatency
+from plywise.env.execution.progress import Tracker, untracked
 from plywise.env.network.channel_groups import NORMS
 from plywise.env.network.menu import catalogue
 from plywise.env.network.network import Layer, Network
@@ -50,20 +51,6 @@ DIGESTED = 16
 
 USUAL_POINTS_PER_NAT = 40.0
 """What a nat costs where trial plans tell nothing; counts as one trial of one point."""
-
-Item = TypeVar("Item")
-
-
-class Tracker(Protocol):
-    """Wraps a loop in a progress bar."""
-
-    def __call__(self, items: Iterable[Item], what: str, count: int, /) -> Iterable[Item]:
-        """Yields `count` items; `what` is being done."""
-
-
-def untracked(items: Iterable[Item], what: str, count: int, /) -> Iterable[Item]:
-    """Shows nothing."""
-    return items
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from plywise.compressors.recipes.technique import Recipe
 from plywise.env.bank.repair import FULL, Repair
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
+from plywise.env.execution.progress import tracked
 from plywise.env.network.scheme import Scheme
 from plywise.env.prices.pricing import original_storage
 from plywise.env.recovery.recovery import Recovered, recover
@@ -37,7 +38,6 @@ from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import check_folder, claimed
-from plywise.experiments.progress import tracked
 
 Report = dict[str, Any]
 

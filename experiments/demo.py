@@ -15,9 +15,9 @@ from rich.console import Console
 
 from plywise.agent.learning.ppo import PPOSettings
 from plywise.env.costs.latency import RoughLatencyWarning
+from plywise.env.execution.progress import tracked
 from plywise.env.score.demand import Demand
 from plywise.experiments.compress_model import compress_model, show_report
-from plywise.experiments.progress import tracked
 from plywise.experiments.train_agent import DIGITS_ZOO, price_network, price_networks, seen_networks, train_agent
 
 HELD_OUT = ("digits-resnet-a", "digits-vit", "digits-mobilenet")

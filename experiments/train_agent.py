@@ -19,6 +19,7 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.env.costs.devices import HERE, open_device
 from plywise.env.costs.latency import RoughLatencyWarning
+from plywise.env.execution.progress import tracked
 from plywise.env.prices.prices import PriceTable
 from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.memory import limit_memory, share
@@ -32,7 +33,6 @@ from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.handover.run_folder import alone_in, check_writable
 from plywise.experiments.networks.zoo import ZOO, trainable, untrained, zoo_entry
-from plywise.experiments.progress import tracked
 
 DIGITS_ZOO = tuple(name for name, entry in ZOO.items() if entry.dataset == "digits")
 

@@ -22,7 +22,6 @@ from plywise.experiments.data.dataset import Split
 from plywise.experiments.data.datasets import CIFAR10_NORMALISATION, load_dataset
 from plywise.experiments.data.splits import LabelledImages, assemble, channel_moments, stratified
 from plywise.experiments.data.tensor_file import read_tensors, write_tensors
-from plywise.experiments.progress import tracked
 
 
 @pytest.fixture(autouse=True)
@@ -434,7 +433,7 @@ def test_other_images_are_no_cifar10(tmp_path):
         load_dataset(f"cifar10:{write_folder(tmp_path / 'pets')}")
 
 
-# Files and progress
+# Files
 
 
 def test_cache_folder_must_be_writable(tmp_path, monkeypatch):
@@ -454,16 +453,6 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     assert tensors is not None
     assert tensors["a"].tolist() == [1, 1]
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_progress_is_silent_when_fast_and_shown_when_slow(monkeypatch, capsys):
-    assert list(tracked([1, 2, 3], "Quick")) == [1, 2, 3]
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr("plywise.experiments.progress.PATIENCE_SECONDS", -1.0)
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setenv("TTY_INTERACTIVE", "1")
-    assert list(tracked([1, 2, 3], "Slow")) == [1, 2, 3]
-    assert "Slow" in capsys.readouterr().err
 
 
 # Real data

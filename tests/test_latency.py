@@ -14,6 +14,7 @@ from plywise.compressors.modules.static_quantized import ActivationRange, Static
 from plywise.env.costs import latency
 from plywise.env.costs.device import Device
 from plywise.env.costs.latency import REFERENCE, Chain, LatencyTable
+from plywise.env.execution import progress
 from plywise.env.network.operation import Operation, operations
 from plywise.env.runtime import target_program
 from plywise.env.runtime.target_program import Execution
@@ -201,7 +202,7 @@ def test_who_measures_second_goes_by_the_reference_of_the_first(tmp_path: Path, 
 
 def test_a_long_measurement_shows_the_time_left(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setattr(latency, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(latency, "_time_chain", lambda chain, device, reference: (1.0, 0.0))
     LatencyTable(tmp_path / "a.sqlite").milliseconds([SMALL, LARGE], progress=False)
     assert capsys.readouterr() == ("", "")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from gymnasium import spaces
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv
@@ -18,6 +17,7 @@ from plywise.agent.learning.policy import RecipePolicy
 from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.agent.learning.tensorboard import TensorBoardCallback
 from plywise.compressors.errors import ConfigurationError
+from plywise.env.execution.progress import Progress
 
 LEAST_LEARNING_RATE = 0.05
 """Share of the learning rate that is left at the end: at 0 the last rollouts would teach nothing."""
@@ -135,17 +135,17 @@ def train(
 class ProgressCallback(BaseCallback):
     """Moves the bar on and shows the mean score of the last rollout's plans."""
 
-    def __init__(self, bar: Progress, total: int, scores: TensorBoardCallback) -> None:
+    def __init__(self, bar: Progress, scores: TensorBoardCallback) -> None:
         super().__init__()
         self.bar, self.scores = bar, scores
-        self.task = bar.add_task("training", total=total, score="")
+        self._note = ""
 
     def _on_step(self) -> bool:
-        self.bar.update(self.task, completed=self.num_timesteps)
+        self.bar.update(self.num_timesteps, self._note)
         return True
 
     def _on_rollout_end(self) -> None:
-        self.bar.update(self.task, score=f"score {self.scores.score:.3f}")
+        self._note = f"score {self.scores.score:.3f}"
 
 
 def _learn(env: VecEnv, settings: PPOSettings, folder: Path, curves: Path, progress: bool) -> MaskablePPO:
@@ -160,17 +160,10 @@ def _learn(env: VecEnv, settings: PPOSettings, folder: Path, curves: Path, progr
     board.take_logs(model)
     if checkpoint:
         checkpoint.restore(model, env, board)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[score]}"),
-        disable=not progress,
-    )
+    bar = Progress("training the agent", settings.total_steps, model.num_timesteps, progress)
     callbacks: list[BaseCallback] = [
         board,
-        ProgressCallback(bar, settings.total_steps, board),
+        ProgressCallback(bar, board),
         CheckpointCallback(path, env, chosen, board),
     ]
     threads = torch.get_num_threads()

@@ -4,20 +4,18 @@ import dataclasses
 import json
 import sqlite3
 import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from plywise.compressors.errors import ModelError
 from plywise.env.costs.device import Device
+from plywise.env.execution.progress import tracked, untracked
 from plywise.env.network.operation import Operation
 from plywise.env.runtime.operation_graph import operation_graph
 from plywise.env.runtime.runtime import loaded_run
@@ -33,7 +31,6 @@ TABLE = "latency_3"
 REFERENCE: Chain = (Operation("conv2d", 16, 16, (16, 16, 16), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),)
 """Runs interleaved with every other chain, for a machine that others use changes its speed by the second."""
 
-QUIET_SECONDS = 2.0
 ROUGH = 0.1
 """Share of the latencies that may vary much before the machine is said to be busy."""
 SMALLEST_MS = 1e-4
@@ -104,7 +101,7 @@ class LatencyTable:
         with open_sqlite(self.path) as connection:
             known = self._known(connection, wanted)
             missing, rough = [chain for chain in wanted if chain not in known], 0
-            for chain in _tracked(missing, progress):
+            for chain in (tracked if progress else untracked)(missing, "measuring latencies", len(missing)):
                 known[chain], varied = self._measured(chain, known.get(REFERENCE))
                 rough += varied > NOISY
                 connection.execute(
@@ -202,19 +199,3 @@ def _runs(chain: Chain, device: Device) -> Callable[[], object]:
     """Returns what runs a chain once; the reference stays loaded between two others."""
     shape = chain[0].input_shape if chain else (1,)
     return loaded_run(operation_graph(chain), (device.batch, *shape), device.execution)
-
-
-def _tracked(missing: list[Chain], progress: bool) -> Iterator[Chain]:
-    """Yields the chains; shows a bar from the moment that it pays."""
-    columns = (TextColumn("measuring latencies"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    started, task = time.perf_counter(), bar.add_task("", total=len(missing))
-    try:
-        for done, chain in enumerate(missing):
-            yield chain
-            bar.update(task, completed=done + 1)
-            if progress and not bar.live.is_started and time.perf_counter() - started > QUIET_SECONDS:
-                bar.start()
-    finally:
-        if bar.live.is_started:
-            bar.stop()

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plywise.compressors.recipes.plan import Plan
+from plywise.env.execution.progress import Tracker, untracked
 from plywise.env.recovery.augmentation import Augmentation, TrainingImages, normalised
 from plywise.env.recovery.gradient_rounding import GradientRounding
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.recovery.recovery_state import RecoveryState
 from plywise.env.recovery.trainable import GAIN, TrainableNetwork
-from plywise.env.subject import Subject, Tracker, untracked
+from plywise.env.subject import Subject
 
 TEMPERATURE = 4.0
 """Of both networks' outputs in distillation."""

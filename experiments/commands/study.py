@@ -10,13 +10,13 @@ from torch import nn
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.bank.repair import FULL, Repair
 from plywise.env.costs.latency import Latencies
+from plywise.env.execution.progress import tracked, untracked
 from plywise.env.network.samples import Samples
-from plywise.env.subject import Subject, untracked
+from plywise.env.subject import Subject
 from plywise.experiments.data.dataset import Dataset, Split
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.networks.model_loading import check_runs, load_model
 from plywise.experiments.networks.zoo import zoo_entry
-from plywise.experiments.progress import tracked
 
 CALIBRATION_IMAGES = 512
 VALIDATION_IMAGES = 2000

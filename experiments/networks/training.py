@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plywise.env.execution.progress import tracked
 from plywise.experiments.data.dataset import Split
-from plywise.experiments.progress import tracked
 
 
 @dataclass(frozen=True)

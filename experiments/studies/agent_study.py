@@ -19,13 +19,13 @@ from plywise.agent.search.random_search import RandomSearch
 from plywise.agent.search.search_method import SearchMethod
 from plywise.agent.search.uniform import Uniform
 from plywise.env.exact_evaluator import ExactEvaluator
+from plywise.env.execution.progress import tracked
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments.commands.study import study
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.demo import HELD_OUT, SETTINGS
-from plywise.experiments.progress import tracked
 from plywise.experiments.train_agent import train_agent
 from plywise.experiments.workbench.results_page import Page
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.bank.repair import FULL, NONE, Repair
+from plywise.env.execution.progress import tracked
 from plywise.env.network.samples import Samples
 from plywise.env.prices.prices import Bools, Floats, Ints, PriceTable
 from plywise.env.recovery.recovery import recover
@@ -29,7 +30,6 @@ from plywise.experiments.commands.study import Study, random_part, study
 from plywise.experiments.data.dataset import Dataset, Split
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.data.splits import channel_moments
-from plywise.experiments.progress import tracked
 from plywise.experiments.workbench.kept_runs import kept_run
 from plywise.experiments.workbench.plots import Points, against
 from plywise.experiments.workbench.results_page import Page

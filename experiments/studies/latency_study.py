@@ -23,13 +23,13 @@ from plywise.env.costs.chains import realised_chain
 from plywise.env.costs.latency import LatencyTable
 from plywise.env.costs.network_latency import PRECISELY, NetworkLatency
 from plywise.env.costs.trial_graphs import Shapes, random_plans
+from plywise.env.execution.progress import tracked
 from plywise.env.network.channel_groups import NORMS
 from plywise.env.network.network import Network
 from plywise.env.prices.pricing import Pricer
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import relative_time, time_model
 from plywise.experiments.networks.zoo import untrained
-from plywise.experiments.progress import tracked
 from plywise.experiments.workbench.hollow import hollow
 from plywise.experiments.workbench.plots import Points, against
 from plywise.experiments.workbench.results_page import Page

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from plywise.env.execution.progress import Item, tracked
 from plywise.env.recovery.recovery import recover
 from plywise.env.recovery.recovery_settings import MODES, USUAL_EPOCHS, RecoverySettings
-from plywise.env.subject import Item
 from plywise.experiments.commands.study import Study, random_part, study
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.progress import tracked
 from plywise.experiments.workbench.kept_runs import kept_run
 from plywise.experiments.workbench.results_page import Page
 from plywise.experiments.workbench.study_files import resnet_files

@@ -23,6 +23,7 @@ from plywise.compressors.recipes.technique import Recipe, Technique
 from plywise.env.bank.bank import Bank, Stitched
 from plywise.env.bank.repair import NONE
 from plywise.env.costs.chains import realised_chain
+from plywise.env.execution.progress import tracked
 from plywise.env.network.samples import Samples
 from plywise.env.prices.pricing import original_storage
 from plywise.env.prices.sensitivity import divergence
@@ -33,7 +34,6 @@ from plywise.env.subject import Subject
 from plywise.experiments.commands.study import Study, samples, study
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.handover.uniform_int8 import UNIFORM
-from plywise.experiments.progress import tracked
 from plywise.experiments.workbench import contrasts
 from plywise.experiments.workbench.contrasts import Made, Maker, plain_decomposition, static_quantiser, torch_pruning
 from plywise.experiments.workbench.contrasts import torchao_weights as torchao

@@ -1,0 +1,77 @@
+"""How far work is: nothing where it is quick, a bar in a terminal, lines with the time elsewhere."""
+
+import re
+
+import pytest
+
+from plywise.env.execution import progress
+from plywise.env.execution.progress import Progress, tracked
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until a test moves it."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+
+
+def test_what_is_quick_shows_nothing(clock, capsys):
+    assert list(tracked([1, 2, 3], "Quick")) == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_shows_a_bar_and_takes_it_away(clock, terminal, capsys):
+    for _ in tracked([1, 2, 3], "Slow"):
+        clock[0] += 5.0
+    shown = capsys.readouterr().err
+    assert "Slow" in shown
+    assert "━" in shown
+    assert not re.search(STAMP, shown)
+
+
+def test_elsewhere_there_are_lines_with_the_time_and_what_is_left(clock, capsys):
+    for _ in tracked(range(10), "Slow"):
+        clock[0] += 30.0
+    lines = capsys.readouterr().err.splitlines()
+    assert all(re.match(rf"{STAMP} Slow: ", line) for line in lines)
+    said = [line.split(": ", 1)[1] for line in lines]
+    assert said[0] == "1 of 10, about 4 min left"
+    assert said[1] == "3 of 10, about 4 min left"  # one line a minute, not one an item
+    assert said[-1] == "done after 5 min"
+    assert len(said) == 6
+
+
+def test_steps_of_an_earlier_run_do_not_shorten_what_is_left(clock, capsys):
+    with Progress("Training", 1000, begun_at=900) as bar:
+        clock[0] += 10.0
+        bar.update(910, "score 0.5")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("Training: 910 of 1,000, about 2 min left, score 0.5")
+
+
+def test_what_was_interrupted_is_not_called_done(clock, capsys):
+    def broken():
+        for _ in tracked(range(3), "Slow"):
+            clock[0] += 30.0
+            if clock[0] > 150.0:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    assert "done" not in capsys.readouterr().err
+
+
+def test_nothing_is_shown_where_nobody_asked(clock, capsys, terminal):
+    with Progress("Training", 10, shown=False) as bar:
+        clock[0] += 100.0
+        bar.update(5)
+    assert capsys.readouterr().err == ""

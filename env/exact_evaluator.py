@@ -19,7 +19,8 @@ class ExactEvaluator:
     """The evaluator whose scores count; see `plywise.env.score.evaluator.Evaluator`.
 
     A plan that can no longer beat the best one so far is not run to the end: its drop is then that on the images seen,
-    and its costs are those of the price table. Its score is below the best one either way, and its outcome says so.
+    or the least that these leave possible where that is more, and its costs are those of the price table. So its score
+    is below the best one, and its outcome says that it was stopped.
 
     Attributes:
         subject: the network under study.
@@ -60,7 +61,8 @@ class ExactEvaluator:
         self.evaluations += 1
         if isinstance(found, InterimResult):
             self.stopped += 1
-            return replace(self._estimator.outcome(self.demand, ratios, found.drop), seen=found.seen)
+            least = self.subject.accuracy - found.most_accuracy
+            return replace(self._estimator.outcome(self.demand, ratios, max(found.drop, least)), seen=found.seen)
         outcome = judge(self.demand, self.table.original, found.cost, self.subject.accuracy - found.accuracy)
         self._best = max(self._best, outcome.score)
         return outcome

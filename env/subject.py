@@ -178,11 +178,13 @@ class Subject:
     def race(self, plan: Plan, hopeless: Hopeless) -> Measured | InterimResult:
         """Does what `measure` does, but stops at the first look at which the plan is hopeless, and returns that look.
 
-        All looks are kept, so it makes no difference to what is returned who has looked at the plan before.
+        All looks are kept, so it makes no difference to what is returned who has looked at the plan before. What is
+        known of all samples has a key of its own, so a process that stops early cannot overwrite what another found.
         """
         recipes = (f"{layer}={recipe}" for layer, recipe in plan.items())
-        name = f"{self.key}/built/{_digest(*self._measures, *recipes)}"
-        found: dict[str, Any] = self.store.get(name) or {"looks": []}
+        digest = _digest(*self._measures, *recipes)
+        whole, part = f"{self.key}/built/{digest}", f"{self.key}/looks/{digest}"
+        found: dict[str, Any] = self.store.get(whole) or self.store.get(part) or {"looks": []}
         stopped = next((look for look in (InterimResult(*each) for each in found["looks"]) if hopeless(look)), None)
         if stopped is None and "cost" not in found:
             stopping = EarlyStopping(self.validation.labels, self._original, hopeless)
@@ -191,7 +193,7 @@ class Subject:
             if stopped is None:
                 found |= {"accuracy": self.validation.accuracy(logits), "cost": self.cost(stitched)}
                 found["divergence"] = divergence(self._original, logits)
-            self.store.put(name, found)
+            self.store.put(whole if stopped is None else part, found)
         if stopped is not None:
             return stopped
         storage, latency, energy = found["cost"]

@@ -13,6 +13,7 @@ from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.network.menu import catalogue
 from plywise.env.network.samples import Samples
 from plywise.env.score.demand import Demand
+from plywise.env.score.early_stopping import InterimResult
 from plywise.env.score.score import judge
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
@@ -103,6 +104,39 @@ def test_a_hopeless_plan_is_stopped_and_only_where_a_better_one_is_known(monkeyp
     later = ExactEvaluator(subject, strict)  # the whole figures are known now, and make no difference
     assert [later.evaluate([0, 0, 0]), later.evaluate(bad)] == [best, stopped]
     assert len(costs) == 2
+
+
+def test_a_stopped_plan_loses_at_least_what_stopped_it(subject, monkeypatch):
+    """The images seen may be those on which a plan does well; its score must not say that it was worth running on."""
+    evaluator = ExactEvaluator(subject, Demand(None, storage_weight=0.0, latency_weight=0.0))
+    best = evaluator.evaluate([0, 0, 0])
+    look = InterimResult(seen=0.125, drop=-3.0, most_accuracy=subject.accuracy - 2.0)
+
+    def race(plan, hopeless):
+        assert hopeless(look)
+        return look
+
+    monkeypatch.setattr(subject, "race", race)
+    stopped = evaluator.evaluate(heaviest(subject))
+    assert stopped.drop == pytest.approx(2.0)
+    assert stopped.score < best.score
+
+
+def test_who_stops_early_overwrites_no_complete_record(monkeypatch, tmp_path):
+    """Two processes run the same plan: one to the end, while the other is still at it and then stops."""
+    monkeypatch.setattr("plywise.env.network.samples.BATCH", 4)
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    subject, other = study(), study()
+    plan, run, found = subject.plan(heaviest(subject)), subject._scorer.run, []
+
+    def run_while_another_ends(*args, **settings):
+        found.append(other.measure(plan))
+        return run(*args, **settings)
+
+    monkeypatch.setattr(subject._scorer, "run", run_while_another_ends)
+    assert isinstance(subject.race(plan, lambda look: True), InterimResult)
+    monkeypatch.setattr(other._scorer, "run", None)
+    assert other.measure(plan) == found[0]
 
 
 def test_no_plan_is_run_twice_not_even_by_another_run(subject, monkeypatch):

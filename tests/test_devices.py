@@ -103,8 +103,9 @@ def test_declared_devices_are_labelled_and_differ(name) -> None:
     others = {open_device(other).device.fingerprint for other in DECLARED if other != name}
     assert latency.device.fingerprint not in others
     units = latency.device.energies
-    assert energy_mj(integer(WIDE), 0.0, units) < energy_mj(WIDE, 0.0, units)
-    watts = energy_mj(WIDE, 0.0, dataclasses.replace(units, cache_byte_pj=0.0)) / (WIDE[0].macs / 1e9)
+    assert energy_mj(integer(WIDE), units) < energy_mj(WIDE, units)
+    arithmetic = dataclasses.replace(units, cache_byte_pj=0.0, memory_byte_pj=0.0)
+    watts = energy_mj(WIDE, arithmetic) / (WIDE[0].macs / 1e9)
     assert watts == pytest.approx(DECLARED[name].watts[0] * 1e3 / DECLARED[name].float_gmacs[0])
 
 

@@ -12,12 +12,13 @@ from made_up_device import FakeLatency, samples
 from rich.console import Console
 from safetensors.torch import save_file
 from tiny_networks import Plain, build
+from torch import nn
 from torch_runtime import TorchRuntime
 
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packing.packed_file import load_packed, read_metadata
 from plywise.compressors.recipes.plan import Plan
-from plywise.compressors.recipes.technique import Recipe
+from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.env.network.samples import Samples
 from plywise.env.runtime.runtime import accuracy_onnx, run_model
 from plywise.env.score.demand import Demand
@@ -137,6 +138,49 @@ def test_the_report_holds_what_the_design_lists(finished):
     assert report["seconds"] > 0
     assert report["demand"]["max_storage"] == 0.5
     assert report["device"]["name"] == "made up"
+
+
+class Reading(nn.Module):
+    """Looks up whole numbers from 0 to 39 in a table of which an input of 8 reads a fifth."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(40, 16)
+        self.inner = nn.Linear(16, 32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, indices):
+        return self.head(F.relu(self.inner(self.table(indices).mean(1))))
+
+
+def same_shapes(recipe, integer):
+    """Whether a recipe leaves a layer in one piece and whole, with 8-bit activations or without."""
+    stages = {technique.stage for technique in Recipe.parse(recipe).techniques}
+    return Stage.WEIGHTS in stages and Stage.STRUCTURE not in stages and (Stage.ACTIVATIONS in stages) == integer
+
+
+@pytest.mark.parametrize(
+    "text", ["uniform_quantization(bits=2)", "uniform_quantization(bits=7) + activation_quantization"]
+)
+def test_energy_is_the_same_in_price_score_and_report(tmp_path, monkeypatch, unexported, text):
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
+    indices = torch.randint(40, (48, 8), generator=torch.Generator().manual_seed(0))
+    some = Samples(indices, indices.sum(1) % 5)
+    subject = Subject(build(Reading), some, some, "reading", FakeLatency())
+    table, wanted = subject.table, ("uniform_quantization(bits=2)", text, text)
+    plan = Plan("reading", {name: Recipe.parse(each) for name, each in zip(table.layers, wanted, strict=True)})
+    report = handed_over(subject, plan, DEMAND, some, tmp_path / "out")
+    original, compressed = (report[block]["energy_mj"] for block in ("original", "compressed"))
+    assert original == pytest.approx(table.original[2], rel=1e-5)
+    assert compressed == pytest.approx(subject.measure(plan).cost[2], rel=1e-9)
+    integer = "activation" in text
+    alike = [
+        [place for place, recipe in enumerate(menu) if same_shapes(recipe, integer and row > 0)]
+        for row, menu in enumerate(table.recipes)
+    ]
+    priced = sum(table.cost[2, row, places[0], 0, 0] for row, places in enumerate(alike))
+    assert compressed == pytest.approx(priced, rel=1e-5)
+    assert (compressed < 0.5 * original) == integer
 
 
 def test_the_report_says_where_its_figures_come_from(finished):

@@ -294,6 +294,6 @@ def test_operations_have_the_shapes_and_macs_of_the_layer(kind):
 
 
 def test_an_embedding_costs_the_energy_of_the_rows_that_it_reads():
-    few, many = (energy_mj(operations(nn.Embedding(1000, 16), (count,)), 64000.0) for count in (1, 10))
+    few, many = (energy_mj(operations(nn.Embedding(1000, 16), (count,))) for count in (1, 10))
     assert many == pytest.approx(10 * few)
     assert np.isfinite(few)

@@ -15,6 +15,7 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.structure.filter_pruning import FilterPruning
 from plywise.env.costs.chains import realised_chain
+from plywise.env.costs.energy import energy_mj
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.network.menu import is_uniform, legal_recipes, undominated
 from plywise.env.network.network import Network
@@ -116,7 +117,7 @@ def test_groups_of_the_table_are_those_of_the_network(subjects, kind):
 @pytest.mark.parametrize("kind", PRICED)
 @pytest.mark.parametrize("level", range(len(KEEP_LEVELS)))
 def test_prices_are_those_of_what_really_runs(subjects, kind, level):
-    """Every group at one keep level, every other layer at each of its slots: latency is that of the stitched layer."""
+    """Every group at one keep level, every other layer at each of its slots: costs are those of the stitched layer."""
     subject = subjects(kind)
     table, network = subject.table, subject.network
     prune = f"filter_pruning(ratio={1 - KEEP_LEVELS[level]})" if level else "identity"
@@ -133,10 +134,23 @@ def test_prices_are_those_of_what_really_runs(subjects, kind, level):
             chain = realised_chain(module, layer)
             assert len(operations(module, chain[0].input_shape)) == len(chain)
             expected = FakeLatency().milliseconds([chain])[0]
-            assert table.cost[1, row, slot, in_level, out_level] == pytest.approx(expected, rel=1e-4), (
-                layer.name,
-                text,
-            )
+            priced, what = table.cost[:, row, slot, in_level, out_level], (layer.name, text)
+            assert priced[1] == pytest.approx(expected, rel=1e-4), what
+            energy = energy_mj(chain, subject.latency.device.energies)
+            assert priced[2] == pytest.approx(energy, rel=1e-5), what
+
+
+@pytest.mark.parametrize("kind", PRICED)
+def test_a_format_of_the_file_saves_no_energy_without_integer_kernels(subjects, kind):
+    """Few bits and zeros are decoded when the file is loaded: an inference reads floats."""
+    table, seen = subjects(kind).table, 0
+    for row, slots in enumerate(table.recipes):
+        for slot, text in enumerate(slots):
+            stages = {technique.stage for technique in Recipe.parse(text).techniques}
+            if stages and stages <= {Stage.SPARSITY, Stage.WEIGHTS}:
+                assert table.cost[2, row, slot, 0, 0] >= table.cost[2, row, 0, 0, 0], text
+                seen += 1
+    assert seen > 10
 
 
 def test_storage_of_the_table_is_near_that_of_real_modules(subjects):

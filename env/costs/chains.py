@@ -24,7 +24,8 @@ def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: 
     """
     (operation,) = original
     integer = recipe.at(Stage.ACTIVATIONS) is not None
-    operation = replace(operation, integer=integer, bias=True if recipe.techniques else operation.bias)
+    adds = operation.bias or (bool(recipe.techniques) and not isinstance(layer, nn.Embedding))
+    operation = replace(operation, integer=integer, bias=adds)
     operation = operation.resized(in_channels=inputs, out_channels=None if operation.depthwise else outputs)
     structure = recipe.at(Stage.STRUCTURE)
     if structure is None:

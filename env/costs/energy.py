@@ -19,7 +19,7 @@ class UnitEnergies:
 
     Attributes:
         float_mac_pj, integer_mac_pj: of a multiply-add in fp32 and in int8.
-        memory_byte_pj: of a byte of weights: read once for each inference, in its stored bits.
+        memory_byte_pj: of a byte of weights: read once for each inference, as the runtime holds them.
         cache_byte_pj: of a byte of activations: written and read on the chip, where at batch 1 they fit.
     """
 
@@ -38,33 +38,32 @@ PJ_PER_MJ = 1e9
 FLOAT_BYTES, INTEGER_BYTES = 4, 1
 
 
-def energy_mj(chain: Sequence[Operation], weight_bytes: float, units: UnitEnergies = HOROWITZ) -> float:
+def energy_mj(chain: Sequence[Operation], units: UnitEnergies = HOROWITZ) -> float:
     """Returns the modelled energy of one inference at batch 1, in millijoules.
 
     Args:
         chain: what runs, in order.
-        weight_bytes: bytes of its weights as they are stored.
         units: of the device.
     """
-    running = sum(_running_pj(operation, units) for operation in chain)
-    return (weight_bytes * read_share(chain) * units.memory_byte_pj + running) / PJ_PER_MJ
+    return sum(read_bytes(each) * units.memory_byte_pj + _running_pj(each, units) for each in chain) / PJ_PER_MJ
 
 
-def plain_weight_bytes(chain: Sequence[Operation], bits: float = 32.0) -> float:
-    """Returns the bytes of a chain's weights at `bits` each and of its biases at 32 bits."""
-    weights = sum(math.prod(operation.weight_shape) for operation in chain)
-    biases = sum(operation.out_channels for operation in chain if operation.bias)
-    return weights * bits / 8 + biases * FLOAT_BYTES
+def held_bytes(operation: Operation) -> float:
+    """Returns the bytes of an operation's weights and biases as the runtime holds them, whatever the file takes.
+
+    Symbols of few bits and entropy codes are decoded once, when the file is loaded: into integers for integer kernels,
+    into floats for all others. Zeros are held like other numbers, biases as 32 bits.
+    """
+    width = INTEGER_BYTES if operation.integer else FLOAT_BYTES
+    return math.prod(operation.weight_shape) * width + operation.out_channels * operation.bias * FLOAT_BYTES
 
 
-def read_share(chain: Sequence[Operation]) -> float:
-    """Returns which share of the weights is read: of an embedding's rows at most as many as there are indices."""
-    stored = read = 0.0
-    for operation in chain:
-        weights = math.prod(operation.weight_shape)
-        rows = math.prod(operation.input_shape) / operation.out_channels if operation.kind == "embedding" else 1.0
-        stored, read = stored + weights, read + weights * min(1.0, rows)
-    return read / stored if stored else 1.0
+def read_bytes(operation: Operation) -> float:
+    """Returns those of the held bytes that an inference reads: of an embedding a row for each index, else all."""
+    if operation.kind != "embedding":
+        return held_bytes(operation)
+    rows = min(operation.out_channels, math.prod(operation.input_shape))
+    return held_bytes(operation) * rows / operation.out_channels
 
 
 def _running_pj(operation: Operation, units: UnitEnergies) -> float:

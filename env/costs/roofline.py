@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plywise.env.costs import device
 from plywise.env.costs.declared_devices import DECLARED
-from plywise.env.costs.energy import FLOAT_BYTES, HOROWITZ, INTEGER_BYTES, UnitEnergies, plain_weight_bytes, read_share
+from plywise.env.costs.energy import FLOAT_BYTES, HOROWITZ, INTEGER_BYTES, UnitEnergies, held_bytes, read_bytes
 from plywise.env.costs.latency import Chain
 from plywise.env.network.operation import Operation
 
@@ -70,8 +70,7 @@ class Roofline:
 def moved_bytes(operation: Operation) -> float:
     """Returns the bytes of an operation's weights as the runtime holds them, of its inputs and of its outputs."""
     width = INTEGER_BYTES if operation.integer else FLOAT_BYTES
-    weights = plain_weight_bytes((operation,), 8 * width) * read_share((operation,))
-    return weights + (math.prod(operation.input_shape) + math.prod(operation.output_shape)) * width
+    return read_bytes(operation) + (math.prod(operation.input_shape) + math.prod(operation.output_shape)) * width
 
 
 def needed_bytes(chains: Sequence[Chain]) -> float:
@@ -80,11 +79,7 @@ def needed_bytes(chains: Sequence[Chain]) -> float:
     Args:
         chains: its layers.
     """
-    weights = sum(
-        plain_weight_bytes((operation,), 8 * (INTEGER_BYTES if operation.integer else FLOAT_BYTES))
-        for chain in chains
-        for operation in chain
-    )
+    weights = sum(held_bytes(operation) for chain in chains for operation in chain)
     largest = max(
         (math.prod(each.input_shape) + math.prod(each.output_shape)) * (INTEGER_BYTES if each.integer else FLOAT_BYTES)
         for chain in chains

@@ -34,6 +34,7 @@ from plywise.env.costs.latency import Chain
 from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.network.menu import is_uniform, legal_recipes, undominated
 from plywise.env.network.network import Layer, Network
+from plywise.env.network.operation import WEIGHTLESS
 from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, PriceTable
 from plywise.env.prices.sensitivity import Sensitivity
 
@@ -205,7 +206,7 @@ class Pricer:
                     # A device that does not run the bare layer with fewer channels saves nothing by cutting them.
                     latency = latencies[chain] if np.isfinite(latencies[chain]) else uncut
                     storage = size.bytes_of(chain)
-                    costs[:, place, a, b] = storage, latency, energy_mj(chain, storage, units)
+                    costs[:, place, a, b] = storage, latency, energy_mj(_corrected(chain, recipe), units)
         return costs
 
     def _table(
@@ -234,7 +235,7 @@ class Pricer:
             error[row, offered] = found.output_error[picked]
             for slot, recipe in enumerate(chosen[layer.name]):
                 level[row, slot] = _level(recipe)
-                share = _macs(self._priced_chain(layer, recipe, 0, 0)) / network.macs[layer.name]
+                share = _share(self._priced_chain(layer, recipe, 0, 0), network.operations[layer.name])
                 features[row, slot] = _recipe_features(recipe, error[row, slot], share)
         fixed = np.array([bytes_outside, self.whole.overhead.rest, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
@@ -398,8 +399,24 @@ def _level(recipe: Recipe) -> int:
     return int(np.abs(np.array(KEEP_LEVELS) - (1.0 - technique.ratio)).argmin())
 
 
-def _macs(chain: Chain) -> int:
-    return sum(operation.macs for operation in chain)
+def _corrected(chain: Chain, recipe: Recipe) -> Chain:
+    """Returns a chain with the biases that zeros and rounding give every leaf; for its latency they count for nothing.
+
+    An embedding gets none.
+    """
+    if recipe.at(Stage.SPARSITY) is None and recipe.at(Stage.WEIGHTS) is None:
+        return chain
+    without = (*WEIGHTLESS, "embedding")
+    return tuple(replace(operation, bias=operation.kind not in without) for operation in chain)
+
+
+def _share(chain: Chain, original: Chain) -> float:
+    """Returns the share of a layer's macs that are left, of an embedding, which has none, that of its weights."""
+    macs = sum(operation.macs for operation in original)
+    if macs:
+        return sum(operation.macs for operation in chain) / macs
+    stored, left = (sum(math.prod(operation.weight_shape) for operation in each) for each in (original, chain))
+    return left / stored
 
 
 def _recipe_features(recipe: Recipe, error: float, macs_share: float) -> list[float]:

@@ -119,11 +119,11 @@ def figures(
     """
     modules = dict(model.named_modules())
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
-    device, timing, storage = subject.latency.device, measured.timing, files.weights_bytes
+    device, timing = subject.latency.device, measured.timing
     block = {
         "accuracy": None if measured.outputs is None else test.accuracy(measured.outputs),
         "torch_accuracy": test.accuracy(logits),
-        "storage_bytes": storage,
+        "storage_bytes": files.weights_bytes,
         "onnx_bytes": files.onnx.stat().st_size if files.onnx.is_file() else None,
         "latency_ms": timing and timing.median_ms,
         "latency_quartiles_ms": timing and [timing.low_ms, timing.high_ms],
@@ -133,9 +133,8 @@ def figures(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if measured.energy_mj is None:
-        energy = sum(energy_mj(chain, 0.0, device.energies) for chain in chains.values())
-        known = None if storage is None else energy + energy_mj((), float(storage), device.energies)
-        block |= {"energy_mj": known, "energy_source": "modelled"}
+        energy = sum(energy_mj(chain, device.energies) for chain in chains.values())
+        block |= {"energy_mj": energy, "energy_source": "modelled"}
     return block if device.is_here else block | _on_device(subject, list(chains.values()))
 
 

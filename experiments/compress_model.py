@@ -104,6 +104,7 @@ def compress_model(
             assert given is not None
             chosen, refused = given.on(subject.network)
             evaluations = stopped = 0
+            uniform = None
             tell_other_network(given, subject)
             tell_refused(refused)
             tell_off_table(subject, chosen)
@@ -113,6 +114,7 @@ def compress_model(
             evaluator = ExactEvaluator(subject, demand)
             result = searcher.search(evaluator, evaluations, seed, from_uniform=True)
             chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
+            uniform = subject.plan(result.uniform)
         origin = Origin(
             model=model,
             data=data,
@@ -123,6 +125,7 @@ def compress_model(
             validation=validation_kind(model, dataset, weights),
             refused=refused,
             stopped=stopped,
+            uniform=uniform,
         )
         recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out, demand)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
@@ -249,6 +252,8 @@ def show_report(report: Report, console: Console | None = None) -> None:
         console.print(f"judged by the latency on {report['device']['name']}; {blocks[2]['device_latency_source']}")
     if not blocks[2].get("fits_memory", True):
         console.print(f"does NOT fit the memory of {report['device']['name']}: {_memory(report)}", soft_wrap=True)
+    if "uniform" in report:
+        console.print(_uniform(report))
     console.print(f"recipes a layer {_choices(report)}")
     scored = f"plans scored: {report['evaluations']}"
     if report.get("stopped_early"):
@@ -268,6 +273,16 @@ def _failure(check: Mapping[str, Any]) -> str:
     """Returns what was found, by how much, and why."""
     allowed = "" if check["allowed"] is None else f" ({check['unit']}: at most {check['allowed']:.2g} is allowed)"
     return f"{check['name']}: {check['problem']}{allowed}; likely cause: {check['likely_cause']}"
+
+
+def _uniform(report: Report) -> str:
+    """Returns what the best uniform plan of the search reaches, as shares of the original."""
+    block, original = report["uniform"], report["original"]
+    accuracy = UNKNOWN if block["accuracy"] is None else f"{block['accuracy']:.2f} %"
+    keys = {"storage": "storage_bytes", "latency": report["demand_latency"], "energy": "energy_mj"}
+    shares = ", ".join(f"{name} {_share(block[key], original[key])}" for name, key in keys.items())
+    verdict = "met" if block["demand_met"] else "NOT met"
+    return f"best with one recipe for all layers: {block['recipe']}: {accuracy}, {shares}; demand {verdict}"
 
 
 def _here(block: Mapping[str, Any]) -> str:

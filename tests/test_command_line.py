@@ -453,6 +453,7 @@ def test_an_edited_plan_is_applied_as_it_is(place, capsys):
     assert [row["recipe"] for row in report["layers"]] == list(recipes)
     assert report["method"] == "plan"
     assert report["evaluations"] == 0
+    assert "uniform" not in report
     assert "note: uniform_quantization(bits=5) is not on the price list of layer 0; applied as written" in shown.err
     assert "unpriced" in report["layers"][0]
     assert "note: the plan was made for 'tiny' and fits 'net.py:make' too; applied as written" in shown.err
@@ -541,6 +542,8 @@ def test_the_folder_of_a_run(done):
     assert report["compressed"]["storage_bytes"] == (done / "weights.safetensors").stat().st_size
     assert report["compressed"]["onnx_bytes"] == (done / "model.onnx").stat().st_size
     assert report["seconds"] > 0.5
+    uniform = report["uniform"]
+    assert uniform["demand_met"] == (uniform["storage_bytes"] <= 0.3 * report["original"]["storage_bytes"])
 
 
 def test_evaluate_finds_what_the_report_says(done, place, capsys, monkeypatch):

@@ -25,7 +25,7 @@ from plywise.experiments.handover.report import Origin, make_report
 from plywise.experiments.handover.run_folder import UNFINISHED
 from plywise.experiments.handover.uniform_int8 import uniform_plan
 
-ORIGINAL, UNIFORM_INT8, COMPRESSED = "original", "uniform_int8", "compressed"
+ORIGINAL, UNIFORM_INT8, UNIFORM, COMPRESSED = "original", "uniform_int8", "uniform", "compressed"
 """Networks that the report compares, and the names of their blocks."""
 
 
@@ -55,11 +55,11 @@ def hand_over(
     Raises:
         OSError: where a file cannot be written; the same command goes on from there.
     """
-    models = {
-        ORIGINAL: subject.network.model,
-        UNIFORM_INT8: subject.bank.stitch(uniform_plan(subject)).model.eval(),
-        COMPRESSED: subject.bank.stitch(plan).model.eval() if recovered is None else recovered.model,
-    }
+    plans = {UNIFORM_INT8: uniform_plan(subject), UNIFORM: origin.uniform, COMPRESSED: plan}
+    models = {ORIGINAL: subject.network.model}
+    models |= {name: subject.bank.stitch(each).model.eval() for name, each in plans.items() if each is not None}
+    if recovered is not None:
+        models[COMPRESSED] = recovered.model
     checks = Checks()
     plan.save(folder / PLAN)
     with tempfile.TemporaryDirectory() as scratch:

@@ -15,7 +15,7 @@ from plywise.env.network.menu import legal_recipes
 from plywise.env.prices.prices import METRICS
 from plywise.env.recovery.recovery import Recovered
 from plywise.env.score.demand import Demand
-from plywise.env.score.score import judge
+from plywise.env.score.score import Outcome, judge
 from plywise.env.subject import Subject
 from plywise.experiments.handover.checks import Checks
 
@@ -34,10 +34,11 @@ class Origin:
         seed: of every random choice.
         method: who found the plan.
         evaluations: plans that were scored exactly on the way.
-        stopped: how many of them were stopped early, as none of use.
+        stopped: how many plans were stopped early, as none of use.
         started: `time.perf_counter()` at the start of the run.
         validation: what kind of samples plans were scored on.
         refused: layers that cannot take the recipe of the pattern that they match, with the reason.
+        uniform: the best plan with one recipe for all layers that the search started from, if it did.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Origin:
     validation: str
     refused: Mapping[str, str] = field(default_factory=dict)
     stopped: int = 0
+    uniform: Plan | None = None
 
 
 def _memory_violation(device: Device, block: Mapping[str, Any]) -> dict[str, float]:
@@ -74,19 +76,21 @@ def make_report(
         plan: how it was compressed.
         demand: what was wanted.
         origin: where things come from.
-        blocks: figures of the original, of uniform int8 and of the compressed network, by these names.
+        blocks: figures of the original, of uniform int8, of the best uniform plan where there is one, and of the
+            compressed network, by these names.
         checks: of the files; the demand is not met where one failed.
         recovered: the compressed network after fine-tuning, if it was.
     """
-    original, compressed = blocks["original"], blocks["compressed"]
     # What runs elsewhere is judged by its latency there; what the files take here is reported alongside it.
     latency = "latency_ms" if subject.latency.device.is_here else "device_latency_ms"
-    before, after = (
-        _known([block[name] for name in ("storage_bytes", latency, "energy_mj", "accuracy")])
-        for block in (original, compressed)
-    )
-    outcome = judge(demand, before[:3], after[:3], before[3] - after[3])
-    violations = outcome.violations | _memory_violation(subject.latency.device, compressed)
+    outcome, violations = _judged(subject, demand, blocks, "compressed", latency)
+    shown = dict(blocks)
+    if origin.uniform is not None:
+        uniform, broken = _judged(subject, demand, blocks, "uniform", latency)
+        recipe = max(map(str, origin.uniform.values()), key=len)  # layers that cannot take all of it have a shorter one
+        shown["uniform"] = {"recipe": recipe, "demand_met": not broken, "score": _told(uniform.score)} | shown[
+            "uniform"
+        ]
     return {
         "model": origin.model,
         "data": origin.data,
@@ -112,9 +116,21 @@ def make_report(
         "recovery": None if recovered is None else recovered.report(),
         "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: found.version for name in VERSIONED for found in metadata.distributions(name=name)},
-        **blocks,
+        **shown,
         "layers": _layers(subject, plan, origin.refused),
     }
+
+
+def _judged(
+    subject: Subject, demand: Demand, blocks: Mapping[str, dict[str, Any]], name: str, latency: str
+) -> tuple[Outcome, dict[str, float]]:
+    """Returns the outcome of the block of a name on the files' figures, and the ceilings that it breaks."""
+    before, after = (
+        _known([block[each] for each in ("storage_bytes", latency, "energy_mj", "accuracy")])
+        for block in (blocks["original"], blocks[name])
+    )
+    outcome = judge(demand, before[:3], after[:3], before[3] - after[3])
+    return outcome, outcome.violations | _memory_violation(subject.latency.device, blocks[name])
 
 
 def _known(figures: Sequence[float | None]) -> list[float]:

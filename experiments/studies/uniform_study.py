@@ -1,0 +1,114 @@
+"""Is what a search hands over ever worse than one recipe for all layers?
+
+`python -m plywise.experiments.studies.uniform_study` writes `experiments/results/uniform_study.md`. It takes the demo's
+agent (`make demo` trains one), and ResNet-20 with its images, see `study_files`.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from plywise.env.execution.progress import tracked
+from rich.console import Console
+
+from plywise.agent.search.agent_search import AgentSearch
+from plywise.agent.search.methods import SEARCH_METHODS
+from plywise.agent.search.search_method import UNIFORM_SCORES, SearchMethod
+from plywise.agent.search.uniform_plans import uniform_plans
+from plywise.env.exact_evaluator import ExactEvaluator
+from plywise.env.prices.price_stack import LATENCY
+from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import PlanEstimator
+from plywise.env.score.score import Outcome
+from plywise.env.subject import Subject
+from plywise.experiments.commands.study import study
+from plywise.experiments.compress_model import load_agent
+from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.workbench.results_page import Page
+from plywise.experiments.workbench.study_files import resnet_files
+
+DIGITS = ("digits-vit", "digits-mobilenet")
+"""Held out of the demo's agent."""
+
+STORAGE = (0.06, 0.08, 0.10, 0.15)
+TIMES_INT8 = (1.0, 1.15, 1.4)
+"""Ceilings of latency, as multiples of what the price table expects of 7-bit weights with 8-bit activations."""
+
+BUDGET = 8
+INT8 = "uniform_quantization(bits=7) + activation_quantization"
+METHODS = ("knapsack", "greedy", "random")
+
+
+def main(agent: Path = Path("runs/demo/agent")) -> None:
+    """Scores all methods and writes the page."""
+    started = time.perf_counter()
+    methods = {"agent": AgentSearch(load_agent(agent)), **{name: SEARCH_METHODS[name] for name in METHODS}}
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    below = cases = 0
+    for subject in _subjects():
+        name = f"{subject.network.name}, {subject.accuracy:.2f} % on {len(subject.validation)} validation images"
+        for demand in tracked(list(demands(subject)), subject.network.name):
+            best, recipe = best_uniform(subject, demand)
+            found = [outcome_of(method, subject, demand) for method in methods.values()]
+            below += sum(outcome.score < best.score - 1e-6 for outcome in found)
+            cases += len(found)
+            asked = f"{demand.max_storage:.2f}, {demand.max_latency:.3f}"
+            tables.setdefault(name, []).append((asked, *map(_told, (best, *found)), recipe))
+    page = Page("uniform_study", "python -m plywise.experiments.studies.uniform_study", time.perf_counter() - started)
+    page.text(
+        "Scores, higher is better. In brackets: points lost on the validation images, shares of the original's bytes "
+        "and of its latency on this machine. *: a ceiling is broken. Demands: at most 1 point, and two ceilings each, "
+        f"storage {', '.join(map(str, STORAGE))} and {', '.join(map(str, TIMES_INT8))} times the latency that the "
+        f"price table expects of `{INT8}` on all layers. Best uniform: the best of all plans with one number format "
+        "for all layers, with and without 8-bit activations, each scored exactly. The methods have "
+        f"{BUDGET} exact scores each and start from {UNIFORM_SCORES} uniform plans that they choose by their "
+        "estimates, as `plywise compress` does; seed 0."
+    )
+    for name, rows in tables.items():
+        page.text(name)
+        page.table(("storage, latency", "best uniform", *methods, "its recipe"), rows)
+    page.text(f"**Below the best uniform plan: {below} of {cases}.**")
+    page.write(Console())
+
+
+def demands(subject: Subject) -> Iterator[Demand]:
+    """Yields twelve demands of two ceilings each."""
+    table = subject.table
+    plans = uniform_plans(table, formats_only=True)
+    int8 = next(plan for plan in plans if any(table.recipes[0][slot] == INT8 for slot in plan[:1]))
+    latency = float(PlanEstimator(table).estimate(int8[None])[0][0, LATENCY])
+    for storage, times in itertools.product(STORAGE, TIMES_INT8):
+        yield Demand(1.0, max_storage=storage, max_latency=min(1.0, round(times * latency, 3)))
+
+
+def best_uniform(subject: Subject, demand: Demand) -> tuple[Outcome, str]:
+    """Scores all uniform plans exactly; returns the best one's outcome and recipe."""
+    evaluator = ExactEvaluator(subject, demand, early=False)
+    plans = uniform_plans(subject.table, formats_only=True)
+    outcomes = [evaluator.evaluate(plan.tolist()) for plan in plans]
+    best = int(np.argmax([outcome.score for outcome in outcomes]))
+    names = [menu[slot] for menu, slot in zip(subject.table.recipes, plans[best], strict=True)]
+    return outcomes[best], max(names, key=len)
+
+
+def outcome_of(method: SearchMethod, subject: Subject, demand: Demand) -> Outcome:
+    """Returns what a method finds, started as `plywise compress` starts it."""
+    return method.search(ExactEvaluator(subject, demand), BUDGET, 0, from_uniform=True).outcome
+
+
+def _subjects() -> Iterator[Subject]:
+    weights, images = resnet_files()
+    yield study("zoo:resnet20", load_dataset(images), weights).subject
+    for name in DIGITS:
+        yield study(f"zoo:{name}", load_dataset("digits")).subject
+
+
+def _told(outcome: Outcome) -> str:
+    broken = "" if outcome.demand_met else "*"
+    return f"{outcome.score:.3f}{broken} ({outcome.drop:.2f}, {outcome.ratios[0]:.3f}, {outcome.ratios[1]:.3f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -32,9 +32,11 @@ from plywise.env.score.evaluator import check_demand
 from plywise.env.subject import Subject
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments.commands.mistakes import telling_mistakes
+from plywise.experiments.commands.near_chance import chance_warning, tell
 from plywise.experiments.commands.options import OptionParser
 from plywise.experiments.commands.study import check_seed, load_both, study_network, validation_kind
 from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.data.normalisation import Normalisation
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import check_folder, claimed
@@ -59,6 +61,7 @@ def compress_model(
     recovery: RecoverySettings | None = None,
     device: str | None = None,
     repair: Repair = FULL,
+    normalisation: Normalisation | None = None,
 ) -> Report:
     """Finds a plan for a network, builds it, and writes the hand-over folder.
 
@@ -76,6 +79,7 @@ def compress_model(
         recovery: how the compressed network is fine-tuned, None for not at all.
         device: where the network will run, as for `open_device`; this machine where None.
         repair: of compressed networks; less than all of it is for comparison.
+        normalisation: of the images, as for `load_dataset`.
 
     Raises:
         PlywiseError: on anything that the user can fix, before anything is computed where possible.
@@ -96,10 +100,12 @@ def compress_model(
     given = None if plan is None else read_plan(plan, agent, method)
     searcher = find_method(method, agent) if given is None else None
     latency = open_device(device)
-    network, dataset = load_both(model, data, weights)
+    network, dataset = load_both(model, data, weights, normalisation)
     with claimed(out):
         studied = study_network(network, model, dataset, seed, latency=latency, repair=repair)
         subject = studied.subject
+        warning = chance_warning(subject.accuracy, dataset)
+        tell(warning)
         if searcher is None:
             assert given is not None
             chosen, refused = given.on(subject.network)
@@ -124,6 +130,8 @@ def compress_model(
             started=started,
             validation=validation_kind(model, dataset, weights),
             refused=refused,
+            normalisation=dataset.normalisation,
+            warnings=() if warning is None else (warning,),
             stopped=stopped,
             uniform=uniform,
         )
@@ -263,6 +271,8 @@ def show_report(report: Report, console: Console | None = None) -> None:
             console.print(f"check FAILED: {_failure(check)}", soft_wrap=True)
     score = UNKNOWN if report["score"] is None else f"{report['score']:.3f}"
     console.print(f"demand {_verdict(report)}; score {score}; {scored}")
+    for warning in report["warnings"]:
+        console.print(f"WARNING: {warning}", style="bold red", soft_wrap=True)
 
 
 def _share(after: float | None, before: float | None) -> str:

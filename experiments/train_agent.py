@@ -31,6 +31,7 @@ from plywise.experiments.commands.options import OptionParser
 from plywise.experiments.commands.study import check_seed, study
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.data.normalisation import Normalisation
 from plywise.experiments.handover.run_folder import alone_in, check_writable
 from plywise.experiments.networks.zoo import ZOO, trainable, untrained, zoo_entry
 
@@ -41,13 +42,18 @@ RUN = "run.json"
 
 
 def price_networks(
-    networks: Sequence[str], data: str, seed: int = 0, devices: Sequence[str] = (HERE,)
+    networks: Sequence[str],
+    data: str,
+    seed: int = 0,
+    devices: Sequence[str] = (HERE,),
+    normalisation: Normalisation | None = None,
 ) -> list[PriceTable]:
     """Returns the price table of each network on each device, made by one process for each core.
 
     An interrupted run goes on where it stopped: tables and probes are kept as they come.
     """
-    dataset = load_dataset(data)  # a mistake should be told once, and before anything starts
+    # A mistake should be told once, and before anything starts.
+    dataset = load_dataset(data, normalisation=normalisation)
     for name in networks:
         trainable(name, dataset)
     for device in devices:
@@ -57,7 +63,7 @@ def price_networks(
     processes = min(os.cpu_count() or 1, len(pairs))
     # joblib's processes need no guard around the caller's main module, and get one thread each.
     results = Parallel(n_jobs=processes, return_as="generator")(
-        delayed(_price_quietly)(name, data, seed, device, share(processes)) for name, device in pairs
+        delayed(_price_quietly)(name, data, seed, device, share(processes), normalisation) for name, device in pairs
     )
     found = dict(zip(pairs, tracked(results, "training and pricing networks", len(pairs)), strict=True))
     rough = sum(varied for _, varied in found.values())
@@ -71,10 +77,12 @@ def price_networks(
     return [found[name, device][0] for name in networks for device in devices]
 
 
-def _price_quietly(name: str, data: str, seed: int, device: str, memory: float) -> tuple[PriceTable, bool]:
+def _price_quietly(
+    name: str, data: str, seed: int, device: str, memory: float, normalisation: Normalisation | None = None
+) -> tuple[PriceTable, bool]:
     """Returns a price table, and whether its latencies vary, which each of many processes would say many times."""
     with warnings.catch_warnings(record=True) as told:
-        table = price_network(name, data, seed, device, memory)
+        table = price_network(name, data, seed, device, memory, normalisation)
     for each in told:
         if each.category is not RoughLatencyWarning:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
@@ -90,10 +98,18 @@ def _pass_seconds(name: str, dataset: Dataset) -> float:
     return time.perf_counter() - started
 
 
-def price_network(name: str, data: str, seed: int = 0, device: str = HERE, memory: float | None = None) -> PriceTable:
+def price_network(
+    name: str,
+    data: str,
+    seed: int = 0,
+    device: str = HERE,
+    memory: float | None = None,
+    normalisation: Normalisation | None = None,
+) -> PriceTable:
     """Returns the price table of one network on a device; `memory` as for `limit_memory`."""
     limit_memory(memory)
-    return study(name, load_dataset(data), seed=seed, progress=False, latency=open_device(device)).subject.table
+    dataset = load_dataset(data, normalisation=normalisation)
+    return study(name, dataset, seed=seed, progress=False, latency=open_device(device)).subject.table
 
 
 def train_agent(
@@ -104,6 +120,7 @@ def train_agent(
     settings: PPOSettings | None = None,
     devices: Sequence[str] = (HERE,),
     memory: float | None = None,
+    normalisation: Normalisation | None = None,
 ) -> RecipeAgent:
     """Prices the networks, then trains one agent over all of them and over sampled demands.
 
@@ -115,6 +132,7 @@ def train_agent(
         settings: of PPO.
         devices: where the networks will run, as for `open_device`; the agent learns for all of them.
         memory: GiB that all processes together may keep while they price; a quarter of the machine's where None.
+        normalisation: of the images, as for `load_dataset`.
 
     Raises:
         PlywiseError: on anything that the user can fix.
@@ -123,13 +141,19 @@ def train_agent(
     check_seed(settings.seed)
     limit_memory(memory)
     seen = seen_networks(networks, hold_out)
-    asked = {"networks": list(seen), "data": data, "devices": list(devices), **dataclasses.asdict(settings)}
+    asked = {
+        "networks": list(seen),
+        "data": data,
+        "normalisation": normalisation and normalisation.report(),
+        "devices": list(devices),
+        **dataclasses.asdict(settings),
+    }
     check_writable(out)
     with alone_in(out):
         check_run(out, asked)
         if (out / "agent" / "agent.json").exists():
             return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
-        tables = price_networks(seen, data, devices=devices)
+        tables = price_networks(seen, data, devices=devices, normalisation=normalisation)
         write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
         return train(
             BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),

@@ -34,6 +34,8 @@ def compress(
     device: str | Path | None = None,
     repair: str | Sequence[str] = (),
     memory: float | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     **demand: float | None,
 ) -> dict[str, Any]:
     """Compresses a network and returns the report that is also written to `out`.
@@ -59,6 +61,9 @@ def compress(
             `deviations`, `least_squares`, a list or one of them, or `none`; all where empty.
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where None.
+        mean: what is taken from each channel of the images after scaling to [0, 1], as when the network was trained,
+            one number or one a channel; the dataset's usual one, or that of its training images, where None.
+        std: what each channel is divided by then, likewise.
         demand: fields of `plywise.env.score.demand.Demand`, such as `max_storage=0.15`.
 
     Raises:
@@ -69,6 +74,7 @@ def compress(
     from plywise.env.score.demand import make_demand
     from plywise.env.storage.memory import limit_memory
     from plywise.experiments.compress_model import compress_model
+    from plywise.experiments.data.normalisation import make_normalisation
 
     limit_memory(memory)
     kinds = (gradients_of,) if isinstance(gradients_of, str) else tuple(gradients_of)
@@ -86,6 +92,7 @@ def compress(
         make_recovery(recover, epochs, incremental, gradients, kinds, seed),
         None if device is None else str(device),
         make_repair((repair,) if isinstance(repair, str) else tuple(repair)),
+        make_normalisation(mean, std),
     )
 
 

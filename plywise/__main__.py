@@ -26,6 +26,8 @@ def train(
     seed: int = 0,
     devices: str = "here",
     memory: float | None = None,
+    mean: str | None = None,
+    std: str | None = None,
 ) -> None:
     """Trains an agent over a zoo of networks and over sampled demands. An interrupted run goes on where it stopped.
 
@@ -42,9 +44,12 @@ def train(
             'plywise compress')
         memory: GiB that all processes together may keep while they price the networks; a quarter of the machine's
             where not given
+        mean: as in 'plywise compress'
+        std: as in 'plywise compress'
     """
     from plywise.agent.learning.ppo import PPOSettings
     from plywise.compressors.errors import ConfigurationError
+    from plywise.experiments.data.normalisation import make_normalisation
     from plywise.experiments.train_agent import DIGITS_ZOO, train_agent
 
     for option, value in (("steps", steps), ("envs", envs)):
@@ -54,7 +59,14 @@ def train(
         total_steps=steps, num_envs=envs, minibatch=16 * envs, learning_rate=learning_rate, seed=seed
     )
     agent = train_agent(
-        _names(networks) or DIGITS_ZOO, _names(hold_out), data, out, settings, _names(devices) or ("here",), memory
+        _names(networks) or DIGITS_ZOO,
+        _names(hold_out),
+        data,
+        out,
+        settings,
+        _names(devices) or ("here",),
+        memory,
+        make_normalisation(mean, std),
     )
     print(
         f"agent of {agent.trained_steps:,} steps in {out / 'agent'}; curves: tensorboard --logdir {out / 'tensorboard'}"
@@ -87,6 +99,8 @@ def compress(
     device: str | None = None,
     repair: str | None = None,
     memory: float | None = None,
+    mean: str | None = None,
+    std: str | None = None,
 ) -> None:
     """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors and report.json.
 
@@ -122,42 +136,60 @@ def compress(
             deviations, least_squares, or none; all where not given
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where not given
+        mean: what is taken from each channel of the images after scaling to [0, 1], as when the network was trained:
+            one number, or one a channel with commas between; the dataset's usual one, or that of its training images,
+            where not given
+        std: what each channel is divided by then, likewise
     """
     from plywise.env.bank.repair import make_repair
     from plywise.env.recovery.recovery_settings import make_recovery
     from plywise.env.score.demand import Demand
     from plywise.env.storage.memory import limit_memory
     from plywise.experiments.compress_model import compress_model, show_report
+    from plywise.experiments.data.normalisation import make_normalisation
 
     limit_memory(memory)
     ceilings = (max_accuracy_drop, max_storage, max_latency, max_energy)
     demand = Demand(*ceilings, accuracy_weight, storage_weight, latency_weight, energy_weight)
     recovery = make_recovery(recover, epochs, incremental, gradients, _names(gradients_of), seed)
     repaired = make_repair(_names(repair))
+    normalisation = make_normalisation(mean, std)
     report = compress_model(
-        model, data, out, agent, method, plan, weights, demand, evaluations, seed, recovery, device, repaired
-    )
+        model, data, out, agent, method, plan, weights, demand, evaluations, seed, recovery, device, repaired,
+        normalisation,
+    )  # fmt: skip
     show_report(report)
     print(f"written to {out}")
     if not report["demand_met"]:
         raise SystemExit(DEMAND_NOT_MET)
 
 
-def evaluate(folder: Path, data: str | None = None, model: str | None = None) -> None:
+def evaluate(
+    folder: Path, data: str | None = None, model: str | None = None, mean: str | None = None, std: str | None = None
+) -> None:
     """Measures the files of a compressed network again: accuracy in ONNX Runtime and in torch, bytes, latency.
 
     Args:
         folder: what 'plywise compress' wrote
         data: dataset, whose test split is used; the one in the report where not given
         model: the network as in 'plywise compress'; only needed for networks outside the zoo
+        mean: as in 'plywise compress'; that of the report where not given
+        std: likewise
     """
     from plywise.experiments.commands.evaluate_files import evaluate_files
+    from plywise.experiments.data.normalisation import make_normalisation
 
-    evaluate_files(folder, data, model)
+    evaluate_files(folder, data, model, make_normalisation(mean, std))
 
 
 def profile(
-    model: str, data: str, weights: Path | None = None, device: str | None = None, ask: Path | None = None
+    model: str,
+    data: str,
+    weights: Path | None = None,
+    device: str | None = None,
+    ask: Path | None = None,
+    mean: str | None = None,
+    std: str | None = None,
 ) -> None:
     """Shows what a network is made of and what its layers cost on this machine or another device.
 
@@ -169,10 +201,13 @@ def profile(
         ask: archive to write, such as questions.zip; 'python3 questions.zip device.json' on another machine that has
             numpy and onnxruntime measures the network's layers there, for --device device.json; with as many threads
             and inputs of one run as --device here:4x8 says
+        mean: as in 'plywise compress'
+        std: as in 'plywise compress'
     """
     from plywise.experiments.commands.profile_model import profile_model
+    from plywise.experiments.data.normalisation import make_normalisation
 
-    profile_model(model, data, weights, device, ask)
+    profile_model(model, data, weights, device, ask, make_normalisation(mean, std))
 
 
 def list_(what: str = "techniques") -> None:

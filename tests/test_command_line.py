@@ -40,6 +40,7 @@ from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
 from plywise.experiments.commands.mistakes import telling_mistakes
+from plywise.experiments.commands.near_chance import near_chance
 from plywise.experiments.handover import files, handover
 from plywise.experiments.handover.run_folder import alone_in, claimed
 from plywise.experiments.networks.zoo import ZOO
@@ -108,6 +109,19 @@ class Keeping:
                 raise KeyboardInterrupt
 
         patch.setattr(ResultStore, "put", keep)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unwarned():
+    """The tiny network is not trained: that it guesses is said in the tests that are about it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plywise.experiments.commands.near_chance.near_chance", lambda *_: False)
+        yield
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    monkeypatch.setattr("plywise.experiments.commands.near_chance.near_chance", near_chance)
 
 
 class Prepared:
@@ -824,7 +838,7 @@ def test_defects_are_not_dressed_up_as_mistakes(monkeypatch):
 def test_a_folder_of_another_training_run(tmp_path, refused, monkeypatch):
     """Runs are compared by what they were asked, before anything is priced."""
     monkeypatch.chdir(tmp_path)
-    asked = {"networks": ["digits-mlp"], "data": "digits", "devices": ["here"]}
+    asked = {"networks": ["digits-mlp"], "data": "digits", "normalisation": None, "devices": ["here"]}
     asked |= dataclasses.asdict(PPOSettings(seed=0))
     Path("out").mkdir()
     Path("out/run.json").write_text(json.dumps(asked))
@@ -892,7 +906,9 @@ def test_networks_are_priced_on_each_device(monkeypatch, tmp_path):
     with pytest.warns(RoughLatencyWarning, match="latencies of 2 of 4 networks vary much"):
         tables = price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
     assert tables == [  # each of two processes may keep half
-        (name, "digits", 3, device, 1.5) for name in ("digits-mlp", "digits-vgg") for device in ("here", "jetson-nano")
+        (name, "digits", 3, device, 1.5, None)
+        for name in ("digits-mlp", "digits-vgg")
+        for device in ("here", "jetson-nano")
     ]
     assert [name for name, *_ in priced] == ["digits-vgg"] * 2 + ["digits-mlp"] * 2  # the slower one first
 
@@ -915,7 +931,13 @@ def test_a_finished_training_run_is_loaded_without_pricing(tmp_path, monkeypatch
 
     monkeypatch.setattr("plywise.experiments.train_agent.price_networks", forbidden)
     settings = PPOSettings(seed=0)
-    asked = {"networks": ["digits-mlp"], "data": "digits", "devices": ["here"], **dataclasses.asdict(settings)}
+    asked = {
+        "networks": ["digits-mlp"],
+        "data": "digits",
+        "normalisation": None,
+        "devices": ["here"],
+        **dataclasses.asdict(settings),
+    }
     agent = RecipeAgent.untrained(len(CONTEXT_FEATURES), len(ROW_FEATURES), seed=5)
     agent.save(tmp_path / "agent")
     (tmp_path / "run.json").write_text(json.dumps(asked))
@@ -942,3 +964,43 @@ def test_lists_are_readable(capsys, monkeypatch, width, what):
     }
     first = {line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")}
     assert set(names[what]) <= first
+
+
+# Normalisation
+
+
+def test_a_given_normalisation_is_reported_and_used_again(place, monkeypatch, warned, capsys):
+    monkeypatch.setenv("PLYWISE_CACHE", str(place / "cache"))
+    options = {"--model": "zoo:digits-mlp", "--data": "digits", "--out": "out", "--plan": "plan.yaml"}
+    Path("plan.yaml").write_text("plywise: plan/1\npatterns: {'*': identity}\n")
+    main(command("compress", {**options, "--mean": "0.25", "--std": "0.5"}))
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["normalisation"] == {"mean": [0.25], "std": [0.5], "source": "given"}
+    assert report["warnings"] == []
+    capsys.readouterr()
+    main(command("evaluate", {"--folder": "out"}))
+    again = [line.split() for line in capsys.readouterr().out.splitlines() if "accuracy in torch" in line]
+    said = f"{report['compressed']['torch_accuracy']:,.4g}"
+    assert again[0].count(said) == 2
+    main(command("evaluate", {"--folder": "out", "--mean": "-2", "--std": "1"}))
+    shown = capsys.readouterr()
+    assert "WARNING: the compressed network reaches" in shown.err
+    assert "mean -2, std 1 (given)" in shown.err
+
+
+def test_an_original_near_chance_is_warned_of_before_and_after(place, warned, quick, capsys):
+    main(command("compress", {**FREE, "--out": "guessing"}))
+    shown, report = capsys.readouterr(), json.loads(Path("guessing/report.json").read_text())
+    assert "WARNING: the original reaches" in shown.err
+    assert "measured on the training split" in shown.err
+    assert "WARNING: the original reaches" in " ".join(shown.out.split())
+    assert report["warnings"][0] in shown.err
+
+
+@pytest.mark.parametrize("name", ["compress", "profile"])
+def test_wrong_normalisations_are_told_before_anything_runs(place, refused, name):
+    options = KNAPSACK if name == "compress" else {"--model": "net.py:make", "--data": "digits"}
+    said = refused(command(name, {**options, "--mean": "0.1,0.2,0.3", "--std": "0.5"}))
+    assert "mean=0.1,0.2,0.3 has 3 numbers, the images have 1 channel" in said
+    assert "mean is given without std" in refused(command(name, {**options, "--mean": "0.1"}))
+    assert not Path("out").exists()

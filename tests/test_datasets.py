@@ -362,7 +362,7 @@ def test_both_original_forms_agree(tmp_path):
     binary = load_dataset(f"cifar10:{write_binary_batches(tmp_path / 'bin')}")
     found = load_dataset(f"cifar10:{tmp_path}")
     assert python.classes == CLASSES
-    assert (python.mean, python.std) == CIFAR10_NORMALISATION
+    assert python.normalisation == CIFAR10_NORMALISATION
     assert [len(python.train), len(python.validation), len(python.test)] == [90, 10, 20]
     for other in (binary, found):
         assert same(python.train, other.train)
@@ -474,7 +474,7 @@ def test_some_real_cifar10_images(real_data, tmp_path):
     assert data.classes == CLASSES
     assert data.input_shape == (3, 32, 32)
     assert len(data.test) == 30
-    assert (data.mean, data.std) == CIFAR10_NORMALISATION
+    assert data.normalisation == CIFAR10_NORMALISATION
 
 
 def test_a_choice_of_samples_is_not_the_first_class_only():

@@ -10,8 +10,10 @@ from rich.table import Table
 
 from plywise.compressors.errors import FileFormatError
 from plywise.env.runtime.runtime import accuracy_onnx, time_models
+from plywise.experiments.commands.near_chance import chance_warning, tell
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.data.normalisation import Normalisation, reported_normalisation
 from plywise.experiments.handover.files import CHECKED, checksum
 from plywise.experiments.networks.loading import WEIGHTS, load_compressed
 from plywise.experiments.networks.model_loading import check_fits
@@ -19,13 +21,16 @@ from plywise.experiments.networks.model_loading import check_fits
 FIGURES = ("accuracy", "torch_accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
 
 
-def evaluate_files(folder: Path, data: str | None = None, model: str | None = None) -> None:
+def evaluate_files(
+    folder: Path, data: str | None = None, model: str | None = None, normalisation: Normalisation | None = None
+) -> None:
     """Prints what the report says alongside what the files show now.
 
     Args:
         folder: a hand-over folder.
         data: the dataset whose test split is used; that of the report where None.
         model: the original network, where it is not of the zoo.
+        normalisation: of the images; that of the report where None.
 
     Raises:
         PlywiseError: if files are missing or damaged.
@@ -36,10 +41,12 @@ def evaluate_files(folder: Path, data: str | None = None, model: str | None = No
     network = load_compressed(folder, model)
     dataset = load_dataset(data or str(report["data"]))
     check_fits(network, dataset)
+    dataset = dataset.normalised(normalisation or reported_normalisation(report.get("normalisation")))
     test, onnx = samples(dataset.test), folder / "model.onnx"
     timing = time_models([onnx], (1, *dataset.input_shape))[0]
+    found = test.accuracy(test.logits(network))
     rows = (
-        ("accuracy in torch, %", said["torch_accuracy"], test.accuracy(test.logits(network))),
+        ("accuracy in torch, %", said["torch_accuracy"], found),
         ("accuracy in ONNX Runtime, %", said["accuracy"], accuracy_onnx(onnx, test.inputs, test.labels)),
         (f"bytes of {WEIGHTS}", said["storage_bytes"], (folder / WEIGHTS).stat().st_size),
         ("bytes of model.onnx", said["onnx_bytes"], onnx.stat().st_size),
@@ -49,6 +56,7 @@ def evaluate_files(folder: Path, data: str | None = None, model: str | None = No
     for name, *values in rows:
         table.add_row(name, *map(_shown, values))
     Console().print(table)
+    tell(chance_warning(found, dataset, "the compressed network"))
 
 
 def _shown(value: float | None) -> str:

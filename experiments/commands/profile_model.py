@@ -14,12 +14,19 @@ from plywise.env.costs.devices import open_device
 from plywise.env.network.menu import catalogue, legal_recipes
 from plywise.env.prices.pricing import Pricer
 from plywise.env.subject import Subject
+from plywise.experiments.commands.near_chance import chance_warning, tell
 from plywise.experiments.commands.study import study
 from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.data.normalisation import Normalisation
 
 
 def profile_model(
-    model: str, data: str, weights: Path | None = None, device: str | None = None, ask: Path | None = None
+    model: str,
+    data: str,
+    weights: Path | None = None,
+    device: str | None = None,
+    ask: Path | None = None,
+    normalisation: Normalisation | None = None,
 ) -> None:
     """Prints a table of layers: shapes, macs, bytes, latency in float and in integers, recipes, what is pruned.
 
@@ -27,6 +34,7 @@ def profile_model(
         model, data, weights: as for `compress_model`.
         device: as for `compress_model`.
         ask: where to write the archive that measures the network's layers on another machine; None for nowhere.
+        normalisation: as for `load_dataset`.
 
     Raises:
         PlywiseError: if the network or the data are not usable, or the archive cannot be written.
@@ -34,8 +42,9 @@ def profile_model(
     if ask is not None and (ask.is_dir() or not os.access(ask.parent, os.W_OK)):
         raise ConfigurationError(f"--ask {ask}: name a file in a folder that is there and may be written to")
     latencies = open_device(device)
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, normalisation=normalisation)
     subject = study(model, dataset, weights, latency=latencies).subject
+    tell(chance_warning(subject.accuracy, dataset))
     network, latency = subject.network, subject.latency
     asked = latency.device if latency.device.is_here else Device.here()  # how questions are run on the target
     if ask is not None:

@@ -15,6 +15,7 @@ from plywise.env.network.samples import Samples
 from plywise.env.subject import Subject
 from plywise.experiments.data.dataset import Dataset, Split
 from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.data.normalisation import Normalisation
 from plywise.experiments.networks.model_loading import check_runs, load_model
 from plywise.experiments.networks.zoo import zoo_entry
 
@@ -79,17 +80,19 @@ def study_network(
     return Study(subject, samples(dataset.test))
 
 
-def load_both(model: str, data: str, weights: Path | None) -> tuple[nn.Module, Dataset]:
+def load_both(
+    model: str, data: str, weights: Path | None, normalisation: Normalisation | None = None
+) -> tuple[nn.Module, Dataset]:
     """Loads a network and the data that it must run on: first what is quick, so that mistakes are told soon.
 
     Raises:
         PlywiseError: if the network or the data are not usable.
     """
     if weights is None and trains_here(model):
-        dataset = load_dataset(data)
+        dataset = load_dataset(data, normalisation=normalisation)
         return load_model(model, None, dataset), dataset
     network = load_model(model, weights)
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, normalisation=normalisation)
     check_runs(network, dataset)
     return network, dataset
 

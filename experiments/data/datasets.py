@@ -12,16 +12,18 @@ from plywise.experiments.data.cifar_batches import CLASSES, read_binary_batches,
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.idx_files import read_mnist
 from plywise.experiments.data.image_folder import read_image_folder
+from plywise.experiments.data.normalisation import USUAL, Normalisation
 from plywise.experiments.data.splits import LabelledImages, assemble
 
 DIGITS_COUNT = 360
 """Test and validation images of the digits: a fifth of all images each."""
-CIFAR10_NORMALISATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR10_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), USUAL)
+"""That of ImageNet, which many use for CIFAR-10 too; others use the moments of CIFAR-10 itself."""
 CIFAR10_VALIDATION_COUNT = 5000
 DIGIT_NAMES = tuple(map(str, range(10)))
 
 
-def load_dataset(spec: str, seed: int = 0) -> Dataset:
+def load_dataset(spec: str, seed: int = 0, normalisation: Normalisation | None = None) -> Dataset:
     """Loads a dataset.
 
     Args:
@@ -29,16 +31,17 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
             plain or zipped, or the folder of the original batches; `folder:PATH` with an image folder, plain or
             zipped.
         seed: of the cut between training and validation images. The test images do not depend on it.
+        normalisation: of the images; the dataset's usual one, or that of its training split, where None.
 
     Raises:
-        ConfigurationError: the spec names no dataset.
+        ConfigurationError: the spec names no dataset, or the normalisation is for other channels.
         DataError: the files are missing, damaged or do not fit together.
     """
     name, colon, location = spec.partition(":")
     if name == "digits":
         if colon:
             raise DataError(f"{spec!r}: the digits are built in and take no path; write 'digits'")
-        return _digits(seed)
+        return _digits(seed).normalised(normalisation)
     if name not in READERS:
         raise unknown_name("dataset", name, ["digits", *READERS])
     path = Path(location).expanduser()
@@ -47,7 +50,7 @@ def load_dataset(spec: str, seed: int = 0) -> Dataset:
             f"{spec!r}: {f'{path} does not exist' if location else 'a path is missing'}; "
             f"write '{name}:PATH' with the path of the data, or 'digits' for data that are built in"
         )
-    return READERS[name](path, seed)
+    return READERS[name](path, seed).normalised(normalisation)
 
 
 def _digits(seed: int) -> Dataset:

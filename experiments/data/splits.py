@@ -8,6 +8,7 @@ from torch import Tensor
 from plywise.compressors.errors import DataError
 from plywise.env.network.samples import random_order
 from plywise.experiments.data.dataset import CUT, Dataset, Split
+from plywise.experiments.data.normalisation import MEASURED, Normalisation
 
 VALIDATION_SHARE = 0.1
 
@@ -63,7 +64,7 @@ def assemble(
     *,
     seed: int = 0,
     validation_count: int | None = None,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    normalisation: Normalisation | None = None,
 ) -> Dataset:
     """Cuts the validation split from the training images where none is given, and normalises.
 
@@ -75,7 +76,7 @@ def assemble(
         validation: validation images that are already apart from the training images.
         seed: of the cut.
         validation_count: how many images to cut; one tenth where None.
-        normalisation: mean and standard deviation of each channel; those of the training split where None.
+        normalisation: of each channel; that of the training split where None.
 
     Raises:
         DataError: too few training images to cut from.
@@ -90,9 +91,10 @@ def assemble(
                 "to cut validation images it needs at least 6, and 2 in each class"
             )
         train, validation = train.cut(count, seed)
-    mean, std = normalisation or channel_moments(train.images)
+    found = normalisation or Normalisation(*channel_moments(train.images), MEASURED)
+    mean, std = found.mean, found.std
     fit, held_out, unseen = (Split(part.images, part.labels, mean, std) for part in (train, validation, test))
-    return Dataset(name, classes, fit, held_out, unseen, source)
+    return Dataset(name, classes, fit, held_out, unseen, source, found.source)
 
 
 def channel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -17,6 +17,7 @@ from plywise.env.recovery.recovery import Recovered
 from plywise.env.score.demand import Demand
 from plywise.env.score.score import Outcome, judge
 from plywise.env.subject import Subject
+from plywise.experiments.data.normalisation import Normalisation
 from plywise.experiments.handover.checks import Checks
 
 VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
@@ -39,6 +40,8 @@ class Origin:
         validation: what kind of samples plans were scored on.
         refused: layers that cannot take the recipe of the pattern that they match, with the reason.
         uniform: the best plan with one recipe for all layers that the search started from, if it did.
+        normalisation: how the images were normalised; None where it is not known.
+        warnings: what casts doubt on all figures.
     """
 
     model: str
@@ -51,6 +54,8 @@ class Origin:
     refused: Mapping[str, str] = field(default_factory=dict)
     stopped: int = 0
     uniform: Plan | None = None
+    normalisation: Normalisation | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def _memory_violation(device: Device, block: Mapping[str, Any]) -> dict[str, float]:
@@ -94,6 +99,8 @@ def make_report(
     return {
         "model": origin.model,
         "data": origin.data,
+        "normalisation": None if origin.normalisation is None else origin.normalisation.report(),
+        "warnings": list(origin.warnings),
         "device": asdict(subject.latency.device),
         "demand_latency": latency,
         "demand": asdict(demand),

@@ -12,6 +12,7 @@ from torch import nn
 from plywise.compressors.errors import ConfigurationError, ModelError, unknown_name
 from plywise.env.storage.cache import cache_folder
 from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.data.normalisation import GIVEN
 from plywise.experiments.data.tensor_file import read_tensors, write_tensors
 from plywise.experiments.networks.densenet import DenseNet
 from plywise.experiments.networks.lenet import DigitsLeNet, LeNet5
@@ -180,4 +181,6 @@ def _training_key(network: nn.Module, settings: TrainingSettings, dataset: Datas
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
     for images in (dataset.train.images, dataset.train.labels):
         digest.update(images.numpy().tobytes())
+    if dataset.normalisation.source == GIVEN:
+        digest.update(str(dataset.normalisation).encode())
     return digest.hexdigest()[:16]

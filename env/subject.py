@@ -32,15 +32,16 @@ from plywise.env.network.menu import catalogue
 from plywise.env.network.network import Layer, Network
 from plywise.env.network.samples import Samples, model_digest
 from plywise.env.prices.price_file import load_prices, save_prices
-from plywise.env.prices.prices import PriceTable
+from plywise.env.prices.prices import Baseline, PriceTable
 from plywise.env.prices.pricing import Pricer
 from plywise.env.prices.sensitivity import ProbeSamples, Sensitivity, divergence
 from plywise.env.prices.survey import Survey, surveyed
 from plywise.env.score.early_stopping import EarlyStopping, Hopeless, InterimResult
+from plywise.env.score.points_per_nat import points_per_nat
 from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.result_store import ResultStore
 
-VERSION = "19"
+VERSION = "20"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
 
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
@@ -48,9 +49,6 @@ TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
 
 DIGESTED = 16
 """Calibration inputs on which networks of the same modules and weights are told apart by what they put out."""
-
-USUAL_POINTS_PER_NAT = 40.0
-"""What a nat costs where trial plans tell nothing; counts as one trial of one point."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,10 @@ class Subject:
         steps = surveyed(Survey(pricer, probed, self.store, self.key))
         looked_at = self._track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers))
         found = {each.layer: each.sensitivity for each in looked_at}
-        points, bytes_outside = self._tried(pricer, found)
         chance = 100.0 / self._original.shape[1]
-        table = pricer.price(found, points, bytes_outside, self.accuracy, min(chance, self.accuracy))
+        baseline = Baseline(self.accuracy, min(chance, self.accuracy), len(self.validation))
+        points, bytes_outside = self._tried(pricer, found, baseline)
+        table = pricer.price(found, points, bytes_outside, baseline)
         save_prices(table, path)
         return table
 
@@ -223,24 +222,20 @@ class Subject:
         """Layers of the network, in the order of the walk."""
         return self.network.layers
 
-    def _tried(self, pricer: Pricer, found: dict[str, Sensitivity]) -> tuple[float, float]:
+    def _tried(self, pricer: Pricer, found: dict[str, Sensitivity], baseline: Baseline) -> tuple[float, float]:
         """Learns from trial plans what cannot be known layer by layer.
 
         Returns:
-            Points of accuracy that a nat of summed single-layer divergence costs: the ratio of sums, so that plans of
-            a point or more count for most; it includes how layers interact. And the file's bytes outside the layers,
-            the most that were seen: normalisations that stand alone shrink where channels are cut.
+            Points of accuracy that a nat of summed single-layer divergence costs, which include how layers interact.
+            And the file's bytes outside the layers, the most that were seen: normalisations that stand alone shrink
+            where channels are cut.
         """
-        nats, points, alongside = 1.0 / USUAL_POINTS_PER_NAT, 1.0, []
         trials = _trial_plans(self.network, pricer, found)
-        for plan, expected in self._track(trials, f"{self.network.name}: trial plans", len(trials)):
-            accuracy, bytes_outside = self._trial(plan)
-            drop = self.accuracy - accuracy
-            alongside.append(bytes_outside)
-            if 0.0 <= drop <= 15.0:
-                nats += expected
-                points += drop
-        return points / nats, max(alongside)
+        tracked = self._track(trials, f"{self.network.name}: trial plans", len(trials))
+        nats, seen = zip(*((expected, self._trial(plan)) for plan, expected in tracked), strict=True)
+        accuracies, bytes_outside = np.array(seen).T
+        drops = baseline.accuracy - accuracies
+        return points_per_nat(np.array(nats), drops, baseline.room, baseline.samples), float(bytes_outside.max())
 
     def _trial(self, plan: Plan) -> tuple[float, float]:
         """Returns the accuracy of a plan and the bytes of its file that no layer accounts for; no plan twice."""
@@ -289,7 +284,8 @@ def _trial_plans(network: Network, pricer: Pricer, found: dict[str, Sensitivity]
             best = int(np.argmin(losses + price * sizes[layer.name] / whole))
             recipes[layer.name] = pricer.recipes[layer.name][best]
             expected += float(losses[best])
-        trials.append((Plan(network.name, recipes), expected))
+        if not trials or recipes != dict(trials[-1][0]):  # two prices may lead to one plan
+            trials.append((Plan(network.name, recipes), expected))
     return trials
 
 

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from plywise.env.score.surrogate import FACTORS, LEAST_COUNTED, PAIR, PLAN, WITNESSES, Surrogate
-from plywise.env.score.uncertainty import COUNTING, LAYER, NETWORK
+from plywise.env.score.plan_drop import plan_drop
+from plywise.env.score.surrogate import FACTORS, PAIR, PLAN, WITNESSES, Surrogate
+from plywise.env.score.uncertainty import LAYER, NETWORK, counting_variance
 from plywise.env.walk.synthetic import synthetic_table
 from plywise.experiments.studies.fidelity_study import random_plans, reliability, spread_plans
 
-LAYERS, PLANS = 12, 400
+LAYERS, PLANS, SAMPLES = 12, 400, 400
 NO_PAIRS = np.zeros((LAYERS, LAYERS))
 
 
 @pytest.fixture(scope="module")
 def table():
     drawn = synthetic_table(np.random.default_rng(1), LAYERS)
-    return dataclasses.replace(drawn, drop=np.minimum(drawn.drop, 0.5))
+    return dataclasses.replace(drawn, drop=np.minimum(drawn.drop, 0.5), samples=SAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def truth(generator):
 def lost(table, plans, factors, pairs=NO_PAIRS):
     drops = drops_of(table, plans)
     total = drops @ factors + ((np.sqrt(drops) @ pairs) * np.sqrt(drops)).sum(-1)
-    return total / (1 + total / (table.accuracy - table.chance))
+    return plan_drop(total, table.accuracy - table.chance)
 
 
 def seen(drop, generator):
-    counted = COUNTING * np.sqrt(np.maximum(drop, LEAST_COUNTED)) * generator.normal()
+    counted = np.sqrt(counting_variance(drop, SAMPLES)) * generator.normal()
     return drop * (1 + PLAN * generator.normal()) + counted
 
 

@@ -9,6 +9,7 @@ from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.score.least_plans import least_plans
 from plywise.env.score.score import Demands, score_plans
+from plywise.env.score.uncertainty import LEAST_CHANGED
 from plywise.env.walk.demand_sampler import DemandSampler
 from plywise.env.walk.observation import CONTEXT_FEATURES, LIMIT, ROW_FEATURES, Observer, reduced_costs
 from plywise.env.walk.synthetic import synthetic_table
@@ -232,13 +233,14 @@ def test_factors_change_prices_and_noise_stays_hidden(tables):
     assert (noisy.true_drop != noisy.drop).all()
 
 
-def test_luck_moves_the_drop_that_is_seen_by_its_root(tables):
+def test_counting_moves_the_drop_that_is_seen_by_its_standard_error(tables):
     counting_noise = np.array([-1.0, -0.1, 0.0, 0.1, 1.0, 2.0])
-    plain, lucky = (start(tables[:1], 6, demand=Demand(None), counting_noise=given) for given in (0.0, counting_noise))
+    plain, noisy = (start(tables[:1], 6, demand=Demand(None), counting_noise=given) for given in (0.0, counting_noise))
     rows = np.arange(6)
-    drops = [finish(walks, at_random(1)).outcomes(rows)[1] for walks in (plain, lucky)]
+    drops = [finish(walks, at_random(1)).outcomes(rows)[1] for walks in (plain, noisy)]
+    error = np.sqrt(100.0 * np.maximum(drops[0], LEAST_CHANGED) / tables[0].samples)
     assert (drops[0] > 0).all()
-    assert drops[1] == pytest.approx(np.minimum(drops[0] + counting_noise * np.sqrt(drops[0]), plain.room))
+    assert drops[1] == pytest.approx(np.minimum(drops[0] + counting_noise * error, plain.room))
 
 
 def test_observations_are_bounded_and_named(tables):

@@ -12,8 +12,8 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
 from plywise.env.prices.prices import PriceTable
 
-FORMAT = "prices/3"
-PLAIN = ("network", "layers", "recipes", "accuracy", "chance", "refused")
+FORMAT = "prices/4"
+PLAIN = ("network", "layers", "recipes", "accuracy", "chance", "samples", "refused")
 """Fields that are no arrays."""
 
 
@@ -45,6 +45,7 @@ def load_prices(path: Path) -> PriceTable:
             recipes=tuple(map(tuple, plain["recipes"])),
             accuracy=float(plain["accuracy"]),
             chance=float(plain["chance"]),
+            samples=int(plain["samples"]),
             refused=tuple((str(layer), str(recipe), str(reason)) for layer, recipe, reason in plain["refused"]),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

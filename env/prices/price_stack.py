@@ -35,6 +35,7 @@ class PriceStack:
         readers: `(T, L + 1, R)` layers whose `nearest` a layer is, padded.
         fixed: `(T, M)` share of the original's cost outside all layers.
         room: `(T,)` the largest possible drop, points.
+        samples: `(T,)` validation samples that drops are counted on.
     """
 
     def __init__(self, tables: Sequence[PriceTable]) -> None:
@@ -46,6 +47,7 @@ class PriceStack:
         shape = (len(tables), self.num_layers + 1, self.num_slots)
         self.layers = np.array([table.num_layers for table in tables])
         self.room = np.array([table.accuracy - table.chance for table in tables])
+        self.samples = np.array([table.samples for table in tables], np.float32)
         self.fixed = np.stack([table.fixed / table.original for table in tables]).astype(np.float64)
         self.legal = np.zeros(shape, bool)
         self.legal[:, :, 0] = True

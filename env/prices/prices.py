@@ -43,6 +43,26 @@ LAYER_FEATURES = (
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """The original on the validation samples.
+
+    Attributes:
+        accuracy: percent.
+        chance: that of guessing, or its own where that is less.
+        samples: that it was counted on.
+    """
+
+    accuracy: float
+    chance: float
+    samples: int
+
+    @property
+    def room(self) -> float:
+        """Points between the original and guessing."""
+        return self.accuracy - self.chance
+
+
+@dataclass(frozen=True)
 class PriceTable:
     """Prices of one network on one device. L layers, K recipe slots, Q keep levels, G channel groups, M metrics.
 
@@ -57,7 +77,7 @@ class PriceTable:
         cost: `(M, L, K, Q, Q)` at [metric, layer, slot, in_level, out_level]. For a slot that prunes, the cost
             already includes its own cut (`out_level` is then ignored: all entries along it are equal).
         drop: `(L, K)` estimated accuracy drop, percentage points, of this recipe alone with repair; drops of a
-            plan add up. Never negative.
+            plan add up, and then saturate (`plan_drop`). Never negative.
         output_error: `(L, K)` relative squared error of the layer's output, before the network's repair.
         keep_levels: `(Q,)` kept share of channels, 1.0 first, descending.
         in_share: `(L, G)` share of the layer's input channels that comes from each channel group (rows may sum
@@ -76,6 +96,7 @@ class PriceTable:
         original: `(M,)` cost of the original network, fixed part included.
         accuracy: validation accuracy of the original, percent.
         chance: accuracy of guessing, percent: no drop is larger than `accuracy - chance`.
+        samples: validation samples that accuracy is counted on.
         refused: layer, recipe and reason of what is not offered because the device does not run it.
     """
 
@@ -99,6 +120,7 @@ class PriceTable:
     original: Floats
     accuracy: float
     chance: float
+    samples: int
     refused: tuple[tuple[str, str, str], ...] = ()
 
     @property

@@ -35,7 +35,7 @@ from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.network.menu import is_uniform, legal_recipes, undominated
 from plywise.env.network.network import Layer, Network
 from plywise.env.network.operation import WEIGHTLESS
-from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, PriceTable
+from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, Baseline, PriceTable
 from plywise.env.prices.sensitivity import Sensitivity
 
 KEEP_LEVELS = (1.0, 0.75, 0.5, 0.25)
@@ -121,8 +121,7 @@ class Pricer:
         sensitivities: Mapping[str, Sensitivity],
         points_per_nat: float,
         bytes_outside: float,
-        accuracy: float,
-        chance: float,
+        baseline: Baseline,
     ) -> PriceTable:
         """Returns the price table.
 
@@ -130,7 +129,7 @@ class Pricer:
             sensitivities: of each layer over `recipes[layer]`.
             points_per_nat: accuracy points lost for each nat of divergence.
             bytes_outside: of a plan's packed file, those that no layer accounts for.
-            accuracy, chance: of the original and of guessing, percent.
+            baseline: the original.
 
         Raises:
             ModelError: where the device does not run a layer as it is.
@@ -141,7 +140,7 @@ class Pricer:
             layer.name: self._picked(layer, costs[layer.name], sensitivities[layer.name])
             for layer in self.network.layers
         }
-        return self._table(costs, rows, sensitivities, points_per_nat, bytes_outside, accuracy, chance)
+        return self._table(costs, rows, sensitivities, points_per_nat, bytes_outside, baseline)
 
     def _picked(self, layer: Layer, costs: NDArray[np.float64], sensitivity: Sensitivity) -> NDArray[np.int64]:
         """Returns the places of the recipes that a layer is offered, `(slots,)`, given all of its costs."""
@@ -216,8 +215,7 @@ class Pricer:
         sensitivities: Mapping[str, Sensitivity],
         points_per_nat: float,
         bytes_outside: float,
-        accuracy: float,
-        chance: float,
+        baseline: Baseline,
     ) -> PriceTable:
         network, levels = self.network, len(KEEP_LEVELS)
         chosen = {name: [self.recipes[name][place] for place in picked] for name, picked in rows.items()}
@@ -259,8 +257,9 @@ class Pricer:
             layer_features=self._layer_features(cost[0, :, 0, 0, 0]),
             fixed=fixed,
             original=original,
-            accuracy=accuracy,
-            chance=chance,
+            accuracy=baseline.accuracy,
+            chance=baseline.chance,
+            samples=baseline.samples,
             refused=tuple((name, str(recipe), reason) for (name, recipe), reason in self._refused.items()),
         )
 

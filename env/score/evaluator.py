@@ -12,6 +12,7 @@ from plywise.env.prices.price_stack import NUM_METRICS, PriceStack
 from plywise.env.prices.prices import METRICS, Ints, PriceTable
 from plywise.env.score.demand import Demand
 from plywise.env.score.least_plans import least_plans
+from plywise.env.score.plan_drop import plan_drop
 from plywise.env.score.score import Array, Demands, Outcome, judge
 from plywise.env.score.supply import metric_shares, supply_plans
 
@@ -53,7 +54,7 @@ class PlanEstimator:
         padded = self.stack.padded(0, plans)
         ratios: Array = self.stack.plan_costs(self._index, padded)[0].sum(0, dtype=np.float64) + self.stack.fixed[0]
         drops = np.take_along_axis(self.table.drop, plans.T, 1).sum(0, dtype=np.float64)
-        return ratios, np.minimum(drops, self.stack.room[0])
+        return ratios, plan_drop(drops, self.stack.room[0])
 
     def least(self) -> Ints:
         """Returns plans `(P, L)` that make each combination of costs small."""

@@ -7,8 +7,8 @@ With `d_l` the estimated drop of layer l, a plan's layers lose
 where the factors `f_l` say what the estimates are off by (1 on average, with one error for the whole network and one
 for each layer), and the pairwise terms `g_lm` how layers interact: disturbances add up squared, so two of them weigh
 on each other by the geometric mean of their drops, in either direction (with l = m, a layer weighs more or less). The
-plan loses `x / (1 + x / room)`: small drops add up, large ones cannot exceed the room above guessing. What is seen
-differs from it by what holds for this one plan only and by what counting images adds.
+plan loses what `plan_drop` makes of x. What is seen differs from it by what holds for this one plan only and by what
+counting samples adds.
 
 All errors are taken as normal, which makes this a Gaussian process over plans (Rasmussen and Williams, Gaussian
 Processes for Machine Learning, 2006, sections 2.1 and 2.2), linearised at each plan; its covariances sum over all
@@ -25,11 +25,9 @@ from scipy.linalg import cholesky, solve_triangular
 
 from plywise.env.prices.prices import Ints, PriceTable
 from plywise.env.score.evaluator import PlanEstimator
+from plywise.env.score.plan_drop import drop_growth, plan_drop
 from plywise.env.score.score import Array
-from plywise.env.score.uncertainty import COUNTING, LAYER, NETWORK
-
-LEAST_COUNTED = 0.05
-"""Points whose spread of counting a plan has at least: images are won and lost where none is lost on balance."""
+from plywise.env.score.uncertainty import LAYER, NETWORK, counting_variance
 
 PAIR = 0.3
 """Spread of the pairwise terms."""
@@ -69,12 +67,12 @@ class Surrogate:
         return replace(self.prior, drop=self.prior.drop * self._factors.astype(np.float32)[:, None])
 
     def observe(self, actions: Sequence[int], drop: float, seen: float = 1.0) -> None:
-        """Learns what a plan, one slot a layer, really lost, points, on a share of the images."""
+        """Learns what a plan, one slot a layer, really lost, points, on a share of the samples."""
         drops = self._by_layer(np.asarray(actions, np.int64)[None])
         (total,), (expected,), (slope,) = self._lost(drops)
         self._seen = np.concatenate([self._seen, drops])
         self._surprise = np.append(self._surprise, total + (drop - expected) / slope - drops.sum())
-        self._noise = np.append(self._noise, _noise(expected, seen) / slope**2)
+        self._noise = np.append(self._noise, self._noise_of(expected, seen) / slope**2)
         covariance = _shared(self._seen, self._seen) + np.diag(self._noise)
         self._root = cholesky(covariance, lower=True)
         halfway = self._halfway(self._surprise)
@@ -91,7 +89,7 @@ class Surrogate:
         _, drop, slope = self._lost(drops)
         variance = (NETWORK**2 + PAIR**2) * drops.sum(1) ** 2 + LAYER**2 * np.square(drops).sum(1)
         variance -= np.square(self._halfway(_shared(self._seen, drops))).sum(0)
-        variance = np.maximum(variance, 0.0) * slope**2 + _noise(drop)
+        variance = np.maximum(variance, 0.0) * slope**2 + self._noise_of(drop)
         return self._estimator.estimate(plans)[0], drop, np.sqrt(self._scale * variance)
 
     @property
@@ -106,8 +104,12 @@ class Surrogate:
         least, most = (factor * drops.sum(1) for factor in FACTORS)
         total = np.clip(drops @ self._factors + _pairwise(drops, self._seen) @ self._weights, least, most)
         room = self.prior.accuracy - self.prior.chance
-        share = 1.0 / (1.0 + total / max(room, LEAST_COUNTED))
-        return total, total * share, share * share
+        return total, plan_drop(total, room), drop_growth(total, room)
+
+    def _noise_of(self, drop: Array, seen: float = 1.0) -> Array:
+        """Returns the variance of what a share of the samples shows of a drop that factors and pairwise terms tell."""
+        variance: Array = counting_variance(drop, seen * self.prior.samples) + (PLAN * drop) ** 2
+        return variance
 
     def _halfway(self, values: Array) -> Array:
         """Returns the root of the covariance, inverted, times `values` `(n,)` or `(n, k)`."""
@@ -135,9 +137,3 @@ def _pairwise(plans: Array, others: Array) -> Array:
     """Does what `_linear` does, for the pairwise terms."""
     found: Array = PAIR**2 * np.square(np.sqrt(plans) @ np.sqrt(others).T)
     return found
-
-
-def _noise(drop: Array, seen: float = 1.0) -> Array:
-    """Returns the variance of what a share of the images shows of a drop that factors and pairwise terms tell."""
-    variance: Array = COUNTING**2 * np.maximum(drop, LEAST_COUNTED) / seen + (PLAN * drop) ** 2
-    return variance

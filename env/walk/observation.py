@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from plywise.env.prices.price_stack import PriceStack
 from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, Floats
+from plywise.env.score.plan_drop import plan_drop
 from plywise.env.score.score import expected_scores, worst_use
 from plywise.env.score.supply import SHADOW_PRICES
 from plywise.env.score.uncertainty import spread_of
@@ -156,9 +157,9 @@ class Observer:
         promised = walks.spent[:, None].astype(np.float32) + walks.cost + walks.behind[:, :, 0]
         later = walks.rest[rows, walks.star, DROP] - walks.price[rows, layer, walks.star, DROP]
         drop = (walks.drop + later)[:, None].astype(np.float32) + walks.drops
-        drop = np.minimum(drop, walks.room[:, None].astype(np.float32))
+        drop = plan_drop(drop, walks.room[:, None].astype(np.float32))
         demands = walks.demands.per_plan()
-        score = expected_scores(demands, promised, drop, spread_of(drop))
+        score = expected_scores(demands, promised, drop, spread_of(drop, walks.stack.samples[table][:, None]))
         best_score = np.where(allowed, score, -np.inf).max(1, keepdims=True)
         features[:, :, at + 13] = _near(score - best_score)
         features[:, :, at + 14] = _log_clipped(worst_use(demands, promised))

@@ -7,7 +7,7 @@ import numpy as np
 from plywise.env.prices.price_stack import NUM_METRICS
 from plywise.env.prices.prices import Ints
 from plywise.env.score.score import Array
-from plywise.env.score.uncertainty import COUNTING, LAYER, NETWORK
+from plywise.env.score.uncertainty import LAYER, NETWORK
 from plywise.env.walk.walk import Walks
 
 
@@ -17,8 +17,8 @@ class Randomisation:
 
     Attributes:
         noise: error of the estimates. The true drop, which only the final score knows, is the estimate times factors
-            of spread NETWORK * noise for all layers and LAYER * noise for each, plus what counting a few hundred
-            images adds: a drop of d points is seen with a spread of COUNTING * sqrt(d) * noise points.
+            of spread NETWORK * noise for all layers and LAYER * noise for each, of mean 1, plus `noise` times what
+            counting the network's validation samples adds.
         jitter: variety of networks. Drops and costs of each layer, shown and true, are multiplied by factors of
             spread 0.5 * jitter and 0.3 * jitter.
     """
@@ -31,8 +31,9 @@ class Randomisation:
         shape = (len(rows), walks.stack.num_layers + 1)
         network = generator.normal(0.0, NETWORK, (len(rows), 1))
         truth = self.noise * (network + generator.normal(0.0, LAYER, shape))
+        truth -= 0.5 * self.noise**2 * (NETWORK**2 + LAYER**2)  # the mean of a lognormal variable lies above its median
         drop = self.jitter * generator.normal(0.0, 0.5, shape)
         cost = self.jitter * generator.normal(0.0, 0.3, (*shape, NUM_METRICS))
-        counting_noise = self.noise * COUNTING * generator.normal(size=len(rows))
+        counting_noise = self.noise * generator.normal(size=len(rows))
         drops, truths, costs = (np.exp(exponent, dtype=np.float32) for exponent in (drop, truth, cost))
         return walks.place(rows, table, drops, truths, costs, counting_noise)

@@ -7,6 +7,8 @@ from plywise.env.score.score import Array
 
 KEEP_LEVELS = (1.0, 0.875, 0.75, 0.5, 0.25)
 CHANNELS = (16, 32, 64, 128, 256)
+SAMPLES = (300, 400, 1000, 2000, 5000)
+"""Validation samples that there may be."""
 BYTES_PER_MS = 2e6
 MJ_PER_MS = 8.0
 
@@ -58,6 +60,7 @@ def synthetic_table(
         original=(original_layers + fixed).astype(np.float32),
         accuracy=accuracy,
         chance=10.0,
+        samples=int(rng.choice(SAMPLES)),
     )
 
 

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from plywise.env.prices.price_stack import LATENCY, NUM_METRICS, PriceStack
 from plywise.env.prices.prices import METRICS, Bools, Floats, Ints
 from plywise.env.score.least_plans import least_plans
+from plywise.env.score.plan_drop import plan_drop
 from plywise.env.score.score import SLACK, Array, Demands, expected_scores, score_plans, worst_use
 from plywise.env.score.supply import SHADOW_PRICES, metric_shares, supply_plans
-from plywise.env.score.uncertainty import spread_of
+from plywise.env.score.uncertainty import counting_variance, spread_of
 
 NUM_PRICES = len(SHADOW_PRICES)
 WAY_OUT = NUM_PRICES
@@ -27,11 +28,11 @@ class Walks:
     Their prices for the layers ahead are kept exact for the channels that the choices so far have left.
 
     State, all in `STATE`: `table`, `layer` `(n,)`; `actions` `(n, L)`, -1 ahead; `spent` `(n, M)`, fixed part
-    included; `drop`, `true_drop` `(n,)` estimated and, with noise, true; `counting_noise` `(n,)`; `weights`... of the
-    demands; `drop_factor`, `truth_factor` `(n, L + 1)` and `scale` `(n, L + 1, M)`, the row's own factors; `plans`,
-    `kept`, `out` `(n, L + 1, P)` slots, input kept shares and output levels; `price` `(n, L + 1, P, M + 1)` costs and
-    drop; `border_latency` `(n, L + 1, P)` latencies that come to them where the number format changes;
-    `integer_inputs` `(n, L + 1)` whether the slots that were taken compute on integers.
+    included; `drop`, `true_drop` `(n,)` sums over layers, estimated and, with noise, true; `counting_noise` `(n,)`;
+    `weights`... of the demands; `drop_factor`, `truth_factor` `(n, L + 1)` and `scale` `(n, L + 1, M)`, the row's own
+    factors; `plans`, `kept`, `out` `(n, L + 1, P)` slots, input kept shares and output levels; `price`
+    `(n, L + 1, P, M + 1)` costs and drop; `border_latency` `(n, L + 1, P)` latencies that come to them where the number
+    format changes; `integer_inputs` `(n, L + 1)` whether the slots that were taken compute on integers.
 
     After `refresh`, of the current layer: `cost` `(n, K, M)`, `drops` `(n, K)`, `masks` `(n, K)`, `rest`
     `(n, P, M + 1)` what the plans make of the current and later layers, `behind` `(n, K, 2, M)` what the best price's
@@ -99,7 +100,7 @@ class Walks:
             drop_factor: `(r, L + 1)` on the drops, shown and true.
             truth_factor: `(r, L + 1)` on the true drops only.
             cost_factor: `(r, L + 1, M)` on the layers' costs; the original's changes with them.
-            counting_noise: `(r,)` times the square root of the true drop, what is seen of it besides.
+            counting_noise: `(r,)` what counting samples adds to the true drop, in standard deviations of that.
 
         Returns:
             `(r, J, M)` shares of the original's cost, one row for each of `least_plans.COMBINATIONS`.
@@ -155,10 +156,11 @@ class Walks:
         self.rest = np.matmul(ahead[:, None], flat).reshape(self.count, NUM_PRICES + 1, NUM_METRICS + 1)
         self.rest[..., LATENCY] += np.matmul(ahead[:, None], self.border_latency)[:, 0]
         spent, drop, room = (a[:, None].astype(np.float32) for a in (self.spent, self.drop, self.room))
+        samples = stack.samples[table][:, None]
         total = spent + self.rest[..., :DROP]
         used = self._find_way_out(total)
-        drops = np.minimum(drop + self.rest[..., DROP], room)
-        scores = expected_scores(self.demands.per_plan(), total, drops, spread_of(drops))
+        drops = plan_drop(drop + self.rest[..., DROP], room)
+        scores = expected_scores(self.demands.per_plan(), total, drops, spread_of(drops, samples))
         self.promised, self.promised_drop = total[:, :NUM_PRICES], drops[:, :NUM_PRICES]
         self.projected = scores[:, :NUM_PRICES]
         self.star = self.projected.argmax(1)
@@ -204,8 +206,9 @@ class Walks:
 
     def outcomes(self, rows: Ints) -> tuple[Array, Array, Array]:
         """Returns costs as shares `(r, M)`, drops as seen `(r,)` and scores `(r,)` of finished walks."""
-        drop = self.true_drop[rows]
-        drop = np.minimum(drop + self.counting_noise[rows] * np.sqrt(drop), self.room[rows])
+        drop = plan_drop(self.true_drop[rows], self.room[rows])
+        spread = np.sqrt(counting_variance(drop, self.stack.samples[self.table[rows]]))
+        drop = np.minimum(drop + self.counting_noise[rows] * spread, self.room[rows])
         demands = Demands(*(getattr(self.demands, field.name)[rows] for field in fields(Demands)))
         return self.spent[rows], drop, score_plans(demands, self.spent[rows], drop)
 

@@ -403,9 +403,7 @@ def test_other_precisions_come_back_as_they_were(recipe, kind, dtype):
     assert (effective_matrix(module).float() - usual).abs().mean() < 0.1 * usual.abs().mean()
 
 
-@pytest.mark.parametrize(
-    "recipe", ["magnitude_pruning", "uniform_quantization(bits=2)", "uniform_quantization(bits=1)"]
-)
+@pytest.mark.parametrize("recipe", ["magnitude_pruning", "uniform_quantization(bits=2)", "binary"])
 @pytest.mark.parametrize(
     "layer",
     [

@@ -1,5 +1,6 @@
 """What each weight format promises: exact symbols, safe restoring, errors that fall where they must, small files."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from plywise.compressors.formats.minifloat_format import MinifloatFormat
 from plywise.compressors.formats.recentralized_format import RecentralizedFormat
 from plywise.compressors.formats.scale_search import power_of_two_above
 from plywise.compressors.formats.weight_format import UniformFormat, set_weight_format, weight_format, weight_formats
-from plywise.compressors.modules.layers import weight_matrices, weight_of
+from plywise.compressors.modules.layers import set_weight, weight_matrices, weight_of
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.packing.packed_file import load_packed, save_packed
 from plywise.compressors.packing.packed_module import packed_size
@@ -25,9 +26,10 @@ from plywise.compressors.packing.packing import pack_symbols, symbols_size, unpa
 from plywise.compressors.quantization.codebook import clustered
 from plywise.compressors.quantization.recentralized import two_normals
 from plywise.compressors.quantization.weight_rounding import importance_of
-from plywise.compressors.recipes.technique import Recipe, Stage, make_technique
+from plywise.compressors.recipes.technique import Recipe, Stage, make_technique, techniques
 from plywise.compressors.statistics.error_feedback import damped, relative_output_error
 from plywise.compressors.statistics.leaves import effective_matrix
+from plywise.compressors.statistics.statistics import LayerStatistics
 from plywise.env.bank.repair import _apply
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model
@@ -266,8 +268,32 @@ def test_more_bits_never_lose_more(recipes, rounding, kind):
     assert errors == sorted(errors, reverse=True)
 
 
+def fewest_bits():
+    """Every quantiser of weights with as few bits as it allows, by name."""
+    for name, kind in techniques().items():
+        if kind.stage is Stage.WEIGHTS:
+            lows = {field.name: field.metadata.get("low") for field in dataclasses.fields(kind)}
+            yield make_technique(name, {key: lows[key] for key in ("bits", "width") if lows.get(key)})
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("technique", list(fewest_bits()), ids=str)
+def test_weights_of_one_sign_do_not_vanish_in_the_fewest_bits(technique, sign):
+    layer = nn.Linear(32, 8)
+    nn.init.uniform_(layer.weight, 0.5, 1.0)
+    set_weight(layer, sign * layer.weight.detach())
+    after = weight_of(technique.compress(layer, LayerStatistics.white(layer)))
+    assert bool((after * sign > 0).any(1).all()), "an output channel has lost all its weights"
+
+
+@pytest.mark.parametrize("name", ["uniform_quantization", "codebook"])
+def test_one_bit_is_refused_with_what_to_take_instead(name):
+    with pytest.raises(ConfigurationError, match=r"bits=1 must lie between 2 and 8; of two values, .* take 'binary'"):
+        make_technique(name, {"bits": 1})
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_codebook_never_loses_more_than_a_uniform_grid(bits, kind):
     shared = weighted_error_of(f"codebook(bits={bits}, rounding=nearest)", kind)
     assert shared <= weighted_error_of(f"uniform_quantization(bits={bits}, rounding=nearest)", kind) * (1 + 1e-5)

@@ -30,7 +30,14 @@ class Codebook(WeightQuantizer):
     summary: ClassVar[str] = "smaller files at the same loss as uniform weights of more bits; no integer kernels"
     source: ClassVar[str] = "Han et al., Deep Compression, 2016, section 3 (weight sharing; linear initialisation)"
 
-    bits: int = choice(4, grid=(8, 4, 3, 2), low=1, high=8, help="bits of a weight: the table has 2**bits values")
+    bits: int = choice(
+        4,
+        grid=(8, 4, 3, 2),
+        low=2,
+        high=8,
+        help="bits of a weight: the table has 2**bits values",
+        outside="of two values, one would be zero and all weights of the other's opposite sign lost: take 'binary'",
+    )
     rounding: str = rounding_choice()
 
     def format_of(self, weight: Tensor, importance: Tensor) -> CodebookFormat:

@@ -30,7 +30,14 @@ class UniformQuantization(WeightQuantizer):
         "objective, met by coordinate descent)"
     )
 
-    bits: int = choice(8, grid=(8, 7, 6, 4, 3, 2), low=1, high=8, help="bits of a weight")
+    bits: int = choice(
+        8,
+        grid=(8, 7, 6, 4, 3, 2),
+        low=2,
+        high=8,
+        help="bits of a weight",
+        outside="of two values, one would be zero and all weights of the other's opposite sign lost: take 'binary'",
+    )
     scheme: str = choice("symmetric", grid=("symmetric", "affine"), help="whether zero sits in the middle")
     rounding: str = choice(
         "gptq",

@@ -7,7 +7,13 @@ from plywise.compressors.errors import ConfigurationError
 
 
 def choice(
-    default: Any, *, grid: tuple[Any, ...], low: float | None = None, high: float | None = None, help: str = ""
+    default: Any,
+    *,
+    grid: tuple[Any, ...],
+    low: float | None = None,
+    high: float | None = None,
+    help: str = "",
+    outside: str = "",
 ) -> Any:
     """Declares a hyperparameter.
 
@@ -16,8 +22,10 @@ def choice(
         grid: values that the search tries.
         low, high: bounds of allowed numbers, inclusive; a text must be on the grid.
         help: one line for the listing.
+        outside: what to do instead of a number out of bounds.
     """
-    return dataclasses.field(default=default, metadata={"grid": grid, "low": low, "high": high, "help": help})
+    metadata = {"grid": grid, "low": low, "high": high, "help": help, "outside": outside}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_value(name: str, field: "dataclasses.Field[Any]", value: Any) -> None:
@@ -31,4 +39,6 @@ def check_value(name: str, field: "dataclasses.Field[Any]", value: Any) -> None:
         kind = "a whole number" if isinstance(field.default, int) else "a number"
         raise ConfigurationError(f"{name}: {field.name}={value!r} must be {kind}, for example {field.default}")
     if (low is not None and value < low) or (high is not None and value > high) or value != value:
-        raise ConfigurationError(f"{name}: {field.name}={value!r} must lie between {low} and {high}")
+        outside = field.metadata["outside"]
+        instead = f"; {outside}" if outside else ""
+        raise ConfigurationError(f"{name}: {field.name}={value!r} must lie between {low} and {high}{instead}")

@@ -65,6 +65,12 @@ def test_shapes_and_ranges(subjects, kind):
     assert (table.original > 0).all()
     assert table.keep_levels.tolist() == list(KEEP_LEVELS)
     assert 0 <= table.chance <= table.accuracy <= 100
+    assert table.samples == len(subjects(kind).validation)
+    written = [[Recipe.parse(text).at(Stage.ACTIVATIONS) is not None for text in menu] for menu in table.recipes]
+    assert [row[: len(menu)].tolist() for row, menu in zip(table.integers, written, strict=True)] == written
+    assert not table.integers[~table.legal].any()
+    rounded = table.recipe_features[:, :, RECIPE_FEATURES.index("activation_bits")] == 0.25
+    assert (rounded == table.integers).all()
 
 
 @pytest.mark.parametrize("kind", PRICED)
@@ -298,7 +304,7 @@ def test_price_files_keep_every_bit_and_refuse_others(subjects, tmp_path):
         assert getattr(loaded, name) == value if same is None else same, name
     assert [path.name for path in tmp_path.iterdir()] == ["prices"]
     data = (tmp_path / "prices").read_bytes()
-    for broken in (b"", data[:100], data[:-1], b"\x00" * 64, data.replace(b"prices/4", b"prices/9")):
+    for broken in (b"", data[:100], data[:-1], b"\x00" * 64, data.replace(b"prices/5", b"prices/9")):
         (tmp_path / "prices").write_bytes(broken)
         with pytest.raises(FileFormatError, match="delete it to price again"):
             load_prices(tmp_path / "prices")

@@ -84,10 +84,21 @@ def walk(network, steps, seed=0):
 SAMPLES = Samples(images(100, 5), labels(100, 6))
 
 
+class CountingMemory(ActivationMemory):
+    """Counts how often something asked for was there."""
+
+    hits = 0
+
+    def get(self, key):
+        found = super().get(key)
+        self.hits += found is not None
+        return found
+
+
 @pytest.mark.parametrize("ceiling", [PLENTY, 200_000])
 @pytest.mark.parametrize("kind", [*NETWORKS, InPlace])
 def test_what_is_reused_is_what_would_have_been_computed(kind, ceiling):
-    bank, memory = banked(kind), ActivationMemory(ceiling)
+    bank, memory = banked(kind), CountingMemory(ceiling)
     scorer = Scorer(bank, SAMPLES, memory)
     for plan in walk(bank.network, 6):
         stitched, logits = scorer.run(plan, Repair(inputs=32))
@@ -120,7 +131,7 @@ def test_nothing_is_remembered_behind_the_layers_that_later_plans_begin_with(kin
     bank = banked(kind)
     plan, units = next(walk(bank.network, 1)), find_units(bank.network)
     keep = units[1].layers
-    few, all_of_it = ActivationMemory(PLENTY), ActivationMemory(PLENTY)
+    few, all_of_it = CountingMemory(PLENTY), ActivationMemory(PLENTY)
     scorers = [Scorer(bank, SAMPLES, memory) for memory in (few, all_of_it)]
     for turn in (1, 2):
         assert torch.equal(scorers[0].run(plan, keep=keep)[1], scorers[1].run(plan)[1])

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from plywise.env.prices.price_stack import PriceStack
-from plywise.env.prices.prices import RECIPE_FEATURES
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.score.least_plans import least_plans
@@ -87,9 +86,8 @@ def test_what_a_cut_saves_downstream_is_seen_before_it_is_made(pair):
 
 
 def test_numbers_that_change_their_form_take_time(pair):
-    features = pair.recipe_features.copy()
-    features[:, 1, RECIPE_FEATURES.index("activation_bits")] = 0.25
-    prices = {"recipe_features": features, "nearest": np.array([-1, 0]), "border": np.array([0.2, 0.5], np.float32)}
+    integers = np.array([[False, True], [False, True]])
+    prices = {"integers": integers, "nearest": np.array([-1, 0]), "border": np.array([0.2, 0.5], np.float32)}
     walks = start([dataclasses.replace(pair, **prices)], 2, demand=Demand())
     walks.refresh()
     assert walks.cost[0, :, 1] == pytest.approx([0.1, 0.05 + 0.02])

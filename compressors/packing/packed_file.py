@@ -22,7 +22,7 @@ from plywise.compressors.modules.projected_attention import with_projections
 from plywise.compressors.packing.byte_reader import with_length
 from plywise.compressors.packing.module_reader import PayloadReader, build, fill
 from plywise.compressors.packing.module_spec import leaf_settings, module_mark, unstorable
-from plywise.compressors.packing.packed_container import container_header, read_container, write_container
+from plywise.compressors.packing.packed_container import read_container, write_container
 from plywise.compressors.packing.packed_module import (
     PRESET,
     compressed_json,
@@ -90,11 +90,6 @@ def load_packed(path: str | Path, skeleton: nn.Module) -> nn.Module:
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Returns the metadata that `save_packed` was given; raises FileFormatError on a damaged file."""
     return read_container(Path(path), limit=0)[0]
-
-
-def file_overhead(skeleton: nn.Module, metadata: Mapping[str, str]) -> int:
-    """Returns the bytes of a packed file that belong to no module."""
-    return len(container_header(metadata, b"")) + len(_fingerprint(with_projections(skeleton))) + 16
 
 
 class _Writer:

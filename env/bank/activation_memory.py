@@ -27,13 +27,11 @@ class ActivationMemory:
     Attributes:
         ceiling: bytes that are never exceeded.
         used: bytes kept now.
-        hits: how often something asked for was there.
     """
 
     def __init__(self, ceiling: int) -> None:
         self.ceiling = ceiling
         self.used = 0
-        self.hits = 0
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._pass = 0
 
@@ -46,7 +44,6 @@ class ActivationMemory:
         found = self._kept.get(key)
         if found is None:
             return None
-        self.hits += 1
         found.pass_number = self._pass
         self._kept.move_to_end(key)
         return found.output, found.modules

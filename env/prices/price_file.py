@@ -12,7 +12,7 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
 from plywise.env.prices.prices import PriceTable
 
-FORMAT = "prices/4"
+FORMAT = "prices/5"
 PLAIN = ("network", "layers", "recipes", "accuracy", "chance", "samples", "refused")
 """Fields that are no arrays."""
 

@@ -86,6 +86,7 @@ class PriceTable:
         leads: `(L,)` whether the layer decides for its group (the first of it in the walk). Only leaders have
             slots with a keep level other than 0.
         recipe_level: `(L, K)` index into `keep_levels` that the slot sets for the layer's group.
+        integers: `(L, K)` whether the slot computes on integers, False on padding.
         nearest: `(L,)` the last earlier layer whose outputs reach the layer without passing through another one, -1 for
             none.
         border: `(L,)` milliseconds that the layer takes more where it computes on integers and `nearest` on floats (the
@@ -112,6 +113,7 @@ class PriceTable:
     out_group: Ints
     leads: Bools
     recipe_level: Ints
+    integers: Bools
     nearest: Ints
     border: Floats
     recipe_features: Floats
@@ -132,12 +134,6 @@ class PriceTable:
     def num_slots(self) -> int:
         """K."""
         return int(self.legal.shape[1])
-
-    @property
-    def integers(self) -> Bools:
-        """Whether each slot computes on integers, `(L, K)`."""
-        found: Bools = self.recipe_features[:, :, RECIPE_FEATURES.index("activation_bits")] < 1.0
-        return found & self.legal
 
     @cached_property
     def num_groups(self) -> int:

@@ -223,7 +223,8 @@ class Pricer:
         cost = np.zeros((len(METRICS), count, slots, levels, levels), np.float32)
         legal = np.zeros((count, slots), bool)
         drop, error = np.zeros((count, slots), np.float32), np.zeros((count, slots), np.float32)
-        level, features = np.zeros((count, slots), np.int64), np.zeros((count, slots, len(RECIPE_FEATURES)), np.float32)
+        level, integers = np.zeros((count, slots), np.int64), np.zeros((count, slots), bool)
+        features = np.zeros((count, slots, len(RECIPE_FEATURES)), np.float32)
         for row, layer in enumerate(network.layers):
             found, picked = sensitivities[layer.name], rows[layer.name]
             offered = slice(len(picked))
@@ -233,8 +234,9 @@ class Pricer:
             error[row, offered] = found.output_error[picked]
             for slot, recipe in enumerate(chosen[layer.name]):
                 level[row, slot] = _level(recipe)
+                integers[row, slot] = recipe.at(Stage.ACTIVATIONS) is not None
                 share = _share(self._priced_chain(layer, recipe, 0, 0), network.operations[layer.name])
-                features[row, slot] = _recipe_features(recipe, error[row, slot], share)
+                features[row, slot] = _recipe_features(recipe, integers[row, slot], error[row, slot], share)
         fixed = np.array([bytes_outside, self.whole.overhead.rest, 0.0], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
@@ -251,6 +253,7 @@ class Pricer:
             out_group=np.array([-1 if layer.group is None else layer.group for layer in network.layers], np.int64),
             leads=np.array([layer.leads for layer in network.layers]),
             recipe_level=level,
+            integers=integers,
             nearest=self._nearest(),
             border=self._borders(),
             recipe_features=features,
@@ -418,7 +421,7 @@ def _share(chain: Chain, original: Chain) -> float:
     return left / stored
 
 
-def _recipe_features(recipe: Recipe, error: float, macs_share: float) -> list[float]:
+def _recipe_features(recipe: Recipe, integer: bool, error: float, macs_share: float) -> list[float]:
     def setting(name: str, default: float) -> float:
         return next((float(t.settings()[name]) for t in recipe.techniques if name in t.settings()), default)
 
@@ -430,7 +433,7 @@ def _recipe_features(recipe: Recipe, error: float, macs_share: float) -> list[fl
         "rank_ratio": 0.0 if structure is None or prunes else max(0.0, 1.0 - macs_share),
         "sparsity": setting("sparsity", 0.0),
         "weight_bits": recipe.bits / 32,
-        "activation_bits": 8 / 32 if recipe.at(Stage.ACTIVATIONS) is not None else 1.0,
+        "activation_bits": 8 / 32 if integer else 1.0,
         "log_output_error": float(np.log10(max(error, 1e-10))) / 5,
     }
     return [values[name] for name in RECIPE_FEATURES]

@@ -107,12 +107,6 @@ class SurrogateEvaluator:
         return self._estimator.outcome(self.demand, ratios[0], drops[0])
 
 
-def least_reachable(table: PriceTable) -> dict[str, float]:
-    """Returns for each metric the least share of the original's cost that a known plan reaches."""
-    estimator = PlanEstimator(table)
-    return dict(zip(METRICS, estimator.estimate(estimator.least())[0].min(0).tolist(), strict=True))
-
-
 def check_demand(table: PriceTable, demand: Demand) -> None:
     """Refuses cost ceilings that no plan can hold; that of accuracy can always be held.
 

@@ -89,11 +89,10 @@ class CompressionEnv(gym.Env[dict[str, Any], np.int64]):
         """Starts an episode. There are no options."""
         super().reset(seed=seed)
         reachable = self.randomisation.place(self.walks, self._row, self._row, self.np_random)
-        fixed = isinstance(self.demand, Demand)
         demand = self.demand if isinstance(self.demand, Demand) else self.demand.sample(reachable[0], self.np_random)
         self.walks.start(self._row, Demands.of([demand]))
         self.walks.refresh()
-        return self._observation(), {"fixed_demand": fixed}
+        return self._observation(), {}
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes a recipe for the current layer; see the class."""

@@ -4,7 +4,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from plywise.env.prices.price_stack import PriceStack
+from plywise.env.prices.price_stack import LATENCY, PriceStack
 from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, Floats
 from plywise.env.score.plan_drop import plan_drop
 from plywise.env.score.score import expected_scores, worst_use
@@ -99,15 +99,13 @@ class Observer:
         recipes = np.zeros((len(stack.tables), depth, stack.num_slots, len(ROW_FEATURES)), np.float32)
         recipes[..., -1] = 1.0
         self.device = np.zeros((len(stack.tables), 2), np.float32)
-        latency, activation_bits = METRICS.index("latency"), RECIPE_FEATURES.index("activation_bits")
         for index, table in enumerate(stack.tables):
             self.layers[index, : table.num_layers] = table.layer_features
             own = recipes[index, : table.num_layers, : table.num_slots, : len(RECIPE_FEATURES)]
             np.clip(table.recipe_features, -LIMIT, LIMIT, out=own)
-            integer = table.legal & (table.recipe_features[:, :, activation_bits] < 1)
-            speed = _log(table.cost[latency, :, :, 0, 0]) - _log(table.cost[latency, :, :1, 0, 0])
-            median = float(np.median(speed[integer])) if integer.any() else 0.0
-            self.device[index] = stack.fixed[index, latency], median
+            speed = _log(table.cost[LATENCY, :, :, 0, 0]) - _log(table.cost[LATENCY, :, :1, 0, 0])
+            median = float(np.median(speed[table.integers])) if table.integers.any() else 0.0
+            self.device[index] = stack.fixed[index, LATENCY], median
         self.recipes = recipes.reshape(-1, *recipes.shape[2:])  # one row for each layer of each network
 
     def observe(self, walks: Walks) -> Observation:

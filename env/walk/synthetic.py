@@ -32,18 +32,19 @@ def synthetic_table(
     size = width.astype(float) ** 2 * rng.lognormal(1.5, 0.6, num_layers)  # parameters
     milliseconds = size * rng.lognormal(0.0, 0.7, num_layers) / BYTES_PER_MS
     in_share, out_group, leads = _groups(rng, num_layers, pruning)
-    features, level = _recipes(rng, num_layers, num_slots, leads)
-    cost = _costs(rng, features, level, size, milliseconds, width, out_group >= 0)
-    error, drop = _losses(rng, features, size)
+    features, level, integers = _recipes(rng, num_layers, num_slots, leads)
+    cost = _costs(rng, features, level, integers, size, milliseconds, width, out_group >= 0)
+    error, drop = _losses(rng, features, integers, size)
     original_layers = cost[:, :, 0, 0, 0].sum(1)
     fixed = original_layers * np.array([0.01, rng.uniform(0.0, 0.15), rng.uniform(0.0, 0.1)])
     accuracy = float(rng.uniform(70, 96))
     features[:, :, 6] = np.log10(np.maximum(error, 1e-8)) / 5
+    legal = _legal(rng, num_layers, num_slots)
     return PriceTable(
         network=name,
         layers=tuple(f"layer{index}" for index in range(num_layers)),
         recipes=tuple(tuple(_written(row) for row in menu) for menu in features),
-        legal=_legal(rng, num_layers, num_slots),
+        legal=legal,
         cost=cost.astype(np.float32),
         drop=drop.astype(np.float32),
         output_error=error.astype(np.float32),
@@ -52,6 +53,7 @@ def synthetic_table(
         out_group=out_group,
         leads=leads,
         recipe_level=level,
+        integers=integers & legal,
         nearest=np.maximum(np.arange(num_layers) - np.where(rng.random(num_layers) < 0.8, 1, 2), -1),
         border=(milliseconds * rng.uniform(0.0, 0.3, num_layers)).astype(np.float32),
         recipe_features=features.astype(np.float32),
@@ -81,29 +83,30 @@ def _groups(rng: np.random.Generator, count: int, pruning: bool) -> tuple[Floats
     return in_share, out_group, leads
 
 
-def _recipes(rng: np.random.Generator, count: int, slots: int, leads: Bools) -> tuple[Array, Ints]:
+def _recipes(rng: np.random.Generator, count: int, slots: int, leads: Bools) -> tuple[Array, Ints, Bools]:
     """Draws one catalogue for the network; slots that prune stand as their weight-only twin where no group is led."""
     kinds = np.zeros((slots, len(RECIPE_FEATURES)))
     kinds[:, 0], kinds[1:, 0] = 1.0, 0.0
     kinds[:, 4:6] = 1.0
-    level = np.zeros(slots, np.int64)
+    level, integers = np.zeros(slots, np.int64), np.zeros(slots, bool)
     for slot in range(1, slots):
         kinds[slot, 4] = (8, 7, 6, 5, 4, 3, 2)[(slot - 1) % 7] / 32
-        if kinds[slot, 4] <= 7 / 32 and rng.random() < 0.5:
-            kinds[slot, 5] = 8 / 32
+        integers[slot] = kinds[slot, 4] <= 7 / 32 and rng.random() < 0.5
         kinds[slot, 3] = (0.0, 0.0, 0.5, 0.7)[(slot - 1) // 7 % 4]
         level[slot] = rng.integers(1, len(KEEP_LEVELS)) if slot % 3 == 0 else 0
         kinds[slot, 2] = 0.5 if slot % 11 == 5 else 0.0
+    kinds[integers, 5] = 8 / 32
     features = np.repeat(kinds[None], count, 0)
     levels = np.where(leads[:, None], level, 0)
     features[:, :, 1] = 1.0 - np.array(KEEP_LEVELS)[levels]
-    return features, levels
+    return features, levels, np.repeat(integers[None], count, 0)
 
 
 def _costs(
     rng: np.random.Generator,
     features: Array,
     level: Ints,
+    integers: Bools,
     size: Array,
     milliseconds: Array,
     width: Ints,
@@ -111,11 +114,11 @@ def _costs(
 ) -> Array:
     count, slots = level.shape
     keep = np.array(KEEP_LEVELS)
-    rank, sparsity, bits, act = features[:, :, 2:6].transpose(2, 0, 1)
+    rank, sparsity, bits = features[:, :, 2:5].transpose(2, 0, 1)
     density = (1.0 - rank) * (1.0 - 0.8 * sparsity)
     ladder = density * bits * rng.lognormal(0.0, 0.05, (count, slots))
     integer = np.where(width < 32, rng.uniform(0.95, 1.3, count), rng.uniform(0.45, 0.7, count))[:, None]
-    speed = np.where(act < 1.0, integer, 1.0) * (1.0 - 0.7 * rank) * rng.lognormal(0.0, 0.03, (count, slots))
+    speed = np.where(integers, integer, 1.0) * (1.0 - 0.7 * rank) * rng.lognormal(0.0, 0.03, (count, slots))
     ladder[:, 0], speed[:, 0] = 1.0, 1.0
     own = keep[level]  # (L, K)
     out = np.where((level > 0)[:, :, None], own[:, :, None], np.where(grouped[:, None, None], keep, 1.0))  # (L, K, Q)
@@ -126,11 +129,11 @@ def _costs(
     return np.stack([storage, latency, energy])
 
 
-def _losses(rng: np.random.Generator, features: Array, size: Array) -> tuple[Array, Array]:
+def _losses(rng: np.random.Generator, features: Array, integers: Bools, size: Array) -> tuple[Array, Array]:
     count, slots = features.shape[:2]
-    pruned, rank, sparsity, bits, act = features[:, :, 1:6].transpose(2, 0, 1)
+    pruned, rank, sparsity, bits = features[:, :, 1:5].transpose(2, 0, 1)
     error = 1.5 * np.exp2(-64 * np.where(bits < 1, bits, 12 / 32)) + 0.12 * sparsity**3 + 0.15 * rank**2
-    error = (error + 0.3 * pruned**1.5 + 2e-4 * (act < 1)) * rng.lognormal(0.0, 0.25, (count, slots))
+    error = (error + 0.3 * pruned**1.5 + 2e-4 * integers) * rng.lognormal(0.0, 0.25, (count, slots))
     error[:, 0] = 0.0
     sensitivity = rng.lognormal(1.8, 0.9, (count, 1)) * (size.mean() / size[:, None]) ** 0.15
     drop = sensitivity * error * 10 / np.sqrt(count) * rng.lognormal(0.0, 0.2, (count, slots))

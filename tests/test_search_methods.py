@@ -104,6 +104,18 @@ def test_knapsack_finds_the_best_of_all_plans_at_once(seed):
         assert found.outcome.score == pytest.approx(best, abs=0.05)
 
 
+@pytest.mark.parametrize("seed", [0, 2, 4, 6])
+def test_knapsack_uses_up_a_ceiling_on_accuracy_though_drops_saturate(seed):
+    """The layers may lose more points together than their plan may."""
+    table = synthetic_table(np.random.default_rng(seed), 5, num_slots=7)
+    table = dataclasses.replace(table, drop=10 * table.drop)
+    plans = np.array([p for p in itertools.product(range(7), repeat=5) if table.legal[range(5), p].all()])
+    demand = Demand(35.0, accuracy_weight=0.0, storage_weight=1.0, latency_weight=0.0)
+    best = score_plans(Demands.of([demand]), *PlanEstimator(table).estimate(plans)).max()
+    found = SEARCH_METHODS["knapsack"].search(SurrogateEvaluator(table, demand), 1, seed=0)
+    assert found.outcome.score == pytest.approx(best, abs=1e-3)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_knapsack_prices_borders_together(seed):
     """Where borders cost much, number formats must be chosen for layers that read each other, not one by one."""

@@ -7,6 +7,8 @@ make later layers cheaper, priced around that plan; and borders, where one layer
 it reads on floats: an unknown each, which is at least the difference of the two.
 """
 
+import math
+
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
@@ -17,6 +19,7 @@ from plywise.env.prices.price_stack import LATENCY
 from plywise.env.prices.prices import Bools, Floats, Ints, PriceTable
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator
+from plywise.env.score.plan_drop import most_total
 from plywise.env.score.score import DROP_RATE, Array, Demands, score_plans
 
 ROUNDS = 2
@@ -105,9 +108,10 @@ def _solve(estimator: PlanEstimator, demand: Demand, around: Ints, bound: bool) 
     for metric, ceiling in limits:
         crossing = border if metric == LATENCY else np.zeros(len(border))
         program.limit(prices[:, :, metric], crossing, 0.0, ceiling - estimator.stack.fixed[0, metric])
-    if demand.max_accuracy_drop is not None:
+    most = math.inf if demand.max_accuracy_drop is None else most_total(demand.max_accuracy_drop, estimator.room)
+    if math.isfinite(most):
         # The last unknown is by how many points the drop exceeds its ceiling; the score says what that costs.
-        program.limit(table.drop, np.zeros(len(border)), -1.0, demand.max_accuracy_drop)
+        program.limit(table.drop, np.zeros(len(border)), -1.0, most)
     return program.solve(objective, border * rates[LATENCY], sum(demand.weights) * DROP_RATE)
 
 

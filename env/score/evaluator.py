@@ -42,11 +42,13 @@ class PlanEstimator:
     Attributes:
         table: the prices.
         stack: the same as a stack of one.
+        room: points between the original and guessing.
     """
 
     def __init__(self, table: PriceTable) -> None:
         self.table = table
         self.stack = PriceStack([table])
+        self.room = table.accuracy - table.chance
         self._index = np.zeros(1, np.int64)
 
     def estimate(self, plans: Ints) -> tuple[Array, Array]:
@@ -54,7 +56,7 @@ class PlanEstimator:
         padded = self.stack.padded(0, plans)
         ratios: Array = self.stack.plan_costs(self._index, padded)[0].sum(0, dtype=np.float64) + self.stack.fixed[0]
         drops = np.take_along_axis(self.table.drop, plans.T, 1).sum(0, dtype=np.float64)
-        return ratios, plan_drop(drops, self.stack.room[0])
+        return ratios, plan_drop(drops, self.room)
 
     def least(self) -> Ints:
         """Returns plans `(P, L)` that make each combination of costs small."""

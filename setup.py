@@ -45,7 +45,6 @@ setup(
         "scikit-learn>=1.9",
         "pillow>=13",
         "matplotlib>=3.11",
-        "joblib>=1.6",
         "rich>=15",
         "jsonargparse>=4.53",
         "docstring-parser>=0.17",

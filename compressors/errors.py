@@ -36,6 +36,10 @@ class FileFormatError(PlywiseError):
     """A file of ours is truncated, altered, hostile or of another version."""
 
 
+class WorkerError(PlywiseError):
+    """A process that did part of the work was ended from outside."""
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigurationError:
     """Builds the error for a name that is not in a list, with the nearest valid names."""
     choices = sorted(known)

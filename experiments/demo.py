@@ -1,24 +1,21 @@
 """The main job on real input: learn over a small zoo, then compress three networks that were never seen."""
 
 import json
-import signal
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from plywise.agent.learning.ppo import PPOSettings
-from plywise.env.costs.latency import RoughLatencyWarning
+from plywise.env.execution.executor import NoSetup
+from plywise.env.execution.process_pool import ProcessPool
 from plywise.env.execution.progress import tracked
 from plywise.env.score.demand import Demand
+from plywise.experiments.commands.price_tables import Pricing, price_networks
 from plywise.experiments.compress_model import compress_model, show_report
-from plywise.experiments.train_agent import DIGITS_ZOO, price_network, price_networks, seen_networks, train_agent
+from plywise.experiments.train_agent import DIGITS_ZOO, seen_networks, train_agent
 
 HELD_OUT = ("digits-resnet-a", "digits-vit", "digits-mobilenet")
 DEMAND = Demand(max_accuracy_drop=1.0, max_storage=0.15)
@@ -60,17 +57,11 @@ def main() -> None:
 @contextmanager
 def pricing_beside(networks: list[str]) -> Iterator[None]:
     """Trains and prices networks while the block runs, which takes one core, and waits for them at its end."""
-    with get_context("spawn").Pool(1, _prepare) as pool:  # whatever ends the block early ends its process too
-        priced = pool.imap(partial(price_network, data="digits"), networks)
+    with ProcessPool(1, NoSetup()) as pool:  # whatever ends the block early ends its process too
+        priced = pool.results(Pricing(name, "digits") for name in networks)
         yield
         for _ in tracked(priced, "pricing the networks that the agent has not seen", len(networks)):
             pass
-
-
-def _prepare() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore", RoughLatencyWarning)  # the agent learns alongside, which keeps the machine busy
-    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

@@ -32,19 +32,22 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import techniques
 from plywise.env.costs.latency import LatencyTable, RoughLatencyWarning
 from plywise.env.costs.network_latency import Overhead
+from plywise.env.execution.executor import NoSetup
+from plywise.env.execution.in_process import InProcess
 from plywise.env.runtime.target_program import CPU
-from plywise.env.storage.memory import GIB
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
+from plywise.experiments.commands import price_tables
 from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.near_chance import near_chance
+from plywise.experiments.commands.price_tables import Pricing, price_networks
 from plywise.experiments.handover import files, handover
 from plywise.experiments.handover.run_folder import alone_in, claimed
 from plywise.experiments.networks.zoo import ZOO
-from plywise.experiments.train_agent import price_networks, train_agent
+from plywise.experiments.train_agent import train_agent
 
 FACTORIES = """
 import torch
@@ -248,7 +251,7 @@ def cheap(monkeypatch):
         raise AssertionError("too late: something expensive has begun")
 
     monkeypatch.setattr("plywise.experiments.commands.study.Subject", forbidden)
-    monkeypatch.setattr("plywise.experiments.train_agent.Parallel", forbidden)
+    monkeypatch.setattr("plywise.experiments.commands.price_tables._executor", forbidden)
 
 
 @pytest.mark.usefixtures("cheap")
@@ -892,25 +895,29 @@ def test_scripts_want_their_options_spelled_out(script, monkeypatch, capsys):
 
 
 def test_networks_are_priced_on_each_device(monkeypatch, tmp_path):
-    priced = []
+    priced, processes = [], []
 
-    def price(*asked):
-        priced.append(asked)
-        return asked, asked[0] == "digits-vgg"
+    def run(task, _):
+        priced.append(task)
+        return task, task.network == "digits-vgg"
+
+    def executor(count):
+        processes.append(count)
+        return InProcess(NoSetup())
 
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
-    monkeypatch.setattr("plywise.experiments.train_agent.Parallel", lambda **_: list)
-    monkeypatch.setattr("plywise.experiments.train_agent.delayed", lambda _: price)
+    monkeypatch.setattr(price_tables, "_executor", executor)
+    monkeypatch.setattr(Pricing, "run", run)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr("plywise.env.storage.memory._asked", [3 * GIB])
     with pytest.warns(RoughLatencyWarning, match="latencies of 2 of 4 networks vary much"):
         tables = price_networks(["digits-mlp", "digits-vgg"], "digits", 3, ("here", "jetson-nano"))
-    assert tables == [  # each of two processes may keep half
-        (name, "digits", 3, device, 1.5, None)
+    assert processes == [2]
+    assert tables == [
+        Pricing(name, "digits", 3, device)
         for name in ("digits-mlp", "digits-vgg")
         for device in ("here", "jetson-nano")
     ]
-    assert [name for name, *_ in priced] == ["digits-vgg"] * 2 + ["digits-mlp"] * 2  # the slower one first
+    assert [task.network for task in priced] == ["digits-vgg"] * 2 + ["digits-mlp"] * 2  # the slower one first
 
 
 def test_only_warnings_of_a_busy_machine_are_kept_back(monkeypatch):
@@ -919,9 +926,9 @@ def test_only_warnings_of_a_busy_machine_are_kept_back(monkeypatch):
         warnings.warn("what matters", UserWarning, stacklevel=1)
         return "table"
 
-    monkeypatch.setattr(train_module, "price_network", price)
+    monkeypatch.setattr(Pricing, "price", price)
     with pytest.warns(UserWarning, match="what matters") as told:
-        assert train_module._price_quietly("digits-mlp", "digits", 0, "here", 1.0) == ("table", True)
+        assert Pricing("digits-mlp", "digits").run() == ("table", True)
     assert len(told) == 1
 
 

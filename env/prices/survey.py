@@ -3,17 +3,20 @@
 import multiprocessing
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any, Self
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from plywise.compressors.errors import PlywiseError
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.bank.activation_memory import shared_memory
+from plywise.env.execution.executor import Executor
+from plywise.env.execution.in_process import InProcess
+from plywise.env.execution.process_pool import ProcessPool
 from plywise.env.prices.pricing import Pricer, Sizes
 from plywise.env.prices.sensitivity import ProbeSamples, Probing, Sensitivity
-from plywise.env.storage.memory import ceiling_of_layers, limit_memory, share
+from plywise.env.storage.memory import ceiling_of_layers
 from plywise.env.storage.result_store import ResultStore
 
 
@@ -25,25 +28,63 @@ class Surveyed:
     sensitivity: Sensitivity
     sizes: Mapping[Recipe, Sizes]
 
+    def plain(self) -> dict[str, Any]:
+        """Returns all of it as JSON values."""
+        return {
+            "layer": self.layer,
+            "output_error": self.sensitivity.output_error.tolist(),
+            "divergence": self.sensitivity.divergence.tolist(),
+            "sizes": {str(recipe): list(astuple(sizes)) for recipe, sizes in self.sizes.items()},
+        }
 
-class Survey(Dataset[Surveyed | PlywiseError]):
-    """Compresses a layer by all of its recipes, and probes it, when it is asked for the layer's place."""
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """Returns what `plain` was made of."""
+        sensitivity = Sensitivity(np.array(plain["output_error"]), np.array(plain["divergence"]))
+        sizes = {Recipe.parse(recipe): Sizes(*numbers) for recipe, numbers in plain["sizes"].items()}
+        return cls(plain["layer"], sensitivity, sizes)
+
+
+class Survey:
+    """All that layers of one network are looked at with; the context of `LayerSurvey`.
+
+    It cannot be pickled (the graph of Torch-Pruning cannot), so processes have to be forked with it in them.
+    """
 
     def __init__(self, pricer: Pricer, probed: ProbeSamples, store: ResultStore, key: str) -> None:
         """Prepares; arguments as for `Probing`."""
-        self.pricer = pricer
+        self.pricer, self.store, self.key = pricer, store, key
         self.layers = pricer.network.layers
+        self._by_name = {layer.name: layer for layer in self.layers}
         self._probing = Probing(pricer.bank, pricer.recipes, probed, store, key)
 
-    def __len__(self) -> int:
-        return len(self.layers)
+    def load(self) -> Self:
+        """Takes the ceilings of memory that hold in this process."""
+        shared_memory()
+        self.pricer.bank.ceiling = ceiling_of_layers()
+        return self
 
-    def __getitem__(self, place: int) -> Surveyed | PlywiseError:
-        layer = self.layers[place]
-        try:
-            return Surveyed(layer.name, self._probing.sensitivity(layer), self.pricer.sizes_of(layer))
-        except PlywiseError as error:  # raised where it is told of as ours
-            return error
+    def look(self, name: str) -> Surveyed:
+        """Compresses a layer by all of its recipes, and probes it."""
+        layer = self._by_name[name]
+        return Surveyed(name, self._probing.sensitivity(layer), self.pricer.sizes_of(layer))
+
+
+@dataclass(frozen=True)
+class LayerSurvey:
+    """The task of looking at one layer; `survey` is the key of what it is looked at with."""
+
+    survey: str
+    layer: str
+
+    @property
+    def key(self) -> str:
+        """What is found is kept under it."""
+        return f"{self.survey}/layer/{self.layer}"
+
+    def run(self, survey: Survey) -> dict[str, Any]:
+        """Returns what is found, as JSON values."""
+        return survey.look(self.layer).plain()
 
 
 def surveyed(survey: Survey) -> Iterator[Surveyed]:
@@ -55,24 +96,15 @@ def surveyed(survey: Survey) -> Iterator[Surveyed]:
     Raises:
         PlywiseError: as the techniques do.
     """
+    tasks = [LayerSurvey(survey.key, layer.name) for layer in survey.layers]
+    with _executor(survey, len(tasks)) as executor:
+        for found in map(Surveyed.of, executor.results(tasks)):
+            survey.pricer.take_sizes(found.layer, found.sizes)
+            yield found
+
+
+def _executor(survey: Survey, most: int) -> Executor[Survey]:
     threads = torch.get_num_threads()
-    alone = threads == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon
-    processes = 0 if alone else min(threads, len(survey))
-    context = "fork" if processes else None
-    for found in DataLoader(
-        survey, None, num_workers=processes, worker_init_fn=_share_memory, multiprocessing_context=context
-    ):
-        if isinstance(found, PlywiseError):
-            raise found
-        survey.pricer.take_sizes(found.layer, found.sizes)
-        yield found
-
-
-def _share_memory(_: int) -> None:
-    """Leaves to one of several processes its part of what may be kept."""
-    worker = get_worker_info()
-    assert worker is not None
-    assert isinstance(worker.dataset, Survey)
-    limit_memory(share(worker.num_workers))
-    shared_memory()  # takes the new ceiling
-    worker.dataset.pricer.bank.ceiling = ceiling_of_layers()
+    if threads == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon:
+        return InProcess(survey, survey.store)
+    return ProcessPool(min(threads, most), survey, survey.store, forked=True)

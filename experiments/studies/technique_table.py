@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from joblib import Parallel, delayed
 from rich.console import Console
 
 from plywise.compressors.errors import PlywiseError
@@ -23,6 +22,8 @@ from plywise.compressors.recipes.technique import Recipe, Technique
 from plywise.env.bank.bank import Bank, Stitched
 from plywise.env.bank.repair import NONE
 from plywise.env.costs.chains import realised_chain
+from plywise.env.execution.executor import NoSetup
+from plywise.env.execution.process_pool import ProcessPool
 from plywise.env.execution.progress import tracked
 from plywise.env.network.samples import Samples
 from plywise.env.prices.pricing import original_storage
@@ -135,11 +136,10 @@ def digits(folder: Path = Path("runs/technique_table"), networks: Sequence[str] 
     """Measures networks of the digits side by side and writes the page; an interrupted run goes on."""
     started = time.perf_counter()
     subjects = [_digits(name).subject for name in networks]
-    runs = Parallel(n_jobs=min(os.cpu_count() or 1, len(networks)))(
-        delayed(_measured_digits)(name, folder) for name in networks
-    )
+    with ProcessPool(min(os.cpu_count() or 1, len(networks)), NoSetup()) as pool:
+        runs = list(pool.results(DigitsRows(name, folder) for name in networks))
     timings = [timed(subject, found, folder) for subject, found in zip(subjects, runs, strict=True)]
-    command = "python -c 'from plywise.experiments import technique_table; technique_table.digits()'"
+    command = "python -c 'from plywise.experiments.studies import technique_table; technique_table.digits()'"
     page = Page("technique_table_digits", command, time.perf_counter() - started)
     _explain(page)
     for subject, figures in zip(subjects, timings, strict=True):
@@ -226,10 +226,18 @@ def _digits(name: str) -> Study:
     return study(name, load_dataset("digits"), progress=False)
 
 
-def _measured_digits(name: str, folder: Path) -> dict[str, Figures | str]:
-    torch.set_num_threads(1)
-    found = _digits(name)
-    return measured(found.subject, found.test, folder, rows(short=True))
+@dataclass(frozen=True)
+class DigitsRows:
+    """The task of measuring all rows of one network; its figures are kept in the folder as they come."""
+
+    network: str
+    folder: Path
+    key: None = None
+
+    def run(self, _: None) -> dict[str, Figures | str]:
+        """Returns the figures of all rows without their latency."""
+        found = _digits(self.network)
+        return measured(found.subject, found.test, self.folder, rows(short=True))
 
 
 def _technique(name: str) -> Technique:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from plywise.env.execution.progress import tracked
 from rich.console import Console
 
 from plywise.agent.search.agent_search import AgentSearch
@@ -18,6 +17,7 @@ from plywise.agent.search.methods import SEARCH_METHODS
 from plywise.agent.search.search_method import UNIFORM_SCORES, SearchMethod
 from plywise.agent.search.uniform_plans import uniform_plans
 from plywise.env.exact_evaluator import ExactEvaluator
+from plywise.env.execution.progress import tracked
 from plywise.env.prices.price_stack import LATENCY
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator

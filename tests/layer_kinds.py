@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from plywise.compressors.modules.layers import out_channels
+from plywise.compressors.modules.layers import CONVOLUTIONS, TRANSPOSED, bias_of, out_channels
 from plywise.compressors.statistics.statistics import CRITERIA, LayerStatistics, isotropic
 from plywise.env.calibration.calibration import ROWS, patches, row_counts, row_frequency
 from plywise.env.calibration.row_moments import RowMoments
@@ -45,6 +45,26 @@ def _layer(kind, seed):
 def layer_of(kind, seed=0):
     """Returns a layer of its own in eval mode."""
     return copy.deepcopy(_layer(kind, seed))
+
+
+@cache
+def traits_of(kind):
+    """Returns by what techniques tell layers apart, by name: settings are tested with each of these values."""
+    layer = _layer(kind, 0)
+    groups, kernel, stride = (getattr(layer, name, None) for name in ("groups", "kernel_size", "stride"))
+    families = {"convolution": CONVOLUTIONS, "transposed": TRANSPOSED, "linear": nn.Linear, "table": nn.Embedding}
+    return {
+        "layer family": next(name for name, types in families.items() if isinstance(layer, types)),
+        "layer groups": "one" if groups in (None, 1) else "depthwise" if groups == layer.in_channels else "some",
+        "layer wide kernel": max(kernel or [1]) > 1,
+        "layer stride": max(stride or [1]) > 1,
+        "layer bias": bias_of(layer) is not None,
+    }
+
+
+def supported(technique, kind):
+    """Returns whether a technique takes layers of a kind, without the copy that `layer_of` makes."""
+    return technique.unsupported(_layer(kind, 0)) is None
 
 
 @cache

@@ -1,12 +1,15 @@
 """The contract of every technique, over the registry; what each promises; and layers at the edge of number ranges."""
 
+import contextlib
+import copy
 import dataclasses
 import itertools
 from functools import cache
 
 import pytest
 import torch
-from layer_kinds import KINDS, layer_of, prepared, statistics_of
+from layer_kinds import KINDS, layer_of, prepared, statistics_of, supported, traits_of
+from pairwise import covering
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
@@ -15,19 +18,46 @@ from plywise.compressors.formats.weight_format import UniformFormat, weight_form
 from plywise.compressors.modules.layers import groups_of, out_channels, weight_matrices, weight_of
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.packing.packed_file import load_packed, save_packed
-from plywise.compressors.recipes.technique import Recipe, Stage, make_technique, techniques
+from plywise.compressors.recipes.technique import Recipe, Stage, Technique, make_technique, techniques
 from plywise.compressors.statistics.channels import keep_inputs, kept_count
 from plywise.compressors.statistics.error_feedback import relative_output_error
 from plywise.compressors.statistics.leaves import effective_matrix
 from plywise.compressors.statistics.statistics import LayerStatistics
 
-EVERY = [technique for kind in techniques().values() for technique in kind.grid()]
-ACCEPTED = [
-    pytest.param(technique, kind, id=f"{technique}-{kind}")
-    for technique, kind in itertools.product(EVERY, KINDS)
-    if technique.unsupported(layer_of(kind)) is None
+
+def legal(cls):
+    """Returns a technique at every point of its hyperparameters' grids, also at those that the search leaves out."""
+    fields = dataclasses.fields(cls)
+    for values in itertools.product(*(field.metadata["grid"] for field in fields)):
+        with contextlib.suppress(ConfigurationError):
+            yield cls(**{field.name: value for field, value in zip(fields, values, strict=True)})
+
+
+def in_pairs(cases):
+    """Returns those of `(settings, kind)` that hold each pair of settings, each of a setting and a trait of the layer.
+
+    Args:
+        cases: all of them, settings as a technique or a dict.
+    """
+    rows = []
+    for settings, kind in cases:
+        values = settings.settings() if isinstance(settings, Technique) else settings
+        rows.append({**values, **traits_of(kind), "kind": kind})
+    return [cases[place] for place in covering(rows, apart=("kind",))]
+
+
+def all_of(kinds=KINDS, **values):
+    """Returns every `(settings, kind)` of the values of each setting, settings as a dict."""
+    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return list(itertools.product(combinations, kinds))
+
+
+CASES = [
+    case
+    for cls in techniques().values()
+    for case in in_pairs([(t, kind) for t, kind in itertools.product(legal(cls), KINDS) if supported(t, kind)])
 ]
-PACKED_KINDS = ("conv1d-same", "conv2d-stride", "depthwise", "transposed-grouped", "embedding", "linear")
+USUAL = [cls() for cls in techniques().values()]
 
 
 def tensors(module):
@@ -68,14 +98,30 @@ def test_declaration_is_complete(name):
     assert all(field.metadata["help"] for field in dataclasses.fields(kind))
 
 
-@pytest.mark.parametrize("technique", EVERY, ids=str)
-def test_written_form_reads_back(technique):
-    assert Recipe.parse(str(technique)) == Recipe((technique,))
-    assert make_technique(technique.name, technique.settings()) == technique
+@pytest.mark.parametrize("name", techniques())
+def test_written_form_reads_back(name):
+    for technique in legal(techniques()[name]):
+        assert Recipe.parse(str(technique)) == Recipe((technique,))
+        assert make_technique(technique.name, technique.settings()) == technique
 
 
-@pytest.mark.parametrize(("technique", "kind"), ACCEPTED)
-def test_contract(technique, kind):
+@pytest.mark.parametrize("name", techniques())
+def test_grid_of_the_search_lies_on_the_grids_of_the_settings(name):
+    cls = techniques()[name]
+    points = list(cls.grid())
+    assert len(set(points)) == len(points) > 0
+    assert set(points) <= set(legal(cls))
+
+
+def test_cases_hold_every_technique_on_every_kind_of_layer_that_it_takes():
+    taken = {
+        (t.name, kind) for cls in techniques().values() for t in legal(cls) for kind in KINDS if supported(t, kind)
+    }
+    assert {(technique.name, kind) for technique, kind in CASES} == taken
+
+
+@pytest.mark.parametrize(("technique", "kind"), CASES, ids=str)
+def test_contract(technique, kind, tmp_path):
     layer, inputs, statistics = prepared(kind)
     before, moments = tensors(layer), statistics.covariance.clone()
     module = technique.compress(layer, statistics)
@@ -85,6 +131,14 @@ def test_contract(technique, kind):
     owned = {value.data_ptr() for value in module.state_dict().values()}
     assert technique.stage == Stage.ACTIVATIONS or not shared & owned, "it shares a tensor with the original"
     assert not module.training
+    check_outputs(technique, layer, module, inputs)
+    check_format(technique, layer, module)
+    again = technique.compress(layer_of(kind), statistics)
+    assert same(tensors(module), tensors(again)), "the same seed gave another result"
+    check_packed_file(layer, module, inputs, tmp_path / "weights")
+
+
+def check_outputs(technique, layer, module, inputs):
     with torch.no_grad():
         expected, actual = layer(inputs), module(inputs)
         if inputs.dim() == 4:
@@ -92,40 +146,41 @@ def test_contract(technique, kind):
             assert float((channels_last - actual).norm()) <= 1e-3 * float(actual.norm())
     shape = list(expected.shape)
     if technique.name == "filter_pruning":
-        shape[1] = kept_count(out_channels(layer), technique.ratio)
-        if kind == "linear-tokens":
-            shape[1:] = [expected.shape[1], kept_count(out_channels(layer), technique.ratio)]
+        shape[-1 if isinstance(layer, nn.Linear) else 1] = kept_count(out_channels(layer), technique.ratio)
     assert list(actual.shape) == shape
     assert bool(torch.isfinite(actual).all())
+
+
+def check_format(technique, layer, module):
     fmt = weight_format(module)
     assert technique.bits == (None if fmt is None else fmt.bits)
     if fmt is not None:
-        symbols = fmt.encode(weight_of(module))
+        weight = weight_of(module)
+        symbols = fmt.encode(weight)
         assert 0 <= int(symbols.min()) <= int(symbols.max()) < 2**fmt.bits
-        assert torch.equal(fmt.decode(fmt.encode(weight_of(module))), weight_of(module))
-    again = technique.compress(layer_of(kind), statistics)
-    assert same(tensors(module), tensors(again)), "the same seed gave another result"
+        assert torch.equal(fmt.decode(symbols), weight)
 
 
-@pytest.mark.parametrize(("technique", "kind"), [case for case in ACCEPTED if case.values[1] in PACKED_KINDS])
-def test_packed_file_gives_back_every_bit(technique, kind, tmp_path):
-    layer, inputs, statistics = prepared(kind)
-    model = nn.Sequential(technique.compress(layer, statistics)).eval()
-    save_packed(model, nn.Sequential(layer), tmp_path / "weights", {})
-    loaded = load_packed(tmp_path / "weights", nn.Sequential(layer_of(kind, seed=9)))
+def check_packed_file(layer, module, inputs, path):
+    model = nn.Sequential(module).eval()
+    save_packed(model, nn.Sequential(layer), path, {})
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        for value in other.parameters():
+            value.add_(1.0)
+    loaded = load_packed(path, nn.Sequential(other))
     assert same(tensors(loaded), tensors(model))
     with torch.no_grad():
         # The same weights; but on some machines a product depends on where in memory they lie.
         torch.testing.assert_close(loaded(inputs), model(inputs), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("technique", [kind() for kind in techniques().values()], ids=str)
-@pytest.mark.parametrize("layer", [nn.Conv3d(4, 4, 3), nn.EmbeddingBag(4, 4), nn.LayerNorm(4), nn.ReLU()], ids=repr)
-def test_other_layers_are_refused_with_a_reason(technique, layer):
-    reason = technique.unsupported(layer)
-    assert reason
-    with pytest.raises(UnsupportedLayerError, match=technique.name):
-        Recipe((technique,)).compress(layer, LayerStatistics.white(nn.Linear(4, 4)))
+@pytest.mark.parametrize("technique", USUAL, ids=str)
+def test_other_layers_are_refused_with_a_reason(technique):
+    for layer in (nn.Conv3d(4, 4, 3), nn.EmbeddingBag(4, 4), nn.LayerNorm(4), nn.ReLU()):
+        assert technique.unsupported(layer), layer
+        with pytest.raises(UnsupportedLayerError, match=technique.name):
+            Recipe((technique,)).compress(layer, LayerStatistics.white(nn.Linear(4, 4)))
 
 
 @pytest.mark.parametrize("kind", ["grouped", "depthwise"])
@@ -159,11 +214,10 @@ def test_wrong_settings_say_what_is_allowed(name, settings, words):
 # What each technique promises
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-@pytest.mark.parametrize("scheme", ["symmetric", "affine"])
-def test_more_bits_never_lose_more(kind, rounding, scheme):
-    settings = {"rounding": rounding, "scheme": scheme}
+@pytest.mark.parametrize(
+    ("settings", "kind"), in_pairs(all_of(rounding=["nearest", "gptq"], scheme=["symmetric", "affine"])), ids=str
+)
+def test_more_bits_never_lose_more(settings, kind):
     errors = [
         error_of(make_technique("uniform_quantization", {"bits": b, **settings}), kind) for b in (2, 3, 4, 6, 7, 8)
     ]
@@ -178,24 +232,21 @@ def test_less_sparsity_never_loses_more(kind):
     assert errors[0] < 1e-12
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if make_technique("low_rank", {}).unsupported(layer_of(k)) is None])
-@pytest.mark.parametrize("sides", ["spatial", "input", "output", "both", "cp"])
-def test_higher_rank_never_loses_more(kind, sides):
-    techniques = [make_technique("low_rank", {"ratio": r, "sides": sides}) for r in (0.25, 0.4, 0.6, 0.75, 0.95)]
-    usable = [technique for technique in techniques if technique.unsupported(layer_of(kind)) is None]
-    assert len(usable) > 2 or sides == "cp"
+DECOMPOSED = [kind for kind in KINDS if supported(make_technique("low_rank", {}), kind)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"), in_pairs(all_of(DECOMPOSED, sides=["spatial", "input", "output", "both", "cp"])), ids=str
+)
+def test_higher_rank_never_loses_more(settings, kind):
+    techniques = [make_technique("low_rank", {"ratio": ratio, **settings}) for ratio in (0.25, 0.4, 0.6, 0.75, 0.95)]
+    usable = [technique for technique in techniques if supported(technique, kind)]
+    assert len(usable) > 2 or settings["sides"] == "cp"
     errors = [error_of(technique, kind) for technique in usable]
     assert errors == sorted(errors, reverse=True)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        param.values[1]
-        for param in ACCEPTED
-        if param.values[0] == make_technique("low_rank", {"ratio": 0.4}) and param.values[1] != "embedding"
-    ],
-)
+@pytest.mark.parametrize("kind", [kind for kind in DECOMPOSED if kind != "embedding"])
 def test_low_rank_takes_the_macs_that_it_names(kind):
     layer, inputs, statistics = prepared(kind)
     module = make_technique("low_rank", {"ratio": 0.4}).compress(layer, statistics)
@@ -227,10 +278,9 @@ def test_activation_aware_svd_never_loses_more_than_plain_svd(kind):
         assert errors[0] <= errors[1] * (1 + 1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_scale_search_never_loses_more_than_min_max(kind, bits, symmetric):
+@pytest.mark.parametrize(("settings", "kind"), in_pairs(all_of(bits=[8, 4, 3, 2, 1], symmetric=[True, False])), ids=str)
+def test_scale_search_never_loses_more_than_min_max(settings, kind):
+    bits, symmetric = settings["bits"], settings["symmetric"]
     weights = weight_of(layer_of(kind)).flatten(1)
     importance = torch.rand(weights.shape, generator=torch.Generator().manual_seed(0)) + 0.1
     best = best_uniform_format(weights, importance, bits, symmetric)
@@ -266,20 +316,18 @@ def test_removed_inputs_that_others_repeat_are_no_loss():
         assert (new(inputs[:, :3]) - layer(inputs)).abs().max() < 0.05 * layer(inputs).abs().max()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", [8, 7, 6, 4, 3, 2])
-def test_error_feedback_never_loses_more_than_nearest_rounding(kind, bits):
+@pytest.mark.parametrize(("settings", "kind"), in_pairs(all_of(bits=[8, 7, 6, 4, 3, 2])), ids=str)
+def test_error_feedback_never_loses_more_than_nearest_rounding(settings, kind):
     errors = [
-        error_of(make_technique("uniform_quantization", {"bits": bits, "rounding": rounding}), kind)
+        error_of(make_technique("uniform_quantization", {**settings, "rounding": rounding}), kind)
         for rounding in ("gptq", "nearest")
     ]
     assert errors[0] <= errors[1]
 
 
-@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
-@pytest.mark.parametrize("kind", KINDS)
-def test_pruning_leaves_the_zeros_that_it_names_and_quantisation_keeps_them(kind, sparsity):
-    layer, _, statistics = prepared(kind)
+@pytest.mark.parametrize(("settings", "kind"), in_pairs(all_of(sparsity=[0.3, 0.5, 0.7])), ids=str)
+def test_pruning_leaves_the_zeros_that_it_names_and_quantisation_keeps_them(settings, kind):
+    sparsity, (layer, _, statistics) = settings["sparsity"], prepared(kind)
     recipe = Recipe.parse(f"magnitude_pruning(sparsity={sparsity}) + uniform_quantization(bits=4)")
     sparse = recipe.without(Stage.WEIGHTS).compress(layer, statistics)
     zeros = weight_of(sparse) == 0
@@ -330,11 +378,13 @@ EDGES = [
     "magnitude_pruning + uniform_quantization(bits=3)",
     "low_rank + magnitude_pruning + uniform_quantization(bits=4)",
 ]
-EDGE_CASES = [
-    (recipe, kind)
-    for recipe, kind in itertools.product(EDGES, ("conv2d", "depthwise", "transposed1d", "embedding", "linear"))
-    if Recipe.parse(recipe).unsupported(layer_of(kind)) is None
-]
+EDGE_KINDS = ("conv2d", "depthwise", "transposed1d", "embedding", "linear")
+
+
+def edge_cases(**values):
+    """Returns pairs of settings and kind that every recipe takes, with the recipe among the settings."""
+    cases = all_of(EDGE_KINDS, recipe=EDGES, **values)
+    return in_pairs([case for case in cases if Recipe.parse(case[0]["recipe"]).unsupported(layer_of(case[1])) is None])
 
 
 def scaled(kind, factor):
@@ -345,10 +395,9 @@ def scaled(kind, factor):
     return layer, inputs, statistics
 
 
-@pytest.mark.parametrize(("recipe", "kind"), EDGE_CASES)
-@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
-def test_tiny_huge_and_zero_weights_lose_as_much_as_usual_ones(recipe, kind, factor):
-    recipe = Recipe.parse(recipe)
+@pytest.mark.parametrize(("settings", "kind"), edge_cases(factor=[0.0, 1e-30, 1e30]), ids=str)
+def test_tiny_huge_and_zero_weights_lose_as_much_as_usual_ones(settings, kind):
+    recipe, factor = Recipe.parse(settings["recipe"]), settings["factor"]
     layer, inputs, statistics = scaled(kind, factor)
     module = recipe.compress(layer, statistics)
     with torch.no_grad():
@@ -367,33 +416,35 @@ def test_tiny_huge_and_zero_weights_lose_as_much_as_usual_ones(recipe, kind, fac
         assert error == pytest.approx(expected, rel=0.2, abs=1e-9)
 
 
-@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
-@pytest.mark.parametrize("technique", [kind() for kind in techniques().values()], ids=str)
-def test_every_technique_takes_zero_tiny_and_huge_weights(technique, factor):
-    for kind in ("pointwise", "transposed-grouped", "embedding", "linear"):
+@pytest.mark.parametrize("technique", USUAL, ids=str)
+def test_every_technique_takes_zero_tiny_and_huge_weights(technique):
+    for factor, kind in itertools.product(
+        (0.0, 1e-30, 1e30), ("pointwise", "transposed-grouped", "embedding", "linear")
+    ):
         layer, inputs, statistics = scaled(kind, factor)
         if technique.unsupported(layer) is None:
             module = technique.compress(layer, statistics)
             with torch.no_grad():
-                assert bool(torch.isfinite(module(inputs)).all()), kind
+                assert bool(torch.isfinite(module(inputs)).all()), (factor, kind)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
-@pytest.mark.parametrize("technique", [kind() for kind in techniques().values()], ids=str)
-def test_every_technique_keeps_other_precisions(technique, dtype):
-    for kind in ("pointwise", "transposed-grouped", "embedding", "linear"):
+@pytest.mark.parametrize("technique", USUAL, ids=str)
+def test_every_technique_keeps_other_precisions(technique):
+    kinds = ("pointwise", "transposed-grouped", "embedding", "linear")
+    for dtype, kind in itertools.product((torch.float64, torch.float16), kinds):
         layer, _, statistics = prepared(kind)
         layer = layer.to(dtype)
         if technique.unsupported(layer) is None:
             module = technique.compress(layer, statistics)
             assert {value.dtype for value in module.parameters()} == {dtype}, kind
-            assert all(bool(torch.isfinite(value).all()) for value in module.parameters()), kind
+            assert all(bool(torch.isfinite(value).all()) for value in module.parameters()), (dtype, kind)
 
 
-@pytest.mark.parametrize(("recipe", "kind"), EDGE_CASES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_other_precisions_come_back_as_they_were(recipe, kind, dtype):
-    recipe = Recipe.parse(recipe)
+@pytest.mark.parametrize(
+    ("settings", "kind"), edge_cases(dtype=[torch.float64, torch.float16, torch.bfloat16]), ids=str
+)
+def test_other_precisions_come_back_as_they_were(settings, kind):
+    recipe, dtype = Recipe.parse(settings["recipe"]), settings["dtype"]
     layer, _, statistics = prepared(kind)
     layer = layer.to(dtype)
     module = recipe.compress(layer, statistics)

@@ -335,6 +335,54 @@ def test_pruning_leaves_the_zeros_that_it_names_and_quantisation_keeps_them(sett
     assert bool((weight_of(recipe.compress(layer, statistics))[zeros] == 0).all())
 
 
+def written_out_saliency(layer, statistics):
+    """Magnitude times deviation of the input, or root of how often a row is read; for each weight on its own."""
+    spread = torch.stack([moments.diagonal().sqrt() for moments in statistics.covariance])  # (groups, features)
+    scores = weight_matrices(layer).abs() * spread[:, None]
+    return scores if statistics.frequency is None else scores * statistics.frequency[:, None].sqrt()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pruning_takes_the_weights_of_least_saliency(kind):
+    layer, _, statistics = prepared(kind)
+    scores = written_out_saliency(layer, statistics)
+    gone = weight_matrices(make_technique("magnitude_pruning", {}).compress(layer, statistics)) == 0
+    # A thousandth of the mean deviation is added, so that silent inputs have an order.
+    assert scores[gone].max() <= 1.01 * scores[~gone].min()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "alpha", "share"),
+    [
+        ("threshold_pruning(alpha=-0.5)", -0.5, 1.0),
+        ("threshold_pruning(alpha=0.5)", 0.5, 1.0),
+        ("dynamic_surgery", 0.0, 0.9),
+        ("dynamic_surgery(alpha=0.5)", 0.5, 0.9),
+    ],
+)
+@pytest.mark.parametrize("kind", ["conv2d", "depthwise", "embedding", "linear"])
+def test_thresholds_lie_where_they_are_named(recipe, alpha, share, kind):
+    layer, _, statistics = prepared(kind)
+    scores = written_out_saliency(layer, statistics)
+    threshold = share * (scores.mean() + alpha * scores.std())
+    gone = weight_matrices(Recipe.parse(recipe).compress(layer, statistics)) == 0
+    assert scores[gone].max() < 1.01 * threshold
+    assert scores[~gone].min() > 0.99 * threshold
+
+
+REFITTED = ["magnitude_pruning", "threshold_pruning", "dynamic_surgery"]
+
+
+@pytest.mark.parametrize("recipe", REFITTED)
+@pytest.mark.parametrize("kind", ["conv2d-stride", "transposed1d", "grouped", "linear"])
+def test_the_weights_that_stay_make_up_for_those_that_go(recipe, kind):
+    layer, _, statistics = prepared(kind)
+    sparse = weight_matrices(Recipe.parse(recipe).compress(layer, statistics))
+    left = weight_matrices(layer) * (sparse != 0)
+    errors = [relative_output_error(weight_matrices(layer), after, statistics.covariance) for after in (sparse, left)]
+    assert errors[0] < 0.9 * errors[1]
+
+
 @pytest.mark.parametrize("technique", ["uniform_quantization(bits=3)", "magnitude_pruning", "low_rank"])
 @pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv2d-bare", "pointwise", "linear"])
 def test_mean_output_is_kept(technique, kind):

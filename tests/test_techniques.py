@@ -199,7 +199,7 @@ def test_too_low_a_rank_is_refused():
         ("uniform_quantisation", {}, "uniform_quantization"),
         ("uniform_quantization", {"bit": 4}, "bits"),
         ("uniform_quantization", {"bits": 4.0}, "whole number"),
-        ("uniform_quantization", {"bits": 9}, "between 1 and 8"),
+        ("uniform_quantization", {"bits": 9}, "between 2 and 8"),
         ("uniform_quantization", {"bits": True}, "whole number"),
         ("uniform_quantization", {"scheme": "odd"}, "choose one of"),
         ("magnitude_pruning", {"sparsity": float("nan")}, "between"),

@@ -16,6 +16,9 @@ from plywise.compressors.discovery import import_modules
 from plywise.compressors.errors import FileFormatError
 from plywise.compressors.modules.layers import set_weight
 
+LEAST_SCALE = 1e-30
+"""Of integers: a channel whose weights are all zero may have none."""
+
 FORMATS: dict[str, type["WeightFormat"]] = {}
 """Formats imported so far; `weight_formats()` has all."""
 
@@ -62,6 +65,13 @@ class WeightFormat(ABC):
     @abstractmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "WeightFormat":
         """Rebuilds the format; raises FileFormatError on anything out of range."""
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns decoded weights as signed 8-bit codes (float32) and a scale `(out,)` of each output channel.
+
+        None where they are no such numbers, and no integer kernel can take them.
+        """
+        return None
 
     def short(self) -> "WeightFormat":
         """Returns the format with scales rounded to bfloat16, which a file holds in half the bytes or less."""
@@ -122,6 +132,13 @@ class UniformFormat(AffineFormat):
     """One scale for each output channel or one for all: `scale` is `(out,)` or `(1,)`."""
 
     name: ClassVar[str] = "uniform"
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns symbols less their zero point, where these fit 8 bits, and the scales."""
+        if float(self.zero_point.max()) > 128 or float(self.zero_point.min()) < 2**self.width - 128:
+            return None
+        scale = self.scale.float().clamp(min=LEAST_SCALE).expand(len(weight))
+        return (weight / scale.view(-1, *(1,) * (weight.dim() - 1))).round_(), scale
 
     def scaled(self, factor: Tensor) -> "UniformFormat":
         """Multiplies the scales."""

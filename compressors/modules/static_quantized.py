@@ -1,9 +1,12 @@
 """A layer whose inputs and outputs are integers of at most 8 bits in deployment, simulated exactly in float."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from plywise.compressors.modules.integer_layer import IntegerLayer
 
 
 @dataclass(frozen=True)
@@ -36,20 +39,45 @@ class ActivationRange:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Rounds `values` (any shape) to the range; same rounding as ONNX QuantizeLinear."""
-        if torch.is_grad_enabled() and values.requires_grad:  # the operator that lets gradients pass
-            return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, self.largest_code)
-        # The same values as the operator's, in a quarter of its time or less.
-        return self._rounded(values * (1.0 / self.scale))
+        if _learns(values):
+            return _RoundThrough.apply(values, self)  # type: ignore[no-untyped-call, no-any-return]
+        return self.codes(values).mul_(self.scale)
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Returns the codes of `values`, less the zero point, as whole float32 numbers.
+
+        A division, as in ONNX Runtime: a product with the reciprocal rounds other ties up.
+        """
+        return self.clipped(values / self.scale)
 
     def take(self, values: Tensor) -> Tensor:
         """Rounds `values` that nobody else reads: writes over them where no gradient is asked for."""
-        if torch.is_grad_enabled() and values.requires_grad:
-            return self(values)
-        return self._rounded(values.mul_(1.0 / self.scale))
+        return self(values) if _learns(values) else self.clipped(values.div_(self.scale)).mul_(self.scale)
 
-    def _rounded(self, codes: Tensor) -> Tensor:
-        """Rounds values over the scale, in place: codes less the zero point."""
-        return codes.round_().clamp_(-self.zero_point, self.largest_code - self.zero_point).mul_(self.scale)
+    def clipped(self, codes: Tensor) -> Tensor:
+        """Rounds values over the scale to codes, less the zero point, in place."""
+        return codes.round_().clamp_(-self.zero_point, self.largest_code - self.zero_point)
+
+
+def _learns(*tensors: Tensor | None) -> bool:
+    """Whether a gradient is asked for."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class _RoundThrough(torch.autograd.Function):
+    """Rounds to a range; gradients pass inside of it as if nothing was rounded (Bengio et al., 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, span: ActivationRange) -> Tensor:
+        codes = (values / span.scale).round_()
+        clipped = span.clipped(codes.clone())
+        ctx.save_for_backward(codes == clipped)
+        return clipped.mul_(span.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None
 
 
 class StaticQuantized(nn.Module):
@@ -57,6 +85,9 @@ class StaticQuantized(nn.Module):
 
     The runtime has integer kernels only for a layer whose input *and* output are integers, hence both.
     Where a ReLU follows the layer, `output_range` starts at zero and the ReLU costs nothing any more.
+    A layer for which there is an integer kernel is computed as the kernel does it, number by number: one code that
+    differs would spread through all layers behind it. Where gradients are asked for, or hooks watch the layer, it is
+    computed in floats, which gives another code once in some hundred.
 
     Attributes:
         layer: the layer (or the chain of smaller ones) that runs inside.
@@ -73,20 +104,36 @@ class StaticQuantized(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps what `layer` maps, `(n, ...)`, with inputs and outputs rounded to their ranges."""
+        integers = None if self._in_floats(inputs) else IntegerLayer.of(self.layer, self.input_range.scale)
+        if integers is not None:
+            factor = integers.scale * self.input_range.scale / self.output_range.scale
+            span = self.input_range
+            read = span.codes(inputs) if self.rounds_inputs else inputs.div(span.scale).round_()
+            codes = integers(self.layer, read, factor)
+            return self.output_range.clipped(codes).mul_(self.output_range.scale)
         outputs: Tensor = self.layer(self.input_range(inputs) if self.rounds_inputs else inputs)
         return self.output_range.take(outputs)  # a tenth of the time goes into memory for another tensor
 
+    def _in_floats(self, inputs: Tensor) -> bool:
+        hooks = self.layer._forward_hooks or self.layer._forward_pre_hooks
+        return bool(hooks) or _learns(inputs, *self.layer.parameters())
+
 
 def join(before: nn.Module, after: nn.Module) -> None:
-    """Spares a module the rounding of its inputs where the one that they come from has done the same.
+    """Spares a module the rounding of its inputs where the one that they come from has rounded them to as many bits.
+
+    To the range of that one: a second rounding to another would lose more, and the runtime would make one of both, in
+    a range of its own.
 
     Args:
         before: a layer, or what has replaced it.
-        after: another, changed in place, that reads what `before` puts out, or a ReLU of it.
+        after: another, changed in place, that reads what `before` puts out, or a ReLU or a pooling of it.
     """
     last, first = _part(before, -1), _part(after, 0)
-    if isinstance(last, StaticQuantized) and isinstance(first, StaticQuantized):
-        first.rounds_inputs = last.output_range != first.input_range
+    if not isinstance(first, StaticQuantized):
+        return
+    if isinstance(last, StaticQuantized) and last.output_range.bits == first.input_range.bits:
+        first.input_range, first.rounds_inputs = last.output_range, False
 
 
 def _part(module: nn.Module, place: int) -> nn.Module:

@@ -12,14 +12,12 @@ from torch.onnx.ops import symbolic
 from plywise.compressors.formats.grouped_format import GroupedFormat
 from plywise.compressors.formats.level_format import LevelFormat
 from plywise.compressors.formats.weight_format import UniformFormat, WeightFormat, weight_format
-from plywise.compressors.modules.layers import CONVOLUTIONS, native_weight, weight_of
+from plywise.compressors.modules.integer_layer import IntegerLayer
+from plywise.compressors.modules.layers import native_weight, weight_of
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
 
 DOMAIN = "plywise"
 """Domain of the place-holders for stored weights, which `decoding` replaces by plain ONNX."""
-
-LARGEST_BIAS = 2.0**30
-"""Bias codes stay below this, so that sums of 32 bits do not overflow."""
 
 
 def deployed(model: nn.Module) -> nn.Module:
@@ -27,20 +25,11 @@ def deployed(model: nn.Module) -> nn.Module:
     return _deployed(copy.deepcopy(model).eval())
 
 
-def runs_on_integers(module: StaticQuantized) -> bool:
-    """Whether the runtime has an integer kernel for it: a single leaf whose weights are signed 8-bit codes.
-
-    Anything else keeps its roundings and runs on floats; the runtime may then round the weights of a leaf again.
-    """
-    fmt = weight_format(module.layer)
-    if not isinstance(fmt, UniformFormat) or not isinstance(module.layer, (*CONVOLUTIONS, nn.Linear)):
-        return False
-    return float(fmt.zero_point.max()) <= 128 and float(fmt.zero_point.min()) >= 2**fmt.width - 128
-
-
 def _deployed(module: nn.Module) -> nn.Module:
     if isinstance(module, StaticQuantized):
-        inner = _IntegerLayer(module) if runs_on_integers(module) else _deployed(module.layer)
+        # Without an integer kernel it keeps its roundings and runs on floats.
+        integers = IntegerLayer.of(module.layer, module.input_range.scale)
+        inner = _deployed(module.layer) if integers is None else _IntegerLayer(module, integers)
         return _RoundedLayer(inner, module.input_range, module.output_range)
     fmt = weight_format(module)
     if fmt is not None:
@@ -94,22 +83,14 @@ class _IntegerLayer(nn.Module):
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, module: StaticQuantized) -> None:
+    def __init__(self, module: StaticQuantized, integers: IntegerLayer) -> None:
         super().__init__()
-        fmt, weight = weight_format(module.layer), module.layer.get_parameter("weight").detach()
-        assert isinstance(fmt, UniformFormat)
-        column = (-1,) + (1,) * (weight.dim() - 1)
-        codes = fmt.encode(weight) - fmt.zero_point.view(column)
-        scale = fmt.scale.float().expand(len(weight))
-        bias = module.layer._parameters["bias"]
-        if bias is not None:
-            # A channel of tiny weights under a large bias gets a coarser scale, so that the bias fits 32 bits.
-            least = bias.detach().abs() / (module.input_range.scale * LARGEST_BIAS)
-            coarse = torch.maximum(scale, least)
-            codes = codes * (scale / coarse).view(column)
-            scale = coarse
+        scale, bias = integers.scale, integers.bias
         self.layer = _without(module.layer, "weight")
-        self.register_buffer("codes", codes.round().to(torch.int8))
+        if bias is not None:
+            # Rounded to what the runtime rounds it to anyway.
+            self.layer._parameters["bias"] = nn.Parameter(bias * (module.input_range.scale * scale), False)
+        self.register_buffer("codes", integers.codes.to(torch.int8))
         self.register_buffer("scale", scale.clone())
         self.register_buffer("zero", torch.zeros_like(scale, dtype=torch.int8))
 

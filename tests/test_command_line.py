@@ -26,7 +26,7 @@ import plywise
 from plywise.__main__ import main
 from plywise.agent.learning.ppo import PPOSettings
 from plywise.agent.learning.recipe_agent import RecipeAgent
-from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.packing.packed_file import load_packed
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import techniques
@@ -34,18 +34,20 @@ from plywise.env.costs.latency import LatencyTable, RoughLatencyWarning
 from plywise.env.costs.network_latency import Overhead
 from plywise.env.execution.executor import NoSetup
 from plywise.env.execution.in_process import InProcess
-from plywise.env.runtime.target_program import CPU
+from plywise.env.runtime.runtime import Timing
+from plywise.env.runtime.target_program import CPU, Execution
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
-from plywise.experiments.commands import price_tables
+from plywise.experiments.commands import evaluate_files, price_tables
 from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.near_chance import near_chance
 from plywise.experiments.commands.price_tables import Pricing, price_networks
-from plywise.experiments.handover import files, handover
+from plywise.experiments.handover import files, handover, measuring
 from plywise.experiments.handover.run_folder import alone_in, claimed
+from plywise.experiments.handover.running import Running
 from plywise.experiments.networks.zoo import ZOO
 from plywise.experiments.train_agent import train_agent
 
@@ -571,6 +573,41 @@ def test_evaluate_finds_what_the_report_says(done, place, capsys, monkeypatch):
     for name in ("accuracy in torch, %", "bytes of weights.safetensors", "bytes of model.onnx"):
         assert said[name][0] == said[name][1], name
     assert abs(float(said["accuracy in ONNX Runtime, %"][1]) - float(said["accuracy in torch, %"][1])) < 0.3
+
+
+def test_evaluate_measures_as_the_report_did(done, place, capsys, monkeypatch):
+    folder, asked = shutil.copytree(done, place / "copy"), []
+    report = json.loads((folder / "report.json").read_text())
+    report["device"] |= {"threads": 2}
+    report["compressed"] |= {"batch": 8, "energy_source": "measured", "energy_mj": 0.5}
+    (folder / "report.json").write_text(json.dumps(report))
+
+    def timed(paths, shape, execution):
+        asked.append((shape[0], execution))
+        return [Timing(1.0, 0.9, 1.1)]
+
+    def energy(paths, shape, counter, execution):
+        asked.append((shape[0], execution))
+        return [10.0]
+
+    monkeypatch.setattr(evaluate_files, "time_models", timed)
+    monkeypatch.setattr(measuring, "processor_counter", lambda: "a counter")
+    monkeypatch.setattr(measuring, "measure_energy", energy)
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["evaluate", "--folder", str(folder), "--model", "net.py:make"])
+    assert asked == [(8, Execution(2))] * 2
+    shown = capsys.readouterr().out
+    assert "latency, ms (median; threads: 2, batch: 8)" in shown
+    assert [float(cell) for cell in next(row for row in shown.splitlines() if "energy" in row).split("│")[2:4]] == [
+        0.5,
+        1.25,
+    ]
+
+
+@pytest.mark.parametrize("device", [None, {"latency_source": "measured", "threads": "x", "provider": "y"}])
+def test_reports_without_a_device_are_refused(device):
+    with pytest.raises(FileFormatError, match="the report"):
+        Running.reported({"device": device, "compressed": {}})
 
 
 @pytest.mark.usefixtures("place")

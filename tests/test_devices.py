@@ -46,6 +46,7 @@ from plywise.experiments.handover import measuring
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import claimed
+from plywise.experiments.handover.running import Running
 
 LINEAR: Chain = operations(nn.Linear(1000, 500), (1000,))
 WIDE: Chain = operations(nn.Conv2d(64, 64, 3, padding=1), (64, 32, 32))
@@ -530,7 +531,7 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     assert report["demand_latency"] == "latency_ms"
     assert "device_latency_ms" not in report["compressed"]
     monkeypatch.setattr(measuring, "processor_counter", lambda: "a counter")
-    monkeypatch.setattr(measuring, "measure_energy", lambda paths, shape, counter: [3.0, 2.0, 1.0])
+    monkeypatch.setattr(measuring, "measure_energy", lambda paths, *_: [3.0, 2.0, 1.0])
     with claimed(tmp_path / "counted"):
         report = hand_over(subject, plan, Demand(), samples(8, 3), tmp_path / "counted", origin)
     assert [report[name]["energy_mj"] for name in ("original", "uniform_int8", "compressed")] == [3.0, 2.0, 1.0]
@@ -539,10 +540,15 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     # For the card in it, with the processor in its place.
     subject.latency = LatencyTable(tmp_path / "table.sqlite", dataclasses.replace(Device.here(), provider=CUDA))
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(iter(()), "Driver Not Loaded"))
-    unread, said = measuring.measured_energies(subject, [tmp_path])
+    unread, said = measuring.measured_energies(Running.on(subject.latency.device, True), [tmp_path], (3, 8, 8))
     assert (unread, said) == ([None], "not read: the card's energy counter cannot be read (Driver Not Loaded)")
     monkeypatch.setattr(measuring, "card_counter", lambda: "a card")
-    monkeypatch.setattr(measuring, "measure_energy", lambda paths, shape, counter, execution: [counter, execution])
-    found, said = measuring.measured_energies(subject, [tmp_path])
-    assert found == ["a card", subject.latency.device.execution]
+    monkeypatch.setattr(
+        measuring,
+        "measure_energy",
+        lambda paths, shape, *given: [8.0 * float(given == ("a card", card.execution) and shape == (8, 3, 8, 8))],
+    )
+    card = dataclasses.replace(subject.latency.device, batch=8)
+    found, said = measuring.measured_energies(Running.on(card, True), [tmp_path], (3, 8, 8))
+    assert found == [1.0]  # of one of the eight inputs
     assert said.startswith("read: the whole card")

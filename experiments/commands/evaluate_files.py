@@ -15,6 +15,8 @@ from plywise.experiments.commands.study import samples
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.data.normalisation import Normalisation, reported_normalisation
 from plywise.experiments.handover.files import CHECKED, checksum
+from plywise.experiments.handover.measuring import measured_energies
+from plywise.experiments.handover.running import Running
 from plywise.experiments.networks.loading import WEIGHTS, load_compressed
 from plywise.experiments.networks.model_loading import check_fits
 
@@ -43,15 +45,19 @@ def evaluate_files(
     check_fits(network, dataset)
     dataset = dataset.normalised(normalisation or reported_normalisation(report.get("normalisation")))
     test, onnx = samples(dataset.test), folder / "model.onnx"
-    timing = time_models([onnx], (1, *dataset.input_shape))[0]
+    running = Running.reported(report)
+    timing = time_models([onnx], (running.batch, *dataset.input_shape), running.execution)[0]
     found = test.accuracy(test.logits(network))
-    rows = (
+    rows: list[tuple[str, float | None, float | None]] = [
         ("accuracy in torch, %", said["torch_accuracy"], found),
         ("accuracy in ONNX Runtime, %", said["accuracy"], accuracy_onnx(onnx, test.inputs, test.labels)),
         (f"bytes of {WEIGHTS}", said["storage_bytes"], (folder / WEIGHTS).stat().st_size),
         ("bytes of model.onnx", said["onnx_bytes"], onnx.stat().st_size),
-        ("latency, ms (median)", said["latency_ms"], timing.median_ms),
-    )
+        (f"latency, ms (median; {running.words})", said["latency_ms"], timing.median_ms),
+    ]
+    if said.get("energy_source") == "measured":
+        ((energy,), counter) = measured_energies(running, [onnx], dataset.input_shape)
+        rows.append((f"energy, mJ ({counter})", said["energy_mj"], energy))
     table = Table("", "report", "now", title=str(folder))
     for name, *values in rows:
         table.add_row(name, *map(_shown, values))

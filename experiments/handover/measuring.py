@@ -15,11 +15,12 @@ from plywise.env.costs.latency import Chain
 from plywise.env.costs.roofline import needed_bytes
 from plywise.env.network.samples import Samples
 from plywise.env.runtime.energy_counter import card_counter, processor_counter
-from plywise.env.runtime.runtime import ONE_THREAD, Timing, measure_energy, run_model, time_models
+from plywise.env.runtime.runtime import Timing, measure_energy, run_model, time_models
 from plywise.env.runtime.target_program import CPU
 from plywise.env.subject import Subject
 from plywise.experiments.handover.checks import Checks
 from plywise.experiments.handover.files import ONNX, REFUSED, NetworkFiles
+from plywise.experiments.handover.running import Running
 
 NOT_MEASURED = "not read: the runtime does not run the files"
 
@@ -66,19 +67,21 @@ def measure_files(subject: Subject, files: Mapping[str, NetworkFiles], test: Sam
     outputs = {name: _outputs(name, each, test, checks) for name, each in files.items()}
     running = [name for name, found in outputs.items() if found is not None]
     paths = [files[name].onnx for name in running]
-    device = subject.latency.device
-    execution = device.execution if device.is_here else ONE_THREAD
-    batch = device.batch if all(files[name].any_batch for name in running) else 1
-    shape = (batch, *subject.network.example.shape[1:])
+    way = Running.on(subject.latency.device, all(files[name].any_batch for name in running))
+    shape = tuple(subject.network.example.shape[1:])
     names = ", ".join(running)
-    timings = checks.attempt(f"{names}: can be timed", REFUSED, lambda: time_models(paths, shape, execution))
-    energies = checks.attempt(f"{names}: energy can be asked for", REFUSED, lambda: measured_energies(subject, paths))
+    timings = checks.attempt(
+        f"{names}: can be timed", REFUSED, lambda: time_models(paths, (way.batch, *shape), way.execution)
+    )
+    energies = checks.attempt(
+        f"{names}: energy can be asked for", REFUSED, lambda: measured_energies(way, paths, shape)
+    )
     read, counter = energies or ([None] * len(paths), NOT_MEASURED)
     timed: Sequence[Timing | None] = timings or [None] * len(paths)
     found = {
         name: Measured(outputs[name], timing, energy) for name, timing, energy in zip(running, timed, read, strict=True)
     }
-    return Measurements({name: found.get(name, Measured()) for name in files}, batch, counter)
+    return Measurements({name: found.get(name, Measured()) for name in files}, way.batch, counter)
 
 
 def _outputs(name: str, files: NetworkFiles, test: Samples, checks: Checks) -> Tensor | None:
@@ -87,21 +90,29 @@ def _outputs(name: str, files: NetworkFiles, test: Samples, checks: Checks) -> T
     return checks.attempt(f"{name}: {ONNX} runs", REFUSED, lambda: run_model(files.onnx, test.inputs))
 
 
-def measured_energies(subject: Subject, paths: Sequence[Path]) -> tuple[list[float | None], str]:
-    """Returns the measured energy of each file, None where there is none, and what is said about counters."""
-    device = subject.latency.device
+def measured_energies(
+    running: Running, paths: Sequence[Path], input_shape: Sequence[int]
+) -> tuple[list[float | None], str]:
+    """Returns the measured energy of one input in each file, None where there is none, and what is said about counters.
+
+    Args:
+        running: how files are run.
+        paths: exported files.
+        input_shape: of one input.
+    """
     unread: list[float | None] = [None] * len(paths)
-    if not device.is_here:
+    if not running.is_device:
         return unread, "not read: the network will run on another device"
-    shape = (1, *subject.network.example.shape[1:])
+    processor = running.execution.provider == CPU
     try:
-        if device.provider == CPU:
-            found = measure_energy(paths, shape, processor_counter())
-            return list(found), "read: whole processor packages, with all that they do besides"
-        found = measure_energy(paths, shape, card_counter(), device.execution)
-        return list(found), "read: the whole card, with all that it does besides, without the processor"
+        counter = processor_counter() if processor else card_counter()
+        runs = measure_energy(paths, (running.batch, *input_shape), counter, running.execution)
     except ConfigurationError as error:
         return unread, f"not read: {error}"
+    what = "whole processor packages, with all that they do besides"
+    if not processor:
+        what = "the whole card, with all that it does besides, without the processor"
+    return [run / running.batch for run in runs], f"read: {what}"
 
 
 def figures(

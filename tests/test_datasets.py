@@ -17,11 +17,11 @@ from plywise.compressors.errors import ConfigurationError, DataError
 from plywise.env.storage.cache import cache_folder
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data import image_folder
+from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.cifar_batches import CLASSES, TEST_FILES, TRAIN_FILES
 from plywise.experiments.data.dataset import Split
 from plywise.experiments.data.datasets import CIFAR10_NORMALISATION, load_dataset
 from plywise.experiments.data.splits import LabelledImages, assemble, channel_moments, stratified
-from plywise.experiments.data.tensor_file import read_tensors, write_tensors
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ("compressors", "env", "agent", "experiments", "plywise")
 PACKAGES = (
-    *("compressors.errors", "compressors.atomic_file", "compressors.discovery", "compressors.modules"),
-    *("compressors.formats", "compressors.statistics", "compressors.recipes", "compressors.packing"),
-    *("compressors.structure", "compressors.sparsity", "compressors.quantization"),
+    *("compressors.errors", "compressors.atomic_file", "compressors.tensor_file", "compressors.discovery"),
+    *("compressors.modules", "compressors.formats", "compressors.statistics", "compressors.recipes"),
+    *("compressors.packing", "compressors.structure", "compressors.sparsity", "compressors.quantization"),
     *("env.storage", "env.execution", "env.network", "env.calibration", "env.runtime", "env.costs", "env.bank"),
     *("env.prices", "env.score", "env.subject", "env.exact_evaluator", "env.walk", "env.recovery"),
     *("agent.learning", "agent.search"),

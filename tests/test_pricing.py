@@ -304,7 +304,7 @@ def test_price_files_keep_every_bit_and_refuse_others(subjects, tmp_path):
         assert getattr(loaded, name) == value if same is None else same, name
     assert [path.name for path in tmp_path.iterdir()] == ["prices"]
     data = (tmp_path / "prices").read_bytes()
-    for broken in (b"", data[:100], data[:-1], b"\x00" * 64, data.replace(b"prices/5", b"prices/9")):
+    for broken in (b"", data[:100], data[:-1], b"\x00" * 64, data.replace(b"prices/6", b"prices/9")):
         (tmp_path / "prices").write_bytes(broken)
         with pytest.raises(FileFormatError, match="delete it to price again"):
             load_prices(tmp_path / "prices")

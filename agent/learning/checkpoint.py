@@ -4,7 +4,6 @@ Weights, Adam's moments, the generators, the last observation and the environmen
 safetensors file; counters and everything else are JSON in its header. One file cannot be half of a pair.
 """
 
-import json
 import random
 import time
 from collections.abc import Mapping
@@ -15,19 +14,17 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as save_arrays
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.compressors.tensor_file import TensorFile
 
 Arrays = dict[str, NDArray[Any]]
 
-VERSION = 1
+FILE = TensorFile("checkpoint/2", "delete it to start the run anew")
 CHECKPOINT_SECONDS = 10.0
-HEADER = {"version", "settings", "steps", "updates", "random", "env", "monitor"}
+HEADER = {"settings", "steps", "updates", "random", "env", "monitor"}
 
 
 @runtime_checkable
@@ -80,7 +77,6 @@ def write_checkpoint(
     state = env.get_state()
     arrays |= random_arrays | {f"env.{name}": item for name, item in state.items() if isinstance(item, np.ndarray)}
     header = {
-        "version": VERSION,
         "settings": dict(settings),
         "steps": model.num_timesteps,
         "updates": model._n_updates,
@@ -88,8 +84,7 @@ def write_checkpoint(
         "env": {name: item for name, item in state.items() if not isinstance(item, np.ndarray)},
         "monitor": monitor.get_state(),
     }
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(path, save_arrays(contiguous, metadata={"state": json.dumps(header)}))
+    FILE.write(path, arrays, header)
 
 
 @dataclass(frozen=True)
@@ -114,14 +109,9 @@ class Checkpoint:
             ConfigurationError: the run was started with other settings.
             FileFormatError: the file is damaged or of another version.
         """
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads(file.metadata()["state"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise FileFormatError(f"{path} is damaged ({error}); delete it to start the run anew") from None
-        if not isinstance(header, dict) or header.get("version") != VERSION or header.keys() != HEADER:
-            raise FileFormatError(f"{path} is not a checkpoint of version {VERSION}; delete it to start the run anew")
+        arrays, header = FILE.read(path)
+        if header.keys() != HEADER:
+            raise FileFormatError(f"{path} is no whole checkpoint; {FILE.remedy}")
         check_settings(path.parent, header["settings"], settings)
         return cls(path, arrays, header)
 

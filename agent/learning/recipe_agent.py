@@ -10,16 +10,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from plywise.agent.learning.policy import RecipeScorer, legal_rows
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import FileFormatError
+from plywise.compressors.tensor_file import TensorFile
 
 FORMAT = "plywise-agent"
 VERSION = 1
+WEIGHTS = TensorFile("policy/1", "restore both files or train the agent again", "torch")
 LARGEST_SIZE = 4096
 """No context, row or hidden layer of ours is wider; a file that says so is damaged or hostile."""
 
@@ -133,7 +132,7 @@ class RecipeAgent:
         )
 
     def _weights(self) -> bytes:
-        return save_tensors({name: tensor.contiguous() for name, tensor in self.scorer.state_dict().items()})
+        return WEIGHTS.content(self.scorer.state_dict(), {})
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -178,18 +177,12 @@ def _check_features(folder: Path, kind: str, trained: Sequence[str], offered: Se
 
 
 def _read_weights(path: Path, scorer: RecipeScorer, sha256: str) -> dict[str, torch.Tensor]:
-    try:
-        content = path.read_bytes()
-        tensors = load_tensors(content)
-    except FileNotFoundError:
-        raise FileFormatError(f"{path} is missing alongside agent.json; restore it or train the agent again") from None
-    except SafetensorError as error:
-        raise FileFormatError(f"{path} is damaged ({error}); restore it or train the agent again") from None
+    tensors, _ = WEIGHTS.read(path)
     expected = {name: tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if given != expected:
         raise FileFormatError(f"{path} holds {given}, agent.json describes {expected}; restore both files")
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise FileFormatError(f"{path} and agent.json do not belong together; restore both files")
     if not all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise FileFormatError(f"{path} holds weights that are not finite float32 numbers; train the agent again")

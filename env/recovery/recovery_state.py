@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.compressors.tensor_file import TensorFile
 
 STATE_FILE = "recovery.safetensors"
 """Its name in the folder of an unfinished run."""
 
+FILE = TensorFile("recovery/2", "delete it to start fine-tuning anew", "torch")
 PARTS = ("network", "best", "moments")
 
 
@@ -47,8 +46,7 @@ class RecoveryState:
         """
         tensors = {f"{part}/{name}": value for part in PARTS for name, value in getattr(self, part).items()}
         header = {"asked": asked, "step": self.step, "accuracies": self.accuracies, "sizes": self.sizes}
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        write_atomically(path, save(contiguous, metadata={"state": json.dumps(header)}))
+        FILE.write(path, tensors, header)
 
     @classmethod
     def read(cls, path: Path, asked: Mapping[str, Any]) -> Self | None:
@@ -60,14 +58,12 @@ class RecoveryState:
         """
         if not path.exists():
             return None
+        tensors, header = FILE.read(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
             given, step = header["asked"], int(header["step"])
             accuracies, sizes = tuple(map(float, header["accuracies"])), tuple(map(int, header["sizes"]))
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FileFormatError(f"{path} is damaged ({error!s:.100}); delete it to start fine-tuning anew") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} is no whole state ({error!r}); {FILE.remedy}") from error
         if given != json.loads(json.dumps(asked)):
             raise ConfigurationError(
                 f"{path} is of another run (other network, data, plan or options); go on with that one, or delete the "

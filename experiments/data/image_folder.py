@@ -15,9 +15,9 @@ from torch import Tensor
 from plywise.compressors.errors import DataError
 from plywise.env.execution.progress import tracked
 from plywise.env.storage.cache import cache_folder
+from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.image_source import ImageSource, open_source
 from plywise.experiments.data.splits import LabelledImages
-from plywise.experiments.data.tensor_file import read_tensors, write_tensors
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 SPLITS = ("train", "val", "test")

@@ -11,9 +11,9 @@ from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError, unknown_name
 from plywise.env.storage.cache import cache_folder
+from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.normalisation import GIVEN
-from plywise.experiments.data.tensor_file import read_tensors, write_tensors
 from plywise.experiments.networks.densenet import DenseNet
 from plywise.experiments.networks.lenet import DigitsLeNet, LeNet5
 from plywise.experiments.networks.mlp import mlp

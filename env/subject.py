@@ -40,6 +40,7 @@ from plywise.env.score.early_stopping import EarlyStopping, Hopeless, InterimRes
 from plywise.env.score.points_per_nat import points_per_nat
 from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.result_store import ResultStore
+from plywise.env.storage.timing_lock import working
 
 VERSION = "21"
 """Goes into every key of the store: raise it when figures found by older code no longer hold."""
@@ -110,7 +111,8 @@ class Subject:
         self.latency: Latencies = latency or LatencyTable()
         self.key = self._key(model, calibration, validation, seed, repair)
         laid_out = calibration.laid_out(self.network.memory_format)
-        calibrated = calibrate(self.network, laid_out.inputs, laid_out.labels, seed)
+        with working():
+            calibrated = calibrate(self.network, laid_out.inputs, laid_out.labels, seed)
         self.bank = Bank(self.network, calibrated, BankFolder(cache_folder("bank", self.key)), repair)
         self.store = ResultStore(cache_folder() / "results.sqlite")
         self._original = self.validation.logits(self.network.model)

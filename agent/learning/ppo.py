@@ -18,6 +18,7 @@ from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.agent.learning.tensorboard import TensorBoardCallback
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.execution.progress import Progress
+from plywise.env.storage.timing_lock import pause, working
 
 LEAST_LEARNING_RATE = 0.05
 """Share of the learning rate that is left at the end: at 0 the last rollouts would teach nothing."""
@@ -148,6 +149,16 @@ class ProgressCallback(BaseCallback):
         self._note = f"score {self.scores.score:.3f}"
 
 
+class PauseCallback(BaseCallback):
+    """Lets other processes time between two rollouts."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        pause()
+
+
 def _learn(env: VecEnv, settings: PPOSettings, folder: Path, curves: Path, progress: bool) -> MaskablePPO:
     assert isinstance(env, Resumable), "the environment needs get_state and set_state"
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,10 +176,11 @@ def _learn(env: VecEnv, settings: PPOSettings, folder: Path, curves: Path, progr
         board,
         ProgressCallback(bar, board),
         CheckpointCallback(path, env, chosen, board),
+        PauseCallback(),
     ]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the scorer is small: a second thread waits more than it works
-    with bar:
+    with bar, working():
         try:
             model.learn(
                 settings.total_steps - model.num_timesteps,

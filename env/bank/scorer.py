@@ -15,6 +15,7 @@ from plywise.env.bank.bank import Bank, Stitched
 from plywise.env.bank.repair import Repair
 from plywise.env.bank.unit import Unit, find_units
 from plywise.env.network.samples import Samples
+from plywise.env.storage.timing_lock import working
 
 
 class Scorer:
@@ -40,6 +41,7 @@ class Scorer:
         self._units = find_units(bank.network)
         self._owner = object()  # tells its outputs from those of others in the same memory
 
+    @working()
     def run(
         self,
         plan: Plan,

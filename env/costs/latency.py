@@ -6,6 +6,7 @@ import sqlite3
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from plywise.env.runtime.runtime import loaded_run
 from plywise.env.runtime.target_program import NOISY, block_times, relative_times, variation
 from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.sqlite_file import open_sqlite
+from plywise.env.storage.timing_lock import timing
 
 Chain = tuple[Operation, ...]
 
@@ -101,6 +103,9 @@ class LatencyTable:
         with open_sqlite(self.path) as connection:
             known = self._known(connection, wanted)
             missing, rough = [chain for chain in wanted if chain not in known], 0
+        with timing() if missing else nullcontext(), open_sqlite(self.path) as connection:
+            known |= self._known(connection, {chain: wanted[chain] for chain in missing})  # others may have timed them
+            missing = [chain for chain in missing if chain not in known]
             for chain in (tracked if progress else untracked)(missing, "measuring latencies", len(missing)):
                 known[chain], varied = self._measured(chain, known.get(REFERENCE))
                 rough += varied > NOISY

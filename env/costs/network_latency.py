@@ -22,6 +22,7 @@ from plywise.env.network.trace import operators
 from plywise.env.runtime.runtime import relative_time, time_model
 from plywise.env.runtime.target_program import NOISY
 from plywise.env.storage.sqlite_file import open_sqlite
+from plywise.env.storage.timing_lock import timing
 
 TABLE = "overhead_3"
 """Name and version in one, in the file of the latencies."""
@@ -168,6 +169,7 @@ class NetworkLatency:
     def _template(self) -> GraphTemplate:
         return GraphTemplate(self.network, self.latency.device.batch)
 
+    @timing()
     def _calibrated(self) -> Overhead:
         original = time_model(self._original, self._shape, self.latency.device.execution)
         graphs = [shapes_of(self.network, plan) for plan in random_plans(self.network, GRAPHS)]

@@ -37,6 +37,7 @@ from plywise.env.network.network import Layer, Network
 from plywise.env.network.operation import WEIGHTLESS
 from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, Baseline, PriceTable
 from plywise.env.prices.sensitivity import Sensitivity
+from plywise.env.storage.timing_lock import working
 
 KEEP_LEVELS = (1.0, 0.75, 0.5, 0.25)
 """Shares of a group's channels that the catalogue's pruning leaves."""
@@ -286,6 +287,7 @@ class Pricer:
         }
         return self._known
 
+    @working()
     def sizes_of(self, layer: Layer) -> dict[Recipe, Sizes]:
         """Returns the bytes of a layer under each recipe that it is offered, but for roundings of activations."""
         inner = dict.fromkeys(recipe.without(Stage.ACTIVATIONS) for recipe in self.recipes[layer.name])

@@ -28,6 +28,7 @@ from plywise.env.bank.scorer import Scorer
 from plywise.env.network.network import Layer, Network
 from plywise.env.network.samples import Samples
 from plywise.env.storage.result_store import ResultStore
+from plywise.env.storage.timing_lock import pause, working
 
 Probe = Callable[[str, Recipe], float]
 """Measures the divergence that a recipe on the layer of a name causes."""
@@ -151,11 +152,13 @@ class Probing:
         self._places = {each.name: place for place, each in enumerate(bank.network.layers)}
         self._repair = replace(bank.repair, inputs=min(PROBE_INPUTS, bank.repair.inputs))
 
+    @working()
     def sensitivity(self, layer: Layer) -> Sensitivity:
         """Measures one layer."""
         return _sensitivity(self._bank, layer, self._recipes[layer.name], self._probe)
 
     def _probe(self, layer: str, recipe: Recipe) -> float:
+        pause()
         name = f"{self._key}/probe/{layer}/{recipe}"
         found = self._store.get(name)
         if found is None:

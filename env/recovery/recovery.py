@@ -17,6 +17,7 @@ from plywise.env.recovery.gradient_rounding import GradientRounding
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.recovery.recovery_state import RecoveryState
 from plywise.env.recovery.trainable import GAIN, TrainableNetwork
+from plywise.env.storage.timing_lock import working
 from plywise.env.subject import Subject
 
 TEMPERATURE = 4.0
@@ -153,6 +154,7 @@ class _Run:
         self._sizes = {name: _size(name, parameter.detach()) for name, parameter in network.parameters.items()}
         self._optimizer = torch.optim.Adam(list(network.parameters.values()), settings.learning_rate, fused=True)
 
+    @working()
     def advance(self) -> None:
         """Trains on one batch, and looks at the validation samples at the end of an epoch."""
         self._compress()

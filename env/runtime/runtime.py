@@ -25,6 +25,7 @@ from plywise.env.runtime.target_program import (
     relative_times,
     variation,
 )
+from plywise.env.storage.timing_lock import timing
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,13 @@ def loaded_run(model: Path | bytes, shape: Sequence[int], execution: Execution =
     return partial(run_session, session, random_inputs(session, shape))
 
 
+@timing()
 def time_model(model: Path | bytes, shape: Sequence[int], execution: Execution = ONE_THREAD) -> float:
     """Returns the milliseconds of one run; raises as `loaded_run` and its run do, arguments as there."""
     return 1e3 * statistics.median(block_times(loaded_run(model, shape, execution), execution))
 
 
+@timing()
 def relative_time(
     model: Path | bytes,
     other: Path | bytes,
@@ -132,6 +135,7 @@ def relative_time(
     return statistics.median(shares), statistics.median(varied)
 
 
+@timing()
 def time_models(
     paths: Sequence[Path], input_shape: Sequence[int], execution: Execution = ONE_THREAD, repeats: int = 100
 ) -> list[Timing]:
@@ -169,6 +173,7 @@ def _rounds(
     return taken
 
 
+@timing()
 def measure_energy(
     paths: Sequence[Path], input_shape: Sequence[int], counter: EnergyCounter, execution: Execution = ONE_THREAD
 ) -> list[float]:

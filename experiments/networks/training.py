@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plywise.env.execution.progress import tracked
+from plywise.env.storage.timing_lock import pause, working
 from plywise.experiments.data.dataset import Split
 
 
@@ -44,6 +45,7 @@ def reproducible(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@working()
 def fit(network: nn.Module, split: Split, settings: TrainingSettings, description: str) -> None:
     """Trains a network in place on images distorted a little at random; leaves it in eval mode.
 
@@ -73,6 +75,7 @@ def fit(network: nn.Module, split: Split, settings: TrainingSettings, descriptio
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+            pause()
     network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 

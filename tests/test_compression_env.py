@@ -33,7 +33,7 @@ def walk(env, seed):
     rng = np.random.default_rng(seed)
     seen, _ = env.reset(seed=seed)
     record, total, done = [seen], 0.0, False
-    start = env.walks.potential[0]
+    start = env.walks.outlook.potential[0]
     while not done:
         seen, reward, done, truncated, info = env.step(rng.choice(np.flatnonzero(env.action_masks())))
         assert not truncated
@@ -67,11 +67,11 @@ def test_twins_from_one_seed_walk_alike():
 
 def test_an_illegal_action_is_replaced_by_the_nearest_legal_one(env):
     env.reset(seed=0)
-    env.walks.masks[0] = False
-    env.walks.masks[0, [2, 9]] = True
+    env.walks.outlook.masks[0] = False
+    env.walks.outlook.masks[0, [2, 9]] = True
     info = env.step(np.int64(7))[4]
     assert info == {"replaced_action": 9}
-    assert env.walks.actions[0, 0] == 9
+    assert env.walks.state.actions[0, 0] == 9
 
 
 def test_observations_do_not_share_memory(env):

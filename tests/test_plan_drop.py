@@ -26,13 +26,12 @@ def test_walk_evaluator_and_surrogate_lose_alike(times):
     walks.place(rows, np.zeros(PLANS, int))
     walks.start(rows, Demands.of([Demand(None)] * PLANS))
     for _ in range(LAYERS):
-        walks.refresh()
-        walks.step((walks.masks * rng.random(walks.masks.shape)).argmax(1))
-    estimated = PlanEstimator(table).estimate(walks.actions)[1]
+        walks.step((walks.outlook.masks * rng.random(walks.outlook.masks.shape)).argmax(1))
+    estimated = PlanEstimator(table).estimate(walks.state.actions)[1]
     assert (estimated < table.accuracy - table.chance).all()
     assert estimated.max() > min(times, 10.0)
     assert walks.outcomes(rows)[1] == pytest.approx(estimated, rel=1e-4)
-    assert Surrogate(table).estimate(walks.actions)[1] == pytest.approx(estimated, rel=1e-4)
+    assert Surrogate(table).estimate(walks.state.actions)[1] == pytest.approx(estimated, rel=1e-4)
 
 
 def test_small_drops_add_up_and_none_exceeds_the_room():

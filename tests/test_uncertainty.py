@@ -13,7 +13,7 @@ from plywise.env.score.surrogate import Surrogate
 from plywise.env.score.uncertainty import LEAST_CHANGED, counting_variance, spread_of
 from plywise.env.walk.randomisation import Randomisation
 from plywise.env.walk.synthetic import synthetic_table
-from plywise.env.walk.walk import Walks
+from plywise.env.walk.walk import Factors, Walks
 
 
 @pytest.mark.parametrize("samples", [200, 2000])
@@ -53,7 +53,7 @@ def test_the_errors_of_training_have_a_mean_of_one():
     walks = Walks(PriceStack([table]), 4000)
     rows = np.arange(4000)
     Randomisation(noise=1.0).place(walks, rows, np.zeros(4000, int), np.random.default_rng(0))
-    assert walks.truth_factor.mean() == pytest.approx(1.0, abs=0.02)
+    assert walks.state.truth_factor.mean() == pytest.approx(1.0, abs=0.02)
 
 
 def test_training_counts_the_samples_of_each_network():
@@ -62,12 +62,11 @@ def test_training_counts_the_samples_of_each_network():
         table = dataclasses.replace(synthetic_table(np.random.default_rng(0), 3), samples=samples)
         walks, rows = Walks(PriceStack([table]), 2000), np.arange(2000)
         counting_noise = np.random.default_rng(1).normal(size=2000)
-        walks.place(rows, np.zeros(2000, int), counting_noise=counting_noise)
+        walks.place(rows, np.zeros(2000, int), Factors(counting_noise=counting_noise))
         walks.start(rows, Demands.of([Demand(None)] * 2000))
         for _ in range(3):
-            walks.refresh()
-            walks.step(walks.masks.shape[1] - 1 - walks.masks[:, ::-1].argmax(1))
-        drop = plan_drop(walks.true_drop[:1], walks.room[:1])[0]
+            walks.step(walks.outlook.masks.shape[1] - 1 - walks.outlook.masks[:, ::-1].argmax(1))
+        drop = plan_drop(walks.state.true_drop[:1], walks.room[:1])[0]
         seen = walks.outcomes(rows)[1]
         assert seen.mean() == pytest.approx(drop, abs=0.1)
         assert seen.std() == pytest.approx(np.sqrt(100.0 * max(drop, LEAST_CHANGED) / samples), rel=0.1)

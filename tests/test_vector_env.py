@@ -157,6 +157,6 @@ def test_attributes_are_answered_for_each_row(tables):
     assert env.env_is_wrapped(object, indices=[0, 2]) == [False, False]
     assert env.has_attr("action_masks")
     env.reset()
-    env.walks.masks[:, 1:] = False
+    env.walks.outlook.masks[:, 1:] = False
     with pytest.raises(AssertionError, match="mask"):
         env.step(np.ones(4, int))

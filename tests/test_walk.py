@@ -11,15 +11,17 @@ from plywise.env.score.score import Demands, score_plans
 from plywise.env.score.uncertainty import LEAST_CHANGED
 from plywise.env.walk.demand_sampler import DemandSampler
 from plywise.env.walk.observation import CONTEXT_FEATURES, LIMIT, ROW_FEATURES, Observer, reduced_costs
+from plywise.env.walk.outlook import look_ahead
 from plywise.env.walk.synthetic import synthetic_table
-from plywise.env.walk.walk import WAY_OUT, Walks
+from plywise.env.walk.walk import Factors, Walks
+from plywise.env.walk.walk_state import WAY_OUT
 
 
 def start(tables, count, seed=0, demand=None, **factors):
     walks = Walks(PriceStack(tables), count)
     rng = np.random.default_rng(seed)
     rows, table = np.arange(count), rng.integers(len(tables), size=count)
-    reachable = walks.place(rows, table, **factors)
+    reachable = walks.place(rows, table, Factors(**factors))
     sampler = DemandSampler()
     walks.start(rows, Demands.of([demand or sampler.sample(row, rng) for row in reachable]))
     return walks
@@ -28,14 +30,13 @@ def start(tables, count, seed=0, demand=None, **factors):
 def finish(walks, choose):
     """Walks to the end; rows that are done earlier stay on padding layers, where nothing costs anything."""
     while not walks.done.all():
-        walks.refresh()
         walks.step(choose(walks))
     return walks
 
 
 def at_random(seed):
     rng = np.random.default_rng(seed)
-    return lambda walks: (walks.masks * rng.random(walks.masks.shape)).argmax(1)
+    return lambda walks: (walks.outlook.masks * rng.random(walks.outlook.masks.shape)).argmax(1)
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +68,18 @@ def pair():
 
 def test_upstream_cuts_change_the_price_of_later_layers(pair):
     walks = start([pair], 2, demand=Demand())
-    walks.refresh()
-    assert walks.cost[0] == pytest.approx(np.array([[0.1] * 3, [0.05] * 3]))
+    assert walks.outlook.cost[0] == pytest.approx(np.array([[0.1] * 3, [0.05] * 3]))
     walks.step(np.array([0, 1]))
-    walks.refresh()
     # A quarter of half the input is kept: 0.625 of it, between the levels 1 and 0.5, priced 8 and 4.
-    assert walks.cost[:, 0] == pytest.approx(np.array([[0.8] * 3, [0.5] * 3]))
+    assert walks.outlook.cost[:, 0] == pytest.approx(np.array([[0.8] * 3, [0.5] * 3]))
     walks.step(np.zeros(2, int))
     assert walks.outcomes(np.arange(2))[0] == pytest.approx(np.array([[1.0] * 3, [0.65] * 3]))
 
 
 def test_what_a_cut_saves_downstream_is_seen_before_it_is_made(pair):
     walks = start([pair], 1, demand=Demand())
-    walks.refresh()
-    saved = walks.behind[0, 0, 0] - walks.behind[0, 1, 0]
-    cheap = walks.plans[0, 1, walks.star[0]]
+    saved = walks.outlook.behind[0, 0, 0] - walks.outlook.behind[0, 1, 0]
+    cheap = walks.state.plans[0, 1, walks.outlook.star[0]]
     assert saved == pytest.approx(np.full(3, 0.3)), cheap
 
 
@@ -89,22 +87,20 @@ def test_numbers_that_change_their_form_take_time(pair):
     integers = np.array([[False, True], [False, True]])
     prices = {"integers": integers, "nearest": np.array([-1, 0]), "border": np.array([0.2, 0.5], np.float32)}
     walks = start([dataclasses.replace(pair, **prices)], 2, demand=Demand())
-    walks.refresh()
-    assert walks.cost[0, :, 1] == pytest.approx([0.1, 0.05 + 0.02])
+    assert walks.outlook.cost[0, :, 1] == pytest.approx([0.1, 0.05 + 0.02])
     walks.step(np.array([0, 1]))
-    walks.refresh()
-    assert walks.cost[0, :, 1] == pytest.approx([0.8, 0.8 + 0.05])
-    assert walks.cost[1, :, 1] == pytest.approx([0.5 + 0.05, 0.5])
-    assert walks.cost[1, :, 0] == pytest.approx([0.5, 0.5])
+    assert walks.outlook.cost[0, :, 1] == pytest.approx([0.8, 0.8 + 0.05])
+    assert walks.outlook.cost[1, :, 1] == pytest.approx([0.5 + 0.05, 0.5])
+    assert walks.outlook.cost[1, :, 0] == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_finished_walks_cost_what_the_estimator_says(tables, seed):
     walks = finish(start(tables, 24, seed), at_random(seed))
     for row in range(24):
-        table = tables[walks.table[row]]
-        ratios, drops = PlanEstimator(table).estimate(walks.actions[row : row + 1, : table.num_layers])
-        assert walks.spent[row] == pytest.approx(ratios[0], rel=1e-5)
+        table = tables[walks.state.table[row]]
+        ratios, drops = PlanEstimator(table).estimate(walks.state.actions[row : row + 1, : table.num_layers])
+        assert walks.state.spent[row] == pytest.approx(ratios[0], rel=1e-5)
         assert walks.outcomes(np.array([row]))[1][0] == pytest.approx(drops[0], rel=1e-5)
 
 
@@ -112,26 +108,24 @@ def test_plans_ahead_stay_exact_while_choices_are_made(tables):
     """After any prefix, what is promised at each price is what the prefix and that plan together really cost."""
     walks, choose = start(tables, 12, seed=3), at_random(3)
     for _ in range(3):
-        walks.refresh()
         walks.step(choose(walks))
-    walks.refresh()
     for row in range(12):
-        table = tables[walks.table[row]]
-        plans = walks.plans[row, : table.num_layers, :WAY_OUT].T.copy()
-        plans[:, :3] = walks.actions[row, :3]
+        table = tables[walks.state.table[row]]
+        plans = walks.state.plans[row, : table.num_layers, :WAY_OUT].T.copy()
+        plans[:, :3] = walks.state.actions[row, :3]
         ratios, drops = PlanEstimator(table).estimate(plans)
-        assert walks.promised[row] == pytest.approx(ratios, rel=1e-4)
-        assert walks.promised_drop[row] == pytest.approx(drops, rel=1e-4)
+        assert walks.outlook.promised[row] == pytest.approx(ratios, rel=1e-4)
+        assert walks.outlook.promised_drop[row] == pytest.approx(drops, rel=1e-4)
 
 
 def test_the_mask_keeps_every_cost_ceiling_of_demands_that_can_be_met(tables):
     """Where random choices have lost more accuracy than is allowed, breaking a cost ceiling may be the better end."""
     walks = start(tables, 256, seed=5)
-    ceilings, max_drop = walks.demands.ceilings.copy(), walks.demands.max_drop.copy()
+    ceilings, max_drop = walks.state.demands.ceilings.copy(), walks.state.demands.max_drop.copy()
     finish(walks, at_random(5))
-    held = (walks.spent <= ceilings * (1 + 1e-5)).all(1)
+    held = (walks.state.spent <= ceilings * (1 + 1e-5)).all(1)
     assert np.isfinite(ceilings).sum() > 200
-    assert (held | (walks.drop > max_drop)).mean() > 0.95
+    assert (held | (walks.state.drop > max_drop)).mean() > 0.95
     assert np.isinf(max_drop).sum() > 30
     assert held[np.isinf(max_drop)].mean() > 0.98
 
@@ -144,15 +138,14 @@ def test_ceilings_that_only_ruin_holds_leave_the_better_plan_open():
         estimator = PlanEstimator(table)
         least = estimator.estimate(least_plans(estimator.stack, 0)[:, :8])[0].min(0)[0]
         walks = start([table], 1, demand=Demand(0.2, max_storage=min(1.0, 1.02 * least)))
-        walks.refresh()
         promised, insisted = score_plans(
-            walks.demands.per_plan(), *estimator.estimate(walks.plans[0, :8][:, [walks.star[0], WAY_OUT]].T)
+            walks.state.demands.per_plan(),
+            *estimator.estimate(walks.state.plans[0, :8][:, [walks.outlook.star[0], WAY_OUT]].T),
         )[0]
         for layer in range(8):
-            best = walks.plans[0, layer, walks.star]
-            assert walks.masks[0, best]
+            best = walks.state.plans[0, layer, walks.outlook.star]
+            assert walks.outlook.masks[0, best]
             walks.step(best)
-            walks.refresh()
         assert walks.outcomes(np.array([0]))[2][0] > promised - 0.5
         ruinous += promised > insisted + 5.0
     assert ruinous >= 6
@@ -161,23 +154,21 @@ def test_ceilings_that_only_ruin_holds_leave_the_better_plan_open():
 def test_what_only_the_best_price_can_finish_stays_open_and_holds(tables):
     """Random choices among what the mask allows, wherever it allows it for the best price's plan alone."""
     walks, choose, opened = start(tables, 256, seed=5), at_random(5), np.zeros(256, bool)
-    ceilings, held = walks.demands.ceilings.copy(), np.ones(256, bool)
+    ceilings, held = walks.state.demands.ceilings.copy(), np.ones(256, bool)
     while not walks.done.all():
-        walks.refresh()
-        total = walks.spent[:, None] + walks.cost + walks.behind[:, :, 1]
+        total = walks.state.spent[:, None] + walks.outlook.cost + walks.outlook.behind[:, :, 1]
         alone = (total <= ceilings[:, None] * (1 + 1e-5)).all(2)  # the way out would still hold
         held &= alone.any(1)
-        more = walks.masks & ~alone & held[:, None]
+        more = walks.outlook.masks & ~alone & held[:, None]
         opened |= more.any(1)
         walks.step(np.where(more.any(1), more.argmax(1), choose(walks)))
     assert opened.sum() > 20
-    assert (walks.spent <= ceilings * (1 + 1e-5)).all(1)[opened & held].mean() > 0.98
+    assert (walks.state.spent <= ceilings * (1 + 1e-5)).all(1)[opened & held].mean() > 0.98
 
 
 def test_masks_leave_it_to_the_score_where_nothing_holds(tables):
     walks = start(tables, 8, demand=Demand(max_storage=0.001))
-    walks.refresh()
-    assert (walks.masks == walks.stack.legal[walks.table, 0]).all()
+    assert (walks.outlook.masks == walks.stack.legal[walks.state.table, 0]).all()
     finish(walks, at_random(0))
     assert not any(plan["demand_met"] for plan in walks.finished_plans(np.arange(8)))
 
@@ -190,9 +181,8 @@ def test_the_way_out_is_the_plan_nearest_to_the_ceilings():
         estimator = PlanEstimator(table)
         ceilings = np.minimum(1.0, 1.1 * estimator.estimate(least_plans(estimator.stack, 0)[:, :8])[0].min(0))
         walks = start([table], 1, demand=Demand(max_storage=ceilings[0], max_latency=ceilings[1]))
-        walks.refresh()
-        given = walks.plans[0, :8].T
-        plans = given[WAY_OUT:], least_plans(estimator.stack, 0)[:, :8], given[:WAY_OUT]
+        given = walks.state.plans[0, :8].T
+        plans = given[walks.outlook.way_out], least_plans(estimator.stack, 0)[:, :8], given[:WAY_OUT]
         way_out, least, priced = ((estimator.estimate(each)[0] / ceilings)[:, :2].max(1).min() for each in plans)
         assert way_out == pytest.approx(min(least, priced), rel=1e-4)
         better += priced < 0.99 * least
@@ -201,11 +191,10 @@ def test_the_way_out_is_the_plan_nearest_to_the_ceilings():
 
 def test_least_reduced_cost_is_a_decent_plan(tables):
     def reduced(walks):
-        return np.where(walks.masks, reduced_costs(walks)[:, 0], np.inf).argmin(1)
+        return np.where(walks.outlook.masks, reduced_costs(walks)[:, 0], np.inf).argmin(1)
 
     planned = start(tables, 48, seed=7)
-    planned.refresh()
-    promised = planned.potential.copy()
+    promised = planned.outlook.potential.copy()
     rows = np.arange(48)
     planned = finish(planned, reduced).outcomes(rows)[2]
     random = finish(start(tables, 48, seed=7), at_random(7)).outcomes(rows)[2]
@@ -216,19 +205,17 @@ def test_least_reduced_cost_is_a_decent_plan(tables):
 def test_factors_change_prices_and_noise_stays_hidden(tables):
     rng = np.random.default_rng(0)
     depth = 5
-    factors = {name: rng.lognormal(0, 0.3, (6, depth)).astype(np.float32) for name in ("drop_factor", "truth_factor")}
+    factors = {name: rng.lognormal(0, 0.3, (6, depth)).astype(np.float32) for name in ("drop", "truth")}
     cost_factor = rng.lognormal(0, 0.3, (6, depth, 3)).astype(np.float32)
-    walks = start(tables[:1], 6, demand=Demand(None), **factors, cost_factor=cost_factor)
+    walks = start(tables[:1], 6, demand=Demand(None), **factors, cost=cost_factor)
     plain = start(tables[:1], 6, demand=Demand(None))
-    walks.refresh(), plain.refresh()
-    assert walks.drops == pytest.approx(plain.drops * factors["drop_factor"][:, :1])
+    assert walks.outlook.drops == pytest.approx(plain.outlook.drops * factors["drop"][:, :1])
     finish(walks, lambda w: np.zeros(6, int))
-    assert walks.spent == pytest.approx(np.ones((6, 3)), rel=1e-5)  # the original costs what the original costs
-    noisy = start(tables[:1], 6, demand=Demand(None), truth_factor=factors["truth_factor"])
-    noisy.refresh()
-    assert (noisy.drops == plain.drops).all()
+    assert walks.state.spent == pytest.approx(np.ones((6, 3)), rel=1e-5)  # the original costs what the original costs
+    noisy = start(tables[:1], 6, demand=Demand(None), truth=factors["truth"])
+    assert (noisy.outlook.drops == plain.outlook.drops).all()
     finish(noisy, at_random(1))
-    assert (noisy.true_drop != noisy.drop).all()
+    assert (noisy.state.true_drop != noisy.state.drop).all()
 
 
 def test_counting_moves_the_drop_that_is_seen_by_its_standard_error(tables):
@@ -243,15 +230,14 @@ def test_counting_moves_the_drop_that_is_seen_by_its_standard_error(tables):
 
 def test_observations_are_bounded_and_named(tables):
     walks = start(tables, 16, seed=2)
-    walks.refresh()
     seen = Observer(walks.stack).observe(walks)
     assert seen["context"].shape == (16, len(CONTEXT_FEATURES))
     assert seen["recipes"].shape == (16, walks.stack.num_slots, len(ROW_FEATURES))
     for value in seen.values():
         assert np.isfinite(value).all()
         assert np.abs(value).max() <= LIMIT
-    assert (seen["recipes"][..., -1] == walks.masks).all()
-    assert (seen["recipes"][~walks.masks] == 0).all()
+    assert (seen["recipes"][..., -1] == walks.outlook.masks).all()
+    assert (seen["recipes"][~walks.outlook.masks] == 0).all()
     assert len(set(CONTEXT_FEATURES)) == len(CONTEXT_FEATURES)
     assert len(set(ROW_FEATURES)) == len(ROW_FEATURES)
 
@@ -263,7 +249,6 @@ def test_the_same_network_looks_the_same_at_another_scale(tables):
     seen = []
     for table in (tables[1], big):
         walks = start([table], 1, demand=demand)
-        walks.refresh()
         seen.append(Observer(walks.stack).observe(walks))
     for key in seen[0]:
         assert seen[0][key] == pytest.approx(seen[1][key], abs=1e-4)
@@ -278,3 +263,19 @@ def test_sampled_demands_can_be_met(tables):
     assert (reachable <= ceilings[:, None]).all(2).any(1).all()
     assert all(demand.accuracy_weight > 0 for demand in demands)
     assert {demand.max_accuracy_drop for demand in demands} == {0.5, 1.0, 2.0, 3.0, None}
+
+
+def test_looking_ahead_changes_nothing(tables):
+    """The outlook follows from the state alone, so it makes no difference when it is asked for, or whether at all."""
+    walks, choose = start(tables, 24, seed=3), at_random(3)
+    for _ in range(4):
+        before = walks.get_state()
+        again = look_ahead(walks.stack, walks.state)
+        for field in dataclasses.fields(again):
+            assert (getattr(again, field.name) == getattr(walks.outlook, field.name)).all(), field.name
+        assert all((array == before[name]).all() for name, array in walks.get_state().items())
+        walks.step(choose(walks))
+    other = Walks(walks.stack, 24)
+    other.set_state(walks.get_state())
+    assert (other.outlook.masks == walks.outlook.masks).all()
+    assert (other.outlook.potential == walks.outlook.potential).all()

@@ -33,6 +33,6 @@ class RandomSearch(SearchMethod):
         walks.place(rows, np.zeros(BATCH, np.int64))
         walks.start(rows, Demands.of([demand] * BATCH))
         while not walks.done[0]:
-            walks.refresh()
-            walks.step((walks.masks * generator.random(walks.masks.shape)).argmax(1))
-        return walks.actions
+            masks = walks.outlook.masks
+            walks.step((masks * generator.random(masks.shape)).argmax(1))
+        return walks.state.actions

@@ -91,25 +91,23 @@ class CompressionEnv(gym.Env[dict[str, Any], np.int64]):
         reachable = self.randomisation.place(self.walks, self._row, self._row, self.np_random)
         demand = self.demand if isinstance(self.demand, Demand) else self.demand.sample(reachable[0], self.np_random)
         self.walks.start(self._row, Demands.of([demand]))
-        self.walks.refresh()
         return self._observation(), {}
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes a recipe for the current layer; see the class."""
-        allowed = np.flatnonzero(self.walks.masks[0])
+        allowed = np.flatnonzero(self.walks.outlook.masks[0])
         chosen = allowed[np.abs(allowed - int(action)).argmin()]
         info: dict[str, Any] = {} if chosen == action else {"replaced_action": int(chosen)}
-        before = float(self.walks.potential[0])
+        before = float(self.walks.outlook.potential[0])
         self.walks.step(np.array([chosen]))
         if self.walks.done[0]:
             info["plan"] = self.walks.finished_plans(self._row)[0]
             return blank(self.walks.stack.num_slots), info["plan"]["score"] - before, True, False, info
-        self.walks.refresh()
-        return self._observation(), float(self.walks.potential[0]) - before, False, False, info
+        return self._observation(), float(self.walks.outlook.potential[0]) - before, False, False, info
 
     def action_masks(self) -> Bools:
         """Returns which slots may be chosen, `(K,)`."""
-        masks: Bools = self.walks.masks[0].copy()
+        masks: Bools = self.walks.outlook.masks[0].copy()
         return masks
 
     def _observation(self) -> Observation:

@@ -10,7 +10,8 @@ from plywise.env.score.plan_drop import plan_drop
 from plywise.env.score.score import expected_scores, worst_use
 from plywise.env.score.supply import SHADOW_PRICES
 from plywise.env.score.uncertainty import spread_of
-from plywise.env.walk.walk import DROP, NUM_PRICES, WAY_OUT, Walks
+from plywise.env.walk.walk import Walks
+from plywise.env.walk.walk_state import DROP, NUM_PRICES, WAY_OUT
 
 LIMIT = 8.0
 """Every feature lies within plus and minus this."""
@@ -83,10 +84,11 @@ def blank(num_slots: int) -> Observation:
 
 def reduced_costs(walks: Walks, factors: tuple[float, ...] = (1.0,)) -> Floats:
     """Returns drop plus cost of each slot at multiples of the best shadow price, points `(n, factors, K)`."""
-    price = SHADOW_PRICES[walks.star][:, None, None].astype(np.float32) * np.array(factors, np.float32)[:, None]
-    paid = walks.cost + walks.behind[:, :, 0]  # later layers cost less where this one is cut
-    scalar = np.matmul(paid, walks.shares[..., None].astype(np.float32))  # (n, K, 1)
-    reduced: Floats = walks.drops[:, None] + price * scalar[:, None, :, 0]
+    outlook = walks.outlook
+    price = SHADOW_PRICES[outlook.star][:, None, None].astype(np.float32) * np.array(factors, np.float32)[:, None]
+    paid = outlook.cost + outlook.behind[:, :, 0]  # later layers cost less where this one is cut
+    scalar = np.matmul(paid, outlook.shares[..., None].astype(np.float32))  # (n, K, 1)
+    reduced: Floats = outlook.drops[:, None] + price * scalar[:, None, :, 0]
     return reduced
 
 
@@ -109,54 +111,56 @@ class Observer:
         self.recipes = recipes.reshape(-1, *recipes.shape[2:])  # one row for each layer of each network
 
     def observe(self, walks: Walks) -> Observation:
-        """Returns `context` `(n, C)` and `recipes` `(n, K, F)` of refreshed walks."""
+        """Returns `context` `(n, C)` and `recipes` `(n, K, F)` of walks."""
         return {"context": self._context(walks), "recipes": self._rows(walks)}
 
     def _context(self, walks: Walks) -> Floats:
-        rows, table, layer, demands = np.arange(walks.count), walks.table, walks.layer, walks.demands
-        excess = _log_clipped(worst_use(demands.per_plan(), walks.promised))
+        state, outlook = walks.state, walks.outlook
+        rows, table, layer, demands = np.arange(state.count), state.table, state.layer, state.demands
+        excess = _log_clipped(worst_use(demands.per_plan(), outlook.promised))
         weights = np.concatenate([demands.accuracy_weight[:, None], demands.weights], 1)
         has_ceiling, has_max = np.isfinite(demands.ceilings), np.isfinite(demands.max_drop)
-        left = demands.ceilings - walks.spent
-        slack = np.maximum(left, 1e-6) / np.maximum(walks.rest[:, WAY_OUT, :DROP], 1e-6)
+        left = demands.ceilings - state.spent
+        slack = np.maximum(left, 1e-6) / np.maximum(outlook.rest[:, WAY_OUT, :DROP], 1e-6)
         parts = (
             (layer / walks.stack.layers[table])[:, None],
             self.layers[table, layer],
-            walks.kept[rows, layer, WAY_OUT][:, None],
-            _near(walks.projected - walks.potential[:, None]),
+            state.kept[rows, layer, WAY_OUT][:, None],
+            _near(outlook.projected - outlook.potential[:, None]),
             excess,
-            _points(walks.promised_drop),
-            np.log10(SHADOW_PRICES[walks.star])[:, None] / 2,
+            _points(outlook.promised_drop),
+            np.log10(SHADOW_PRICES[outlook.star])[:, None] / 2,
             weights / weights.sum(1, keepdims=True),
             np.where(has_ceiling, _log_clipped(demands.ceilings), 0.0),
             has_ceiling,
             _points(np.where(has_max, demands.max_drop, 0.0))[:, None],
             has_max[:, None],
             np.where(has_ceiling, _log_clipped(slack), 0.0),
-            _points(walks.drop)[:, None],
+            _points(state.drop)[:, None],
             self.device[table],
         )
         return np.clip(np.concatenate(parts, 1, dtype=np.float32, casting="unsafe"), -LIMIT, LIMIT)
 
     def _rows(self, walks: Walks) -> Floats:
-        rows, table, layer = np.arange(walks.count), walks.table, walks.layer
-        allowed = walks.masks
+        state, outlook = walks.state, walks.outlook
+        rows, table, layer = np.arange(state.count), state.table, state.layer
+        allowed = outlook.masks
         features = self.recipes.take(table * self.layers.shape[1] + layer, axis=0)
         at = len(RECIPE_FEATURES)
-        log_cost = _log(walks.cost)
+        log_cost = _log(outlook.cost)
         features[:, :, at : at + 3] = log_cost - log_cost[:, :1]
         features[:, :, at + 3 : at + 6] = log_cost / 2
-        features[:, :, at + 6] = _points(walks.drops * 4)
+        features[:, :, at + 6] = _points(outlook.drops * 4)
         reduced = reduced_costs(walks, (0.25, 1.0, 4.0))
         best = np.where(allowed[:, None], reduced, np.float32(np.inf)).min(2, keepdims=True)
         features[:, :, at + 7 : at + 10] = _near(reduced - best).transpose(0, 2, 1)
-        unchanged = walks.behind[:, :1, 0]  # slot 0 is identity: it cuts nothing
-        features[:, :, at + 10 : at + 13] = _points(20 * (unchanged - walks.behind[:, :, 0]))
-        promised = walks.spent[:, None].astype(np.float32) + walks.cost + walks.behind[:, :, 0]
-        later = walks.rest[rows, walks.star, DROP] - walks.price[rows, layer, walks.star, DROP]
-        drop = (walks.drop + later)[:, None].astype(np.float32) + walks.drops
+        unchanged = outlook.behind[:, :1, 0]  # slot 0 is identity: it cuts nothing
+        features[:, :, at + 10 : at + 13] = _points(20 * (unchanged - outlook.behind[:, :, 0]))
+        promised = state.spent[:, None].astype(np.float32) + outlook.cost + outlook.behind[:, :, 0]
+        later = outlook.rest[rows, outlook.star, DROP] - state.price[rows, layer, outlook.star, DROP]
+        drop = (state.drop + later)[:, None].astype(np.float32) + outlook.drops
         drop = plan_drop(drop, walks.room[:, None].astype(np.float32))
-        demands = walks.demands.per_plan()
+        demands = state.demands.per_plan()
         score = expected_scores(demands, promised, drop, spread_of(drop, walks.stack.samples[table][:, None]))
         best_score = np.where(allowed, score, -np.inf).max(1, keepdims=True)
         features[:, :, at + 13] = _near(score - best_score)

@@ -8,7 +8,7 @@ from plywise.env.prices.price_stack import NUM_METRICS
 from plywise.env.prices.prices import Ints
 from plywise.env.score.score import Array
 from plywise.env.score.uncertainty import LAYER, NETWORK
-from plywise.env.walk.walk import Walks
+from plywise.env.walk.walk import Factors, Walks
 
 
 @dataclass(frozen=True)
@@ -36,4 +36,4 @@ class Randomisation:
         cost = self.jitter * generator.normal(0.0, 0.3, (*shape, NUM_METRICS))
         counting_noise = self.noise * generator.normal(size=len(rows))
         drops, truths, costs = (np.exp(exponent, dtype=np.float32) for exponent in (drop, truth, cost))
-        return walks.place(rows, table, drops, truths, costs, counting_noise)
+        return walks.place(rows, table, Factors(drops, truths, costs, counting_noise))

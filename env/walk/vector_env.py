@@ -63,7 +63,6 @@ class BatchedCompressionEnv(VecEnv):
         self._reset_options()
         self._begin(np.arange(self.num_envs))
         self._returns[:] = 0.0
-        self.walks.refresh()
         return self.observer.observe(self.walks)
 
     def step_async(self, actions: Ints) -> None:
@@ -73,9 +72,9 @@ class BatchedCompressionEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Takes the step; rows that end start again, and their info holds the finished plan."""
         walks = self.walks
-        chosen = walks.masks[np.arange(self.num_envs), self._actions]
+        chosen = walks.outlook.masks[np.arange(self.num_envs), self._actions]
         assert chosen.all(), "an action that the mask forbids"
-        before = walks.potential
+        before = walks.outlook.potential
         walks.step(self._actions)
         done = walks.done
         ended = np.flatnonzero(done)
@@ -85,14 +84,13 @@ class BatchedCompressionEnv(VecEnv):
             reward[ended] = walks.outcomes(ended)[2] - before[ended]
             self._close(ended, reward, infos)
             self._begin(ended)
-        walks.refresh()
-        reward = np.where(done, reward, walks.potential - before)
+        reward = np.where(done, reward, walks.outlook.potential - before)
         self._returns = np.where(done, 0.0, self._returns + reward)
         return self.observer.observe(walks), reward.astype(np.float32), done, infos
 
     def action_masks(self) -> Bools:
         """Returns which slots may be chosen, `(n, K)`."""
-        return self.walks.masks.copy()
+        return self.walks.outlook.masks.copy()
 
     def get_state(self) -> dict[str, Any]:
         """Returns all that the next steps depend on: arrays and values that JSON can hold."""

@@ -64,7 +64,7 @@ def walking() -> list[float]:
     env.reset()
     taken = []
     for _ in range(STEPS):
-        masks = env.walks.masks
+        masks = env.walks.outlook.masks
         actions = (masks * rng.random(masks.shape)).argmax(1)
         start = time.perf_counter()
         env.step(actions)

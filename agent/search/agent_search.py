@@ -6,7 +6,7 @@ import numpy as np
 
 from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.agent.search.search_method import CountedSearch, SearchMethod
-from plywise.env.prices.prices import Floats
+from plywise.env.arrays import Floats
 from plywise.env.score.demand import Demand
 from plywise.env.score.score import Demands, expected_scores
 from plywise.env.score.surrogate import Surrogate

@@ -8,8 +8,9 @@ and the next layer is the one with the least estimated drop for what it saves.
 import numpy as np
 
 from plywise.agent.search.search_method import CountedSearch, SearchMethod
-from plywise.env.prices.prices import Ints, PriceTable
-from plywise.env.score.score import Array, Demands, Outcome
+from plywise.env.arrays import Doubles, Ints
+from plywise.env.prices.prices import PriceTable
+from plywise.env.score.score import Demands, Outcome
 from plywise.env.score.supply import metric_shares
 
 FIRST_STEP = 4
@@ -42,14 +43,14 @@ class Greedy(SearchMethod):
                 step[layer] //= 2
 
 
-def _scalar_cost(table: PriceTable, shares: Array) -> Array:
+def _scalar_cost(table: PriceTable, shares: Doubles) -> Doubles:
     """Cost of each slot where nothing upstream was cut, share of the original's `(L, K)`."""
     ratios = table.cost[:, :, :, 0, 0] / table.original[:, None, None]
-    mixed: Array = np.einsum("m,mlk->lk", shares, ratios)
+    mixed: Doubles = np.einsum("m,mlk->lk", shares, ratios)
     return mixed
 
 
-def _ladder(cost: Array, drop: Array, legal: Array) -> Ints:
+def _ladder(cost: Doubles, drop: Doubles, legal: Doubles) -> Ints:
     """Slots from identity down, each cheaper than the one before, none beaten in both cost and drop by another."""
     rungs: list[int] = []
     least = np.inf
@@ -64,7 +65,7 @@ def _actions(ladders: list[Ints], rung: Ints) -> list[int]:
     return [int(ladder[at]) for ladder, at in zip(ladders, rung, strict=True)]
 
 
-def _cheapest(ladders: list[Ints], rung: Ints, step: Ints, cost: Array, table: PriceTable) -> int:
+def _cheapest(ladders: list[Ints], rung: Ints, step: Ints, cost: Doubles, table: PriceTable) -> int:
     """The layer whose next step loses least for what it saves."""
     rates = np.full(len(ladders), np.inf)
     for layer, ladder in enumerate(ladders):

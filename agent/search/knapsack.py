@@ -15,12 +15,13 @@ from scipy.sparse import csr_array
 
 from plywise.agent.search.search_method import CountedSearch, SearchMethod
 from plywise.agent.search.uniform_plans import uniform_plans
+from plywise.env.arrays import Bools, Doubles, Floats, Ints
 from plywise.env.prices.price_stack import LATENCY
-from plywise.env.prices.prices import Bools, Floats, Ints, PriceTable
+from plywise.env.prices.prices import PriceTable
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.score.plan_drop import most_total
-from plywise.env.score.score import DROP_RATE, Array, Demands, score_plans
+from plywise.env.score.score import DROP_RATE, Demands, score_plans
 
 ROUNDS = 2
 NODE_LIMIT = 5
@@ -59,7 +60,7 @@ def knapsack_plans(estimator: PlanEstimator, demand: Demand) -> Ints:
     return _sorted(estimator, demands, plans)
 
 
-def _prices_around(estimator: PlanEstimator, plan: Ints) -> Array:
+def _prices_around(estimator: PlanEstimator, plan: Ints) -> Doubles:
     """Prices every slot as if all other layers kept their slots of a plan, later layers' changes included.
 
     Returns:
@@ -140,13 +141,13 @@ class _Program:
             LinearConstraint(before - own - crossing, -np.inf, 0.0),
         ]
 
-    def limit(self, cost: Array | Floats, crossing: Array | Floats, excess: float, most: float) -> None:
+    def limit(self, cost: Doubles | Floats, crossing: Doubles | Floats, excess: float, most: float) -> None:
         """Adds a ceiling on the sum of costs `(L, K)`, of borders `(L,)` and of the drop's excess."""
         size = max(abs(most), 1e-3) / 100  # the solver's tolerance is absolute: rows of size 100 make it tight
         row = np.concatenate([cost[self.layer, self.slot], crossing, [excess]]) / size
         self.constraints.append(LinearConstraint(row[None], -np.inf, most / size))
 
-    def solve(self, cost: Array, crossing: Array, excess: float) -> Ints:
+    def solve(self, cost: Doubles, crossing: Doubles, excess: float) -> Ints:
         """Returns the plan `(1, L)` of the least sum, or `(0, L)` where none was found; arguments as in `limit`."""
         size = len(self.layer)
         solved = milp(
@@ -163,7 +164,7 @@ class _Program:
         return plan
 
 
-def _worth(legal: Bools, values: list[Array | Floats]) -> Bools:
+def _worth(legal: Bools, values: list[Doubles | Floats]) -> Bools:
     """Slots that no other slot of their layer matches or beats in every value."""
     stacked = np.where(legal[..., None], np.stack(values, -1), np.inf)  # (L, K, V)
     above, below = stacked[:, :, None], stacked[:, None]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from plywise.env.prices.prices import RECIPE_FEATURES, Ints, PriceTable
+from plywise.env.arrays import Ints
+from plywise.env.prices.prices import RECIPE_FEATURES, PriceTable
 
 STRUCTURED = [RECIPE_FEATURES.index(name) for name in ("pruning_ratio", "rank_ratio", "sparsity")]
 """Features that are 0 where a recipe decides on number formats only."""

@@ -10,10 +10,10 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from plywise.compressors.errors import ModelError
+from plywise.env.arrays import Doubles
 from plywise.env.costs.graph_template import GraphTemplate
 from plywise.env.costs.latency import Chain, Latencies, LatencyTable, chain_key, tell_rough
 from plywise.env.costs.trial_graphs import Shapes, random_plans, shapes_of
@@ -40,7 +40,6 @@ is scored, and of one plan among many to calibrate on."""
 ORIGINAL_WEIGHT = 10.0
 """How many other graphs the original counts for: ceilings are shares of it."""
 
-Floats = NDArray[np.float64]
 NO_NORMS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -119,7 +118,7 @@ class NetworkLatency:
             return dict.fromkeys((layer.name for layer in self.network.layers), None)
         return self._template.nearest
 
-    def predicted(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
+    def predicted(self, plans: Sequence[Mapping[str, Chain]]) -> Doubles:
         """Returns the latencies of plans, `(n,)` milliseconds, from those of their layers.
 
         Args:
@@ -127,7 +126,7 @@ class NetworkLatency:
         """
         if self.overhead.original is None:
             return np.array([self.latency.milliseconds(list(plan.values()), progress=False).sum() for plan in plans])
-        found: Floats = self._parts(plans) @ np.array(list(asdict(self.overhead).values())[:-1])
+        found: Doubles = self._parts(plans) @ np.array(list(asdict(self.overhead).values())[:-1])
         return found
 
     def measured(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = NO_NORMS) -> float:
@@ -182,7 +181,7 @@ class NetworkLatency:
         floats, integers, border, number, rest = map(float, found)
         return Overhead(floats, integers, border, number, rest, original)
 
-    def _shares(self, graphs: Sequence[Shapes]) -> Floats:
+    def _shares(self, graphs: Sequence[Shapes]) -> Doubles:
         """Returns the times of graphs over the original's, `(1 + n,)`, its own first; nan where one cannot run."""
         shares, rough = [1.0], 0
         for graph in graphs:
@@ -196,7 +195,7 @@ class NetworkLatency:
         tell_rough(rough, len(graphs), what)
         return np.array(shares)
 
-    def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> Floats:
+    def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> Doubles:
         """Returns what an `Overhead` weighs, `(n, 5)`: two sums of layers alone, borders, numbers across them, one."""
         names = [layer.name for layer in self.network.layers]
         alone = self.latency.milliseconds([plan[name] for plan in plans for name in names], progress=False)

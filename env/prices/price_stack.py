@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plywise.env.prices.prices import METRICS, Bools, Floats, Ints, PriceTable
+from plywise.env.arrays import Bools, Floats, Ints
+from plywise.env.prices.prices import METRICS, PriceTable
 
 GRID_TOLERANCE = 1e-5
 NUM_METRICS = len(METRICS)

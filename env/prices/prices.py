@@ -7,12 +7,7 @@ batched environment and the search methods run without torch and at millions of 
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from plywise.env.arrays import Bools, Floats, Ints
 
 METRICS = ("storage", "latency", "energy")
 """Names of the costs, in the order of the arrays' metric axis: bytes, milliseconds, millijoules."""

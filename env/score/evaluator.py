@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from plywise.compressors.errors import ConfigurationError, DemandError
+from plywise.env.arrays import Doubles, Ints
 from plywise.env.prices.price_stack import NUM_METRICS, PriceStack
-from plywise.env.prices.prices import METRICS, Ints, PriceTable
+from plywise.env.prices.prices import METRICS, PriceTable
 from plywise.env.score.demand import Demand
 from plywise.env.score.least_plans import least_plans
 from plywise.env.score.plan_drop import plan_drop
-from plywise.env.score.score import Array, Demands, Outcome, judge
+from plywise.env.score.score import Demands, Outcome, judge
 from plywise.env.score.supply import metric_shares, supply_plans
 
 
@@ -51,10 +52,10 @@ class PlanEstimator:
         self.room = table.accuracy - table.chance
         self._index = np.zeros(1, np.int64)
 
-    def estimate(self, plans: Ints) -> tuple[Array, Array]:
+    def estimate(self, plans: Ints) -> tuple[Doubles, Doubles]:
         """Returns costs as shares of the original's `(P, M)` and drops in points `(P,)` of plans `(P, L)`."""
         padded = self.stack.padded(0, plans)
-        ratios: Array = self.stack.plan_costs(self._index, padded)[0].sum(0, dtype=np.float64) + self.stack.fixed[0]
+        ratios: Doubles = self.stack.plan_costs(self._index, padded)[0].sum(0, dtype=np.float64) + self.stack.fixed[0]
         drops = np.take_along_axis(self.table.drop, plans.T, 1).sum(0, dtype=np.float64)
         return ratios, plan_drop(drops, self.room)
 
@@ -68,7 +69,7 @@ class PlanEstimator:
         scale = np.repeat(ones[..., None], NUM_METRICS, 2)
         return supply_plans(self.stack, self._index, metric_shares(demands), ones, scale)[0, :-1].T
 
-    def outcome(self, demand: Demand, ratios: Array, drop: Any) -> Outcome:
+    def outcome(self, demand: Demand, ratios: Doubles, drop: Any) -> Outcome:
         """Returns the outcome of a plan from its estimates, ratios `(M,)`."""
         original = self.table.original.astype(np.float64)
         return judge(demand, original, ratios * original, float(drop))

@@ -7,8 +7,8 @@ from itertools import combinations
 
 import numpy as np
 
+from plywise.env.arrays import Floats, Ints
 from plywise.env.prices.price_stack import LATENCY, NUM_METRICS, PriceStack
-from plywise.env.prices.prices import Floats, Ints
 
 COMBINATIONS = tuple(
     chosen for count in range(1, NUM_METRICS + 1) for chosen in combinations(range(NUM_METRICS), count)

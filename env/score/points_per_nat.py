@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
+from plywise.env.arrays import Doubles
 from plywise.env.score.plan_drop import drop_growth, plan_drop
-from plywise.env.score.score import Array
 from plywise.env.score.uncertainty import counting_variance
 
 USUAL = 40.0
@@ -27,7 +27,7 @@ STEPS, LONGEST = 100, 1.0
 """Of the search for the logarithm: how many, and by how much it may change in one."""
 
 
-def points_per_nat(nats: Array, drops: Array, room: float, samples: int) -> float:
+def points_per_nat(nats: Doubles, drops: Doubles, room: float, samples: int) -> float:
     """Returns the points that a nat costs, by the model of `plan_drop`.
 
     Args:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
+from plywise.env.arrays import Doubles
 from plywise.env.prices.prices import METRICS
 from plywise.env.score.demand import Demand
 
@@ -38,8 +39,6 @@ LEAST_RATIO = 1e-9
 DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 FAR = 1e6
 """Points below a ceiling that stand for having none."""
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Outcome:
     seen: float = 1.0
 
 
-def score_plans(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any]) -> Array:
+def score_plans(demands: Demands, ratios: NDArray[Any], drop: NDArray[Any]) -> Doubles:
     """Returns the scores of plans, `(n, ...)`.
 
     Args:

@@ -7,23 +7,23 @@ plans; what they promise for the layers ahead tells an agent how dearly it has t
 
 import numpy as np
 
+from plywise.env.arrays import Doubles, Floats, Ints
 from plywise.env.prices.price_stack import PriceStack
-from plywise.env.prices.prices import Floats, Ints
-from plywise.env.score.score import Array, Demands
+from plywise.env.score.score import Demands
 
 SHADOW_PRICES = np.geomspace(1e-2, 1e4, 16)
 """Points of accuracy for the original's whole cost."""
 
 
-def metric_shares(demands: Demands) -> Array:
+def metric_shares(demands: Demands) -> Doubles:
     """Returns how much each metric counts in the one cost that shadow prices apply to, `(n, M)`, summing to 1."""
     want = demands.weights + 1.0 / demands.ceilings
     total = want.sum(-1, keepdims=True)
-    shares: Array = np.where(total > 0, want / np.where(total > 0, total, 1.0), 1.0 / want.shape[-1])
+    shares: Doubles = np.where(total > 0, want / np.where(total > 0, total, 1.0), 1.0 / want.shape[-1])
     return shares
 
 
-def supply_plans(stack: PriceStack, table: Ints, shares: Array, drop_factor: Floats, scale: Floats) -> Ints:
+def supply_plans(stack: PriceStack, table: Ints, shares: Doubles, drop_factor: Floats, scale: Floats) -> Ints:
     """Returns the plan of each shadow price, slots `(n, L + 1, prices)`.
 
     A slot that prunes is credited with what it saves in later layers, in proportion to what is left of the

@@ -23,10 +23,10 @@ from dataclasses import replace
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
-from plywise.env.prices.prices import Ints, PriceTable
+from plywise.env.arrays import Doubles, Ints
+from plywise.env.prices.prices import PriceTable
 from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.score.plan_drop import drop_growth, plan_drop
-from plywise.env.score.score import Array
 from plywise.env.score.uncertainty import LAYER, NETWORK, counting_variance
 
 PAIR = 0.3
@@ -79,7 +79,7 @@ class Surrogate:
         self._weights = solve_triangular(self._root, halfway, lower=True, trans=1)
         self._scale = (WITNESSES + float(halfway @ halfway)) / (WITNESSES + len(halfway))
 
-    def estimate(self, plans: Ints) -> tuple[Array, Array, Array]:
+    def estimate(self, plans: Ints) -> tuple[Doubles, Doubles, Doubles]:
         """Returns what is expected of plans `(P, L)`.
 
         Returns:
@@ -93,47 +93,47 @@ class Surrogate:
         return self._estimator.estimate(plans)[0], drop, np.sqrt(self._scale * variance)
 
     @property
-    def _factors(self) -> Array:
+    def _factors(self) -> Doubles:
         """What is expected of the factors, `(L,)`."""
         shared = NETWORK**2 * self._seen.sum(1)[:, None] + LAYER**2 * self._seen
-        found: Array = np.clip(1.0 + self._weights @ shared, *FACTORS)
+        found: Doubles = np.clip(1.0 + self._weights @ shared, *FACTORS)
         return found
 
-    def _lost(self, drops: Array) -> tuple[Array, Array, Array]:
+    def _lost(self, drops: Doubles) -> tuple[Doubles, Doubles, Doubles]:
         """Returns what layers `(P, L)` lose together `(P,)`, what plans do, and how fast that grows with the former."""
         least, most = (factor * drops.sum(1) for factor in FACTORS)
         total = np.clip(drops @ self._factors + _pairwise(drops, self._seen) @ self._weights, least, most)
         room = self.prior.accuracy - self.prior.chance
         return total, plan_drop(total, room), drop_growth(total, room)
 
-    def _noise_of(self, drop: Array, seen: float = 1.0) -> Array:
+    def _noise_of(self, drop: Doubles, seen: float = 1.0) -> Doubles:
         """Returns the variance of what a share of the samples shows of a drop that factors and pairwise terms tell."""
-        variance: Array = counting_variance(drop, seen * self.prior.samples) + (PLAN * drop) ** 2
+        variance: Doubles = counting_variance(drop, seen * self.prior.samples) + (PLAN * drop) ** 2
         return variance
 
-    def _halfway(self, values: Array) -> Array:
+    def _halfway(self, values: Doubles) -> Doubles:
         """Returns the root of the covariance, inverted, times `values` `(n,)` or `(n, k)`."""
-        solved: Array = solve_triangular(self._root, values, lower=True)
+        solved: Doubles = solve_triangular(self._root, values, lower=True)
         return solved
 
-    def _by_layer(self, plans: Ints) -> Array:
-        drops: Array = self.prior.drop[np.arange(plans.shape[1]), plans].astype(np.float64)
+    def _by_layer(self, plans: Ints) -> Doubles:
+        drops: Doubles = self.prior.drop[np.arange(plans.shape[1]), plans].astype(np.float64)
         return drops
 
 
-def _shared(plans: Array, others: Array) -> Array:
+def _shared(plans: Doubles, others: Doubles) -> Doubles:
     """Returns the covariance of what plans `(P, L)` and others `(N, L)` lose, `(P, N)`, but for noise."""
-    found: Array = _linear(plans, others) + _pairwise(plans, others)
+    found: Doubles = _linear(plans, others) + _pairwise(plans, others)
     return found
 
 
-def _linear(plans: Array, others: Array) -> Array:
+def _linear(plans: Doubles, others: Doubles) -> Doubles:
     """Returns what the errors of the estimates let plans `(P, L)` and others `(N, L)` have in common, `(P, N)`."""
-    found: Array = NETWORK**2 * np.outer(plans.sum(1), others.sum(1)) + LAYER**2 * plans @ others.T
+    found: Doubles = NETWORK**2 * np.outer(plans.sum(1), others.sum(1)) + LAYER**2 * plans @ others.T
     return found
 
 
-def _pairwise(plans: Array, others: Array) -> Array:
+def _pairwise(plans: Doubles, others: Doubles) -> Doubles:
     """Does what `_linear` does, for the pairwise terms."""
-    found: Array = PAIR**2 * np.square(np.sqrt(plans) @ np.sqrt(others).T)
+    found: Doubles = PAIR**2 * np.square(np.sqrt(plans) @ np.sqrt(others).T)
     return found

@@ -6,8 +6,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from plywise.env.arrays import Bools
 from plywise.env.prices.price_stack import PriceStack
-from plywise.env.prices.prices import Bools, PriceTable
+from plywise.env.prices.prices import PriceTable
 from plywise.env.score.demand import Demand
 from plywise.env.score.score import Demands
 from plywise.env.walk.demand_sampler import DemandSampler

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plywise.env.arrays import Doubles
 from plywise.env.prices.prices import METRICS
 from plywise.env.score.demand import Demand
 from plywise.env.score.least_plans import COMBINATIONS
-from plywise.env.score.score import Array
 
 TIGHTNESS = 1.7
 """Above 1, ceilings near the least that is reachable come more often: they are the hard ones."""
@@ -31,7 +31,7 @@ class DemandSampler:
     margin: float = 1.1
     weights: tuple[float, float, float, float] = (1.0, 0.25, 0.25, 0.05)
 
-    def sample(self, reachable: Array, generator: np.random.Generator) -> Demand:
+    def sample(self, reachable: Doubles, generator: np.random.Generator) -> Demand:
         """Returns a demand.
 
         Args:

@@ -4,8 +4,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from plywise.env.arrays import Floats
 from plywise.env.prices.price_stack import LATENCY, PriceStack
-from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES, Floats
+from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES
 from plywise.env.score.plan_drop import plan_drop
 from plywise.env.score.score import expected_scores, worst_use
 from plywise.env.score.supply import SHADOW_PRICES

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plywise.env.arrays import Bools, Doubles, Floats, Ints
 from plywise.env.prices.price_stack import LATENCY, NUM_METRICS, PriceStack
-from plywise.env.prices.prices import Bools, Floats, Ints
 from plywise.env.score.plan_drop import plan_drop
-from plywise.env.score.score import SLACK, Array, expected_scores, worst_use
+from plywise.env.score.score import SLACK, expected_scores, worst_use
 from plywise.env.score.supply import metric_shares
 from plywise.env.score.uncertainty import spread_of
 from plywise.env.walk.walk_state import DROP, NUM_PRICES, WAY_OUT, WalkState, moved
@@ -33,7 +33,7 @@ class Outlook:
         behind: `(n, K, 2, M)` what the best price's plan and the way out make of the later layers after each slot.
     """
 
-    shares: Array
+    shares: Doubles
     cost: Floats
     drops: Floats
     masks: Bools
@@ -43,7 +43,7 @@ class Outlook:
     promised_drop: Floats
     projected: Floats
     star: Ints
-    potential: Array
+    potential: Doubles
     crossings: Floats
     behind: Floats
 

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plywise.env.arrays import Doubles, Ints
 from plywise.env.prices.price_stack import NUM_METRICS
-from plywise.env.prices.prices import Ints
-from plywise.env.score.score import Array
 from plywise.env.score.uncertainty import LAYER, NETWORK
 from plywise.env.walk.walk import Factors, Walks
 
@@ -26,7 +25,7 @@ class Randomisation:
     noise: float = 0.0
     jitter: float = 0.0
 
-    def place(self, walks: Walks, rows: Ints, table: Ints, generator: np.random.Generator) -> Array:
+    def place(self, walks: Walks, rows: Ints, table: Ints, generator: np.random.Generator) -> Doubles:
         """Puts rows at the start of networks with factors of their own; returns what `Walks.place` does."""
         shape = (len(rows), walks.stack.num_layers + 1)
         network = generator.normal(0.0, NETWORK, (len(rows), 1))

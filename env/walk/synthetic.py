@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from plywise.env.prices.prices import LAYER_FEATURES, RECIPE_FEATURES, Bools, Floats, Ints, PriceTable
-from plywise.env.score.score import Array
+from plywise.env.arrays import Bools, Doubles, Floats, Ints
+from plywise.env.prices.prices import LAYER_FEATURES, RECIPE_FEATURES, PriceTable
 
 KEEP_LEVELS = (1.0, 0.875, 0.75, 0.5, 0.25)
 CHANNELS = (16, 32, 64, 128, 256)
@@ -83,7 +83,7 @@ def _groups(rng: np.random.Generator, count: int, pruning: bool) -> tuple[Floats
     return in_share, out_group, leads
 
 
-def _recipes(rng: np.random.Generator, count: int, slots: int, leads: Bools) -> tuple[Array, Ints, Bools]:
+def _recipes(rng: np.random.Generator, count: int, slots: int, leads: Bools) -> tuple[Doubles, Ints, Bools]:
     """Draws one catalogue for the network; slots that prune stand as their weight-only twin where no group is led."""
     kinds = np.zeros((slots, len(RECIPE_FEATURES)))
     kinds[:, 0], kinds[1:, 0] = 1.0, 0.0
@@ -104,14 +104,14 @@ def _recipes(rng: np.random.Generator, count: int, slots: int, leads: Bools) -> 
 
 def _costs(
     rng: np.random.Generator,
-    features: Array,
+    features: Doubles,
     level: Ints,
     integers: Bools,
-    size: Array,
-    milliseconds: Array,
+    size: Doubles,
+    milliseconds: Doubles,
     width: Ints,
     grouped: Bools,
-) -> Array:
+) -> Doubles:
     count, slots = level.shape
     keep = np.array(KEEP_LEVELS)
     rank, sparsity, bits = features[:, :, 2:5].transpose(2, 0, 1)
@@ -129,7 +129,7 @@ def _costs(
     return np.stack([storage, latency, energy])
 
 
-def _losses(rng: np.random.Generator, features: Array, integers: Bools, size: Array) -> tuple[Array, Array]:
+def _losses(rng: np.random.Generator, features: Doubles, integers: Bools, size: Doubles) -> tuple[Doubles, Doubles]:
     count, slots = features.shape[:2]
     pruned, rank, sparsity, bits = features[:, :, 1:5].transpose(2, 0, 1)
     error = 1.5 * np.exp2(-64 * np.where(bits < 1, bits, 12 / 32)) + 0.12 * sparsity**3 + 0.15 * rank**2
@@ -146,7 +146,7 @@ def _legal(rng: np.random.Generator, count: int, slots: int) -> Bools:
     return legal
 
 
-def _layer_features(size: Array, milliseconds: Array, width: Ints) -> Floats:
+def _layer_features(size: Doubles, milliseconds: Doubles, width: Ints) -> Floats:
     count = len(size)
     features = np.zeros((count, len(LAYER_FEATURES)), np.float32)
     features[-1, 0] = 1.0
@@ -156,7 +156,7 @@ def _layer_features(size: Array, milliseconds: Array, width: Ints) -> Floats:
     return features
 
 
-def _written(row: Array) -> str:
+def _written(row: Doubles) -> str:
     """Names a slot by its features: these tables are of no network, so nothing ever applies the recipe."""
     if row[0]:
         return "identity"

@@ -9,8 +9,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from plywise.env.arrays import Bools, Ints
 from plywise.env.prices.price_stack import PriceStack
-from plywise.env.prices.prices import Bools, Ints, PriceTable
+from plywise.env.prices.prices import PriceTable
 from plywise.env.score.demand import Demand
 from plywise.env.score.score import Demands
 from plywise.env.walk.demand_sampler import DemandSampler

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plywise.env.arrays import Bools, Doubles, Floats, Ints
 from plywise.env.prices.price_stack import LATENCY, PriceStack
-from plywise.env.prices.prices import METRICS, Bools, Floats, Ints
+from plywise.env.prices.prices import METRICS
 from plywise.env.score.least_plans import least_plans
 from plywise.env.score.plan_drop import plan_drop
-from plywise.env.score.score import SLACK, Array, Demands, score_plans
+from plywise.env.score.score import SLACK, Demands, score_plans
 from plywise.env.score.supply import metric_shares, supply_plans
 from plywise.env.score.uncertainty import counting_variance
 from plywise.env.walk.outlook import Outlook, look_ahead
@@ -32,7 +33,7 @@ class Factors:
     drop: Floats | None = None
     truth: Floats | None = None
     cost: Floats | None = None
-    counting_noise: Array | float = 0.0
+    counting_noise: Doubles | float = 0.0
 
 
 class Walks:
@@ -60,7 +61,7 @@ class Walks:
         return self._outlook
 
     @property
-    def room(self) -> Array:
+    def room(self) -> Doubles:
         """The largest possible drop of each row, `(n,)`."""
         return self.stack.room[self.state.table]
 
@@ -70,7 +71,7 @@ class Walks:
         finished: Bools = self.state.layer >= self.stack.layers[self.state.table]
         return finished
 
-    def place(self, rows: Ints, table: Ints, factors: Factors | None = None) -> Array:
+    def place(self, rows: Ints, table: Ints, factors: Factors | None = None) -> Doubles:
         """Puts rows at the start of networks and returns what can be reached there; `start` must follow.
 
         Args:
@@ -134,7 +135,7 @@ class Walks:
         state.layer[:] += 1
         self._outlook = None
 
-    def outcomes(self, rows: Ints) -> tuple[Array, Array, Array]:
+    def outcomes(self, rows: Ints) -> tuple[Doubles, Doubles, Doubles]:
         """Returns costs as shares `(r, M)`, drops as seen `(r,)` and scores `(r,)` of finished walks."""
         drop = plan_drop(self.state.true_drop[rows], self.room[rows])
         spread = np.sqrt(counting_variance(drop, self.stack.samples[self.state.table[rows]]))
@@ -167,10 +168,10 @@ class Walks:
         self.state.restore(arrays)
         self._outlook = None
 
-    def _reachable(self, rows: Ints) -> Array:
+    def _reachable(self, rows: Ints) -> Doubles:
         """What the plans that make costs small cost whole, of rows that were just placed; see `place`."""
         least = np.einsum("rljm,rlm->rjm", self._least_cost[self.state.table[rows]], self.state.scale[rows])
-        reachable: Array = self.state.spent[rows][:, None] + least
+        reachable: Doubles = self.state.spent[rows][:, None] + least
         return reachable
 
     def _cut(self, level: Ints) -> None:

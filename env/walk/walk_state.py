@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plywise.env.arrays import Bools, Doubles, Floats, Ints
 from plywise.env.prices.price_stack import NUM_METRICS, PriceStack
-from plywise.env.prices.prices import Bools, Floats, Ints
-from plywise.env.score.score import Array, Demands
+from plywise.env.score.score import Demands
 from plywise.env.score.supply import SHADOW_PRICES
 
 NUM_PRICES = len(SHADOW_PRICES)
@@ -44,10 +44,10 @@ class WalkState:
     table: Ints
     layer: Ints
     actions: Ints
-    spent: Array
-    drop: Array
-    true_drop: Array
-    counting_noise: Array
+    spent: Doubles
+    drop: Doubles
+    true_drop: Doubles
+    counting_noise: Doubles
     drop_factor: Floats
     truth_factor: Floats
     scale: Floats

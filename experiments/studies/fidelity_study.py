@@ -19,10 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from plywise.compressors.recipes.plan import Plan
+from plywise.env.arrays import Bools, Floats, Ints
 from plywise.env.bank.repair import FULL, NONE, Repair
 from plywise.env.execution.progress import tracked
 from plywise.env.network.samples import Samples
-from plywise.env.prices.prices import Bools, Floats, Ints, PriceTable
+from plywise.env.prices.prices import PriceTable
 from plywise.env.recovery.recovery import recover
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.score.surrogate import Surrogate

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import spearmanr
 from torch import nn
 
 from plywise.compressors.recipes.plan import Plan
+from plywise.env.arrays import Doubles
 from plywise.env.bank.bank import Bank
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.costs.chains import realised_chain
@@ -49,8 +49,6 @@ PREDICTED = {
 PASSES = 5
 SHAPE = (1, 3, 32, 32)
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -65,12 +63,12 @@ class Outcome:
         timing: seconds that a plan's graph takes to be put together and timed.
     """
 
-    measured: Floats
-    again: Floats
-    timed: Floats
-    predicted: Floats
-    summed: Floats
-    macs: Floats
+    measured: Doubles
+    again: Doubles
+    timed: Doubles
+    predicted: Doubles
+    summed: Doubles
+    macs: Doubles
     original: float
     calibrating: float
     pricing: float
@@ -162,7 +160,7 @@ def studied(name: str, plans: int) -> Outcome:
     return Outcome(measured, again, timed, predicted, summed, macs, original, calibrating, pricing, timing)
 
 
-def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[Path]) -> tuple[Floats, Floats, float]:
+def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[Path]) -> tuple[Doubles, Doubles, float]:
     """Times each plan's file and its graph one after the other, for the host changes by the minute what a plan saves.
 
     Returns:
@@ -193,7 +191,7 @@ def _width(norm: nn.Module) -> int:
     return norm.num_features
 
 
-def _fit(values: Floats, measured: Floats, how: str) -> tuple[str, str, str]:
+def _fit(values: Doubles, measured: Doubles, how: str) -> tuple[str, str, str]:
     rank = f"{spearmanr(values, measured).statistic:.3f}"
     if how == "macs":
         return "", "", rank

@@ -109,6 +109,7 @@ def compress_model(
         if searcher is None:
             assert given is not None
             chosen, refused = given.on(subject.network)
+            check_weights_run(subject, chosen)
             evaluations = stopped = 0
             uniform = None
             tell_other_network(given, subject)
@@ -184,6 +185,18 @@ def tell_refused(refused: Mapping[str, str]) -> None:
         print(f"note: layer {layer} is {reason}", file=sys.stderr)
 
 
+def check_weights_run(subject: Subject, plan: Plan) -> None:
+    """Raises ConfigurationError where integer kernels of the device would compute something else than the plan says."""
+    device = subject.latency.device
+    for layer, recipe in plan.items():
+        reason = device.why_refused(recipe)
+        if reason is not None:
+            raise ConfigurationError(
+                f"layer {layer!r} cannot take {recipe}: {reason}; take bits={device.integer_weight_bits} or name a "
+                "--device that has such an instruction"
+            )
+
+
 def tell_off_table(subject: Subject, plan: Plan) -> None:
     """Says on the standard error stream which recipes are allowed but not on the price list."""
     found: dict[Recipe, list[str]] = {}
@@ -237,7 +250,8 @@ def show_report(report: Report, console: Console | None = None) -> None:
     """Prints original, uniform int8 and compressed side by side."""
     table = Table("", title=f"{report['model']} on {report['data']} ({report['method']})")
     blocks = [report[name] for name in ("original", "uniform_int8", "compressed")]
-    for heading in ("original", "uniform int8", "compressed", "share"):
+    uniform = report["uniform_int8"]
+    for heading in ("original", f"uniform {uniform['format']}", "compressed", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, key, fmt in (
         ("accuracy of model.onnx, %", "accuracy", ".2f"),
@@ -256,6 +270,9 @@ def show_report(report: Report, console: Console | None = None) -> None:
         table.add_row(name, *shown, "" if key.endswith("accuracy") else _share(blocks[2][key], blocks[0][key]))
     console = console or Console()
     console.print(table)
+    console.print(
+        f"uniform {uniform['format']}: weights and activations alike everywhere; {uniform['weight_bits_reason']}"
+    )
     if "device_latency_source" in blocks[2]:
         console.print(f"judged by the latency on {report['device']['name']}; {blocks[2]['device_latency_source']}")
     if not blocks[2].get("fits_memory", True):

@@ -104,8 +104,8 @@ def test_bits_and_stages():
 
 def test_integer_kernels_need_few_bits():
     layer, _, statistics = prepared("conv2d")
-    for text in ("activation_quantization", "uniform_quantization(bits=8) + activation_quantization"):
-        with pytest.raises(UnsupportedLayerError, match="at most 7 bits"):
+    for text in ("activation_quantization", "minifloat(exponent=5, mantissa=4) + activation_quantization"):
+        with pytest.raises(UnsupportedLayerError, match="at most 8 bits"):
             Recipe.parse(text).compress(layer, statistics)
 
 

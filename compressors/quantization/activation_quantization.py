@@ -27,8 +27,8 @@ class ActivationQuantization(Technique):
     """Static unsigned inputs and outputs of few bits, ranges from calibration.
 
     Fewer than 8 bits are a simulation on 8-bit kernels: no faster, and for hardware that this project cannot measure.
-    Needs weights of at most 7 bits in the same recipe: without VNNI, products of two unsigned and signed full
-    8-bit numbers overflow the kernels' 16-bit sums.
+    Needs weights of at most 8 bits in the same recipe, and of at most 7 on devices that sum products of 8 bits in 16
+    bits, where they overflow; the device knows.
     """
 
     name: ClassVar[str] = "activation_quantization"

@@ -187,8 +187,8 @@ class Recipe:
             return (
                 f"{weights.name}: it has no zero, so the zeros of {sparsity.name} would be lost; leave one of them out"
             )
-        if self.at(Stage.ACTIVATIONS) is not None and not self.bits <= 7:
-            return "activation_quantization: 8-bit kernels need weights of at most 7 bits in the same recipe"
+        if self.at(Stage.ACTIVATIONS) is not None and not self.bits <= 8:
+            return "activation_quantization: 8-bit kernels need weights of at most 8 bits in the same recipe"
         return None
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:

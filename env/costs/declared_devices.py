@@ -42,6 +42,7 @@ class DeclaredDevice:
         memory_mb: where weights and activations must fit, 10^6 bytes.
         watts: drawn at full load; divided by the peak, it gives the energy of a multiply-add (an upper bound).
         byte_pj: energy of a byte from memory, picojoules.
+        dot_product: whether it sums products of 8 bits in 32 bits (SDOT), and takes weights of 8 bits.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class DeclaredDevice:
     memory_mb: Figure
     watts: Figure
     byte_pj: Figure
+    dot_product: bool = False
 
 
 DECLARED: dict[str, DeclaredDevice] = {
@@ -99,6 +101,7 @@ DECLARED: dict[str, DeclaredDevice] = {
         (8000, "Google, Pixel 6 specifications: 8 GB"),
         (4.5, "notebookcheck.net, Google Tensor, measured: 5.4 W in Geekbench less 0.9 W idle"),
         (81.0, LPDDR_NEW),
+        dot_product=True,
     ),
     "huawei-watch-2": DeclaredDevice(
         "wearable",
@@ -143,6 +146,7 @@ DECLARED: dict[str, DeclaredDevice] = {
         (8000, "Raspberry Pi, 5 product brief: 8 GB (4 and 16 exist)"),
         (12.0, "Raspberry Pi, 'Introducing: Raspberry Pi 5': about 12 W at most"),
         (81.0, LPDDR_NEW),
+        dot_product=True,
     ),
     "firefly-rk3399": DeclaredDevice(
         "board",

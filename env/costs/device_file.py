@@ -18,6 +18,7 @@ from plywise.compressors.errors import FileFormatError
 from plywise.env.costs.device import MEASURED_ELSEWHERE, Device
 from plywise.env.costs.latency import Chain, chain_key, net_milliseconds
 from plywise.env.runtime import target_program
+from plywise.env.runtime.integer_kernels import weight_bits
 from plywise.env.runtime.operation_graph import operation_graph
 from plywise.env.runtime.runtime import ONE_THREAD
 from plywise.env.runtime.target_program import ANSWERS, CPU, CUDA, Execution
@@ -147,6 +148,7 @@ def _device(content: dict[str, Any]) -> Device:
     mark, provider = _text("fingerprint", content["fingerprint"]), content.get("provider", CPU)
     if provider not in (CPU, CUDA):
         raise ValueError(f"provider={provider!r} must be {CPU} or {CUDA}")
+    bits, reason = weight_bits(_text("instructions", content.get("instructions") or "unknown"))
     return Device(
         name=_text("name", content["name"]),
         # Whoever measures again on the same machine must not meet prices of the first time.
@@ -155,6 +157,8 @@ def _device(content: dict[str, Any]) -> Device:
         threads=_count("threads", content["threads"]),
         batch=_count("batch", content.get("batch", 1)),
         provider=provider,
+        integer_weight_bits=bits,
+        integer_weight_reason=reason,
     )
 
 

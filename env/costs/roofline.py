@@ -19,6 +19,7 @@ from plywise.env.costs.declared_devices import DECLARED
 from plywise.env.costs.energy import FLOAT_BYTES, HOROWITZ, INTEGER_BYTES, UnitEnergies, held_bytes, read_bytes
 from plywise.env.costs.latency import Chain
 from plywise.env.network.operation import Operation
+from plywise.env.runtime.integer_kernels import SDOT, weight_bits
 
 
 class Roofline:
@@ -39,6 +40,7 @@ class Roofline:
             cache_byte_pj=HOROWITZ.cache_byte_pj,
         )
         mark = hashlib.sha256(repr(dataclasses.astuple(found)).encode()).hexdigest()[:16]
+        bits, reason = weight_bits(SDOT if found.dot_product else "")
         self.device = device.Device(
             name=name,
             fingerprint=f"{name}-{mark}",
@@ -46,6 +48,8 @@ class Roofline:
             threads=0,
             energies=energies,
             memory_bytes=int(1e6 * found.memory_mb[0]),
+            integer_weight_bits=bits,
+            integer_weight_reason=reason,
         )
 
     def milliseconds(self, chains: Sequence[Chain], progress: bool = True) -> NDArray[np.float64]:

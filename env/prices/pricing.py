@@ -176,6 +176,11 @@ class Pricer:
         for (name, recipe, a, b), chain in chains.items():
             if np.isnan(latencies[chain]) and (recipe.techniques or (a, b) == (0, 0)):
                 self._refused.setdefault((name, recipe), self.latency.why_refused(chain))
+        for name, recipes in self.recipes.items():
+            for recipe in recipes:
+                reason = self.latency.device.why_refused(recipe)
+                if reason is not None:
+                    self._refused[name, recipe] = reason
         for (name, recipe), reason in self._refused.items():
             if not recipe.techniques:
                 raise ModelError(f"{self.latency.device.name} does not run {name} as it is: {reason}")

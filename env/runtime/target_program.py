@@ -59,7 +59,7 @@ def processor() -> tuple[str, str]:
         return platform.processor() or platform.machine(), platform.machine()
     facts = {key.strip(): value.strip() for key, _, value in pairs}
     flags = facts.get("flags", facts.get("Features", "")).split()
-    vector = sorted(flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sse4", "asimd", "sve")))
+    vector = sorted(flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sse4", "asimd", "sve", "i8mm")))
     return facts.get("model name", facts.get("Model", platform.machine())), " ".join(vector)
 
 
@@ -219,6 +219,7 @@ def write_answers(archive: str, path: str) -> str | None:
         execution = Execution(*asked["execution"])
         head = {
             "format": ANSWERS,
+            "instructions": processor()[1] if execution.provider == CPU else "",
             "name": graphics_card() if execution.provider == CUDA else processor()[0],
             "fingerprint": fingerprint(execution),
             "runtime": f"onnxruntime {onnxruntime.__version__}",

@@ -23,7 +23,7 @@ from plywise.experiments.handover.files import (
 from plywise.experiments.handover.measuring import figures, measure_files
 from plywise.experiments.handover.report import Origin, make_report
 from plywise.experiments.handover.run_folder import UNFINISHED
-from plywise.experiments.handover.uniform_int8 import uniform_plan
+from plywise.experiments.handover.uniform_int8 import uniform_format, uniform_plan
 
 ORIGINAL, UNIFORM_INT8, UNIFORM, COMPRESSED = "original", "uniform_int8", "uniform", "compressed"
 """Networks that the report compares, and the names of their blocks."""
@@ -72,6 +72,7 @@ def hand_over(
             | {"batch": measured.batch}
             for name, model in models.items()
         }
+    blocks[UNIFORM_INT8] |= uniform_format(subject.latency.device)
     if files[COMPRESSED].weights_bytes is not None:
         check_weights(subject, models[COMPRESSED], test, files[COMPRESSED].weights, checks)
     outputs = measured.files[COMPRESSED].outputs

@@ -3,11 +3,10 @@
 import sys
 import time
 from collections.abc import Mapping
-from numbers import Integral
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +17,6 @@ from plywise.agent.search.search_method import SearchMethod
 from plywise.compressors.errors import ConfigurationError, FileFormatError, unknown_name
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
-from plywise.env.bank.repair import FULL, Repair
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.execution.progress import tracked
@@ -31,12 +29,10 @@ from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import check_demand
 from plywise.env.subject import Subject
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
-from plywise.experiments.commands.mistakes import telling_mistakes
+from plywise.experiments.commands.compression_settings import CompressionSettings
 from plywise.experiments.commands.near_chance import chance_warning, tell
-from plywise.experiments.commands.options import OptionParser
-from plywise.experiments.commands.study import check_seed, load_both, study_network, validation_kind
+from plywise.experiments.commands.study import load_both, study_network, validation_kind
 from plywise.experiments.data.dataset import Dataset
-from plywise.experiments.data.normalisation import Normalisation
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import check_folder, claimed
@@ -47,62 +43,25 @@ UNKNOWN = "-"
 """Stands for what could not be measured."""
 
 
-def compress_model(
-    model: str,
-    data: str,
-    out: Path,
-    agent: Path | None = None,
-    method: str | None = None,
-    plan: Path | None = None,
-    weights: Path | None = None,
-    demand: Demand | None = None,
-    evaluations: int = 4,
-    seed: int = 0,
-    recovery: RecoverySettings | None = None,
-    device: str | None = None,
-    repair: Repair = FULL,
-    normalisation: Normalisation | None = None,
-) -> Report:
+def compress_model(settings: CompressionSettings, out: Path) -> Report:
     """Finds a plan for a network, builds it, and writes the hand-over folder.
 
     Args:
-        model: `zoo:NAME`, `package.module:factory` or `path.py:factory`.
-        data: dataset, for example `digits` or `cifar10:PATH`.
+        settings: what to do.
         out: folder to write.
-        agent: folder of a trained agent, which looks for the plan.
-        method: who looks for the plan instead: one of `SEARCH_METHODS`.
-        plan: a plan or a scheme to apply instead of searching.
-        weights: a state dict for the network.
-        demand: what is wanted.
-        evaluations: how many plans are scored exactly, at most.
-        seed: of every random choice.
-        recovery: how the compressed network is fine-tuned, None for not at all.
-        device: where the network will run, as for `open_device`; this machine where None.
-        repair: of compressed networks; less than all of it is for comparison.
-        normalisation: of the images, as for `load_dataset`.
 
     Raises:
         PlywiseError: on anything that the user can fix, before anything is computed where possible.
     """
     started = time.perf_counter()
-    demand = demand or Demand()
-    check_seed(seed)
-    if not isinstance(model, str):
-        raise ConfigurationError(
-            f"model is a {type(model).__name__} and must be a text: 'zoo:NAME', 'package.module:function' or "
-            "'file.py:function', where the function returns the network; '__main__:function' is one of your own script"
-        )
-    if not isinstance(evaluations, Integral) or evaluations < 1:
-        raise ConfigurationError(
-            f"evaluations={evaluations!r} must be at least 1, a whole number: no plan can be chosen without scoring one"
-        )
+    source, search, demand = settings.source, settings.search, settings.demand
     check_folder(out)
-    given = None if plan is None else read_plan(plan, agent, method)
-    searcher = find_method(method, agent) if given is None else None
-    latency = open_device(device)
-    network, dataset = load_both(model, data, weights, normalisation)
+    given = None if search.plan is None else read_plan(search.plan, search.agent, search.method)
+    searcher = find_method(search.method, search.agent) if given is None else None
+    latency = open_device(settings.device)
+    network, dataset = load_both(source.model, source.data, source.weights, source.normalisation)
     with claimed(out):
-        studied = study_network(network, model, dataset, seed, latency=latency, repair=repair)
+        studied = study_network(network, source.model, dataset, search.seed, latency=latency, repair=settings.repair)
         subject = studied.subject
         warning = chance_warning(subject.accuracy, dataset)
         tell(warning)
@@ -119,23 +78,24 @@ def compress_model(
             refused = {}
             check_demand(subject.table, demand)
             evaluator = ExactEvaluator(subject, demand)
-            result = searcher.search(evaluator, evaluations, seed, from_uniform=True)
+            result = searcher.search(evaluator, search.evaluations, search.seed, from_uniform=True)
             chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
             uniform = subject.plan(result.uniform)
         origin = Origin(
-            model=model,
-            data=data,
-            seed=seed,
+            model=source.model,
+            data=source.data,
+            seed=search.seed,
             method="plan" if searcher is None else searcher.name,
             evaluations=evaluations,
             started=started,
-            validation=validation_kind(model, dataset, weights),
+            validation=validation_kind(source.model, dataset, source.weights),
             refused=refused,
             normalisation=dataset.normalisation,
             warnings=() if warning is None else (warning,),
             stopped=stopped,
             uniform=uniform,
         )
+        recovery = settings.recovery
         recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out, demand)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
 
@@ -346,5 +306,4 @@ def _excess(name: str, value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    with telling_mistakes():
-        auto_cli(compress_model, as_positional=False, parser_class=OptionParser)
+    import_module("plywise.__main__").main(["compress", *sys.argv[1:]])

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from plywise.agent.learning.ppo import PPOSettings
 from plywise.env.score.demand import Demand
+from plywise.experiments.commands.compression_settings import CompressionSettings, SearchSettings, SourceSettings
 from plywise.experiments.commands.price_tables import price_networks
 from plywise.experiments.compress_model import compress_model, show_report
 from plywise.experiments.train_agent import DIGITS_ZOO, seen_networks, train_agent
@@ -37,7 +38,7 @@ def main() -> None:
         if (folder / "report.json").exists():
             reports.append(json.loads((folder / "report.json").read_text(encoding="utf-8")))
         else:
-            reports.append(compress_model(f"zoo:{name}", "digits", folder, agent=RUN / "agent", demand=DEMAND))
+            reports.append(compress_model(asked_of(name), folder))
         show_report(reports[-1], console)
     console.rule("what to look at")
     console.print(
@@ -47,6 +48,11 @@ def main() -> None:
         f"reports    {RUN}/compressed/*/report.json\n"
         f"curves     .venv/bin/tensorboard --logdir {RUN}/tensorboard"
     )
+
+
+def asked_of(name: str) -> CompressionSettings:
+    """Returns what is asked for a network of the zoo."""
+    return CompressionSettings(SourceSettings(f"zoo:{name}", "digits"), SearchSettings(agent=RUN / "agent"), DEMAND)
 
 
 if __name__ == "__main__":

@@ -69,31 +69,13 @@ def compress(
     Raises:
         PlywiseError: on anything that can be fixed; the message says how.
     """
-    from plywise.env.bank.repair import make_repair
-    from plywise.env.recovery.recovery_settings import make_recovery
-    from plywise.env.score.demand import make_demand
+    options = {name: value for name, value in locals().items() if name not in ("out", "memory", "demand")} | demand
     from plywise.env.storage.memory import limit_memory
+    from plywise.experiments.commands.compression_settings import make_compression
     from plywise.experiments.compress_model import compress_model
-    from plywise.experiments.data.normalisation import make_normalisation
 
     limit_memory(memory)
-    kinds = (gradients_of,) if isinstance(gradients_of, str) else tuple(gradients_of)
-    return compress_model(
-        model,
-        data,
-        Path(out),
-        None if agent is None else Path(agent),
-        method,
-        None if plan is None else Path(plan),
-        None if weights is None else Path(weights),
-        make_demand(demand),
-        evaluations,
-        seed,
-        make_recovery(recover, epochs, incremental, gradients, kinds, seed),
-        None if device is None else str(device),
-        make_repair((repair,) if isinstance(repair, str) else tuple(repair)),
-        make_normalisation(mean, std),
-    )
+    return compress_model(make_compression(options), Path(out))
 
 
 def load(path: str | Path, model: "nn.Module | str | None" = None) -> "nn.Module":

@@ -141,23 +141,13 @@ def compress(
             where not given
         std: what each channel is divided by then, likewise
     """
-    from plywise.env.bank.repair import make_repair
-    from plywise.env.recovery.recovery_settings import make_recovery
-    from plywise.env.score.demand import Demand
+    options = {name: value for name, value in locals().items() if name not in ("out", "memory")}
     from plywise.env.storage.memory import limit_memory
+    from plywise.experiments.commands.compression_settings import make_compression
     from plywise.experiments.compress_model import compress_model, show_report
-    from plywise.experiments.data.normalisation import make_normalisation
 
     limit_memory(memory)
-    ceilings = (max_accuracy_drop, max_storage, max_latency, max_energy)
-    demand = Demand(*ceilings, accuracy_weight, storage_weight, latency_weight, energy_weight)
-    recovery = make_recovery(recover, epochs, incremental, gradients, _names(gradients_of), seed)
-    repaired = make_repair(_names(repair))
-    normalisation = make_normalisation(mean, std)
-    report = compress_model(
-        model, data, out, agent, method, plan, weights, demand, evaluations, seed, recovery, device, repaired,
-        normalisation,
-    )  # fmt: skip
+    report = compress_model(make_compression(options), out)
     show_report(report)
     print(f"written to {out}")
     if not report["demand_met"]:

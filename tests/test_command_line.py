@@ -30,21 +30,30 @@ from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.packing.packed_file import load_packed
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import techniques
+from plywise.env.bank.repair import make_repair
 from plywise.env.costs.latency import LatencyTable, RoughLatencyWarning
 from plywise.env.costs.network_latency import Overhead
 from plywise.env.execution.executor import NoSetup
 from plywise.env.execution.in_process import InProcess
 from plywise.env.runtime.runtime import Timing
 from plywise.env.runtime.target_program import CPU, Execution
+from plywise.env.score.demand import Demand
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments import compress_model as compress_module
 from plywise.experiments import train_agent as train_module
 from plywise.experiments.commands import evaluate_files, price_tables
+from plywise.experiments.commands.compression_settings import (
+    CompressionSettings,
+    SearchSettings,
+    SourceSettings,
+    make_compression,
+)
 from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.near_chance import near_chance
 from plywise.experiments.commands.price_tables import Pricing, price_networks
+from plywise.experiments.data.normalisation import Normalisation
 from plywise.experiments.handover import files, handover, measuring
 from plywise.experiments.handover.run_folder import alone_in, claimed
 from plywise.experiments.handover.running import Running
@@ -1048,3 +1057,43 @@ def test_wrong_normalisations_are_told_before_anything_runs(place, refused, name
     assert "mean=0.1,0.2,0.3 has 3 numbers, the images have 1 channel" in said
     assert "mean is given without std" in refused(command(name, {**options, "--mean": "0.1"}))
     assert not Path("out").exists()
+
+
+# Settings
+
+
+def test_flat_options_become_one_value_for_each_subject():
+    options = {"mean": "0.5", "std": 0.25, "plan": "a.yaml", "recover": "distill", "epochs": 2, "seed": 3}
+    lists = {"gradients": "ternary", "gradients_of": "weights, errors", "repair": ["means"], "device": Path("x.json")}
+    found = make_compression({"model": "zoo:x", "data": "digits", "max_storage": 0.1, **options, **lists})
+    assert found.source == SourceSettings("zoo:x", "digits", None, Normalisation((0.5,), (0.25,)))
+    assert found.search == SearchSettings(plan=Path("a.yaml"), seed=3)
+    assert found.demand == Demand(max_storage=0.1)
+    assert (found.recovery.mode, found.recovery.epochs, found.recovery.seed) == ("distill", 2, 3)
+    assert found.recovery.gradients_of == ("weights", "errors")
+    assert (found.device, found.repair) == ("x.json", make_repair(["means"]))
+    assert make_compression({"model": "m", "data": "d"}) == CompressionSettings(SourceSettings("m", "d"))
+
+
+def test_an_unknown_option_names_the_nearest():
+    with pytest.raises(ConfigurationError, match="Did you mean 'max_storage'"):
+        plywise.compress("zoo:digits-mlp", "digits", "out", max_storge=0.1)
+
+
+@pytest.mark.parametrize("call", [main, plywise.compress])
+def test_the_command_and_the_function_ask_for_the_same(call, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(compress_module, "compress_model", lambda settings, out: asked.append((settings, out)))
+    monkeypatch.setattr(compress_module, "show_report", lambda _: None)
+    given = {"model": "zoo:x", "data": "digits", "method": "knapsack", "max_energy": 0.5, "evaluations": 7}
+    if call is main:
+        with pytest.raises(TypeError):  # there is no report to read
+            main(command("compress", {f"--{name}": str(value) for name, value in {**given, "out": tmp_path}.items()}))
+    else:
+        call(out=tmp_path, **given)
+    expected = CompressionSettings(
+        SourceSettings("zoo:x", "digits"),
+        SearchSettings(method="knapsack", evaluations=7),
+        Demand(max_energy=0.5),
+    )
+    assert asked == [(expected, tmp_path)]

@@ -14,7 +14,7 @@ from torch import nn
 from plywise.compressors.errors import DataError, FileFormatError, ModelError
 from plywise.compressors.packing.packed_file import save_packed
 from plywise.compressors.packing.packed_module import packed_size
-from plywise.compressors.recipes.entry_points import load_entry_points, source_of
+from plywise.compressors.recipes.entry_points import load_entry_points
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Technique
 from plywise.env.bank.bank import Bank, Stitched
@@ -39,11 +39,12 @@ from plywise.env.prices.survey import Survey, surveyed
 from plywise.env.score.early_stopping import EarlyStopping, Hopeless, InterimResult
 from plywise.env.score.points_per_nat import points_per_nat
 from plywise.env.storage.cache import cache_folder
+from plywise.env.storage.code_digest import code_digest
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.storage.timing_lock import working
 
-VERSION = "21"
-"""Goes into every key of the store: raise it when figures found by older code no longer hold."""
+CODE = ("plywise.env.subject", "plywise.compressors")
+"""What decides the figures of a subject; techniques are found by the folder that they are in, not by imports."""
 
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
 """Nats per share of storage at which trial plans are made, to learn what a nat costs in accuracy."""
@@ -113,7 +114,7 @@ class Subject:
         laid_out = calibration.laid_out(self.network.memory_format)
         with working():
             calibrated = calibrate(self.network, laid_out.inputs, laid_out.labels, seed)
-        self.bank = Bank(self.network, calibrated, BankFolder(cache_folder("bank", self.key)), repair)
+        self.bank = Bank(self.network, calibrated, BankFolder.cached(self.key), repair)
         self.store = ResultStore(cache_folder() / "results.sqlite")
         self._original = self.validation.logits(self.network.model)
         if not self._original.isfinite().all():
@@ -257,14 +258,13 @@ class Subject:
         }
 
     def _key(self, model: nn.Module, calibration: Samples, validation: Samples, seed: int, repair: Repair) -> str:
-        outside = load_entry_points(Technique)
-        recipes = _digest(*map(str, catalogue()), *filter(None, [source_of(outside)]))
+        outside = (technique.__module__ for technique in load_entry_points(Technique))
         parts = (
-            VERSION,
+            code_digest(*CODE, *outside),
             model_digest(model, calibration.inputs[:DIGESTED]),
             calibration.digest(),
             validation.digest(),
-            recipes,
+            _digest(*map(str, catalogue())),
             str(seed),
             repr(repair),
         )

@@ -1,6 +1,7 @@
 """Calibration, the bank of compressed layers, and plans stitched from it."""
 
 import errno
+import os
 
 import pytest
 import torch
@@ -301,3 +302,17 @@ def test_a_full_disk_ends_no_search(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="not kept for other runs: No space left") as told:
         assert equal(bank.stitch(plan).model, first.stitch(plan).model)
     assert len(told) == 1
+
+
+def test_new_folders_push_out_those_that_nobody_opens(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    monkeypatch.setattr("plywise.env.bank.bank_folder.CEILING", 100)
+    monkeypatch.setattr("plywise.env.bank.bank_folder.ALL_CEILING", 400)
+    for age, name in enumerate("abcd"):
+        BankFolder.cached(name)
+        (tmp_path / "bank" / name / "entry.safetensors").write_bytes(bytes(90))
+        os.utime(tmp_path / "bank" / name, (1000 + age, 1000 + age))
+    assert len(list((tmp_path / "bank").iterdir())) == 4
+    BankFolder.cached("a")  # there is no new one to make room for, and it has been opened last
+    BankFolder.cached("e")
+    assert {path.name for path in (tmp_path / "bank").iterdir()} == {"a", "c", "d", "e"}

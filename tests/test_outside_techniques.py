@@ -116,6 +116,7 @@ def test_listing_plans_search_prices_and_contract_tests_see_it(tmp_path):
     ],
 )
 def test_a_broken_one_is_told_with_its_package(tmp_path, monkeypatch, code, said):
+    techniques()  # ours are imported, and stay when the patch ends
     install(tmp_path, code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("plywise.compressors.recipes.registry.TECHNIQUES", dict(TECHNIQUES))
@@ -125,6 +126,7 @@ def test_a_broken_one_is_told_with_its_package(tmp_path, monkeypatch, code, said
             techniques()
     finally:
         sys.modules.pop("onebit", None)
+        load_entry_points.cache_clear()
     assert str(found.value).startswith("technique 'one_bit' of the package onebit (onebit:OneBit) ")
     assert said in str(found.value)
     assert "\n" not in str(found.value)

@@ -1,8 +1,6 @@
 """Techniques that other installed packages declare under the entry point `plywise.techniques`."""
 
 import dataclasses
-import inspect
-import sys
 from functools import cache
 from importlib import metadata
 from typing import TypeVar
@@ -27,11 +25,6 @@ def load_entry_points(base: type[Kind]) -> tuple[type[Kind], ...]:
         ConfigurationError: where one cannot be imported or is not whole; the message names its package.
     """
     return tuple(_loaded(entry, base) for entry in sorted(metadata.entry_points(group=GROUP)))
-
-
-def source_of(kinds: tuple[type, ...]) -> str:
-    """Returns the code of the modules that classes are in: what was found with other code does not hold."""
-    return "\n".join(inspect.getsource(sys.modules[kind.__module__]) for kind in kinds)
 
 
 def _loaded(entry: metadata.EntryPoint, base: type[Kind]) -> type[Kind]:

@@ -1,16 +1,23 @@
 """Compressed layers as files, so that another run or process need not compress them again."""
 
 import hashlib
+import os
+import shutil
 import warnings
 from pathlib import Path
+from typing import Self
 
 from torch import nn
 
 from plywise.compressors.errors import FileFormatError, ModelError
 from plywise.compressors.packing.packed_file import load_packed, save_packed
+from plywise.env.storage.cache import cache_folder
 
 CEILING = 1 << 30
 """Bytes of files in a folder; what is made beyond that is not stored."""
+
+ALL_CEILING = 8 << 30
+"""Bytes of the files in all folders of the cache: each change of the code begins new ones, and nobody opens the old."""
 
 
 class BankFolder:
@@ -22,7 +29,16 @@ class BankFolder:
     def __init__(self, folder: Path) -> None:
         """Uses a folder of its own for everything that decides entries: network, calibration, seed and code."""
         self._folder = folder
-        self._used = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        self._used = _size(folder)
+
+    @classmethod
+    def cached(cls, key: str) -> Self:
+        """Opens the folder of a key in the cache; before a new one is begun, those that nobody opens make room."""
+        folder = cache_folder("bank", key)
+        if not any(folder.iterdir()):
+            _make_room(folder.parent, ALL_CEILING - CEILING)
+        os.utime(folder)
+        return cls(folder)
 
     def get(self, key: str, layer: nn.Module) -> nn.Module | None:
         """Returns the entry of a key, bit for bit, or None where there is none or its file is damaged.
@@ -56,3 +72,20 @@ class BankFolder:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _make_room(parent: Path, most: int) -> None:
+    """Deletes the folders that were not opened for longest, until the others take at most so many bytes."""
+    used = 0
+    for folder in sorted(parent.iterdir(), key=_opened, reverse=True):
+        used += _size(folder)
+        if used > most:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opened(folder: Path) -> float:
+    return folder.stat().st_mtime if folder.exists() else 0.0  # another process may have been faster
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

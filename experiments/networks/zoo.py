@@ -1,16 +1,15 @@
 """The zoo: small networks that are trained on the spot on the digits, and well-known ones that need weights."""
 
 import hashlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError, unknown_name
 from plywise.env.storage.cache import cache_folder
+from plywise.env.storage.code_digest import code_digest
 from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.normalisation import GIVEN
@@ -171,12 +170,9 @@ def trainable(name: str, dataset: Dataset) -> TrainingSettings:
 
 
 def _training_key(network: nn.Module, settings: TrainingSettings, dataset: Dataset) -> str:
-    digest = hashlib.sha256(f"{network}{settings}{torch.__version__}".encode())
-    # What a forward pass or the training loop does is in their source only.
-    for code in (type(network), fit):
-        module = inspect.getmodule(code)
-        assert module is not None
-        digest.update(inspect.getsource(module).encode())
+    # What a forward pass or the training loop does is in their code only.
+    code = {module for module in (type(network).__module__, fit.__module__) if module.startswith("plywise.")}
+    digest = hashlib.sha256(f"{network}{settings}{code_digest(*sorted(code))}".encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
     for images in (dataset.train.images, dataset.train.labels):

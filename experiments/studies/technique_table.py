@@ -30,6 +30,7 @@ from plywise.env.prices.pricing import original_storage
 from plywise.env.prices.sensitivity import divergence
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model, time_models
+from plywise.env.storage.code_digest import code_digest
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
 from plywise.experiments.commands.study import Study, samples, study
@@ -38,8 +39,8 @@ from plywise.experiments.handover.uniform_int8 import UNIFORM
 from plywise.experiments.workbench import contrasts
 from plywise.experiments.workbench.contrasts import Made, Maker, plain_decomposition, static_quantiser, torch_pruning
 from plywise.experiments.workbench.contrasts import torchao_weights as torchao
+from plywise.experiments.workbench.kept_runs import CODE
 from plywise.experiments.workbench.results_page import Page
-from plywise.experiments.workbench.source_digest import source_digest
 from plywise.experiments.workbench.study_files import resnet_files
 from plywise.experiments.workbench.technique_rows import (
     GLOBAL_THRESHOLD,
@@ -257,7 +258,7 @@ def _half_pruned_macs(subject: Subject) -> int:
 
 def _onnx(subject: Subject, name: str, folder: Path) -> Path:
     """Returns where the file of a row lies; another one once the code that makes it has changed."""
-    code = source_digest(Path(contrasts.__file__))
+    code = code_digest(*CODE, contrasts.__name__)
     digest = hashlib.sha256(f"{subject.key}{name}{code}".encode())
     return folder / f"{subject.network.name}-{digest.hexdigest()[:20]}.onnx"
 

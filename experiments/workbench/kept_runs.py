@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plywise.env.storage.code_digest import code_digest
 from plywise.env.storage.result_store import ResultStore
-from plywise.experiments.workbench.source_digest import source_digest
+
+CODE = ("plywise.compressors", "plywise.env")
+"""What decides the figures of a study."""
 
 
 def kept_run(folder: Path, asked: list[Any], run: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -20,7 +23,7 @@ def kept_run(folder: Path, asked: list[Any], run: Callable[[Path], dict[str, Any
     """
     folder.mkdir(parents=True, exist_ok=True)
     store = ResultStore(folder / "figures.sqlite")
-    key = hashlib.sha256(json.dumps([source_digest(), *asked]).encode()).hexdigest()[:20]
+    key = hashlib.sha256(json.dumps([code_digest(*CODE), *asked]).encode()).hexdigest()[:20]
     found: dict[str, Any] | None = store.get(key)
     if found is None:
         state = folder / f"{key}.safetensors"

@@ -28,6 +28,7 @@ from plywise.env.recovery.gradient_rounding import GradientRounding
 from plywise.env.recovery.recovery import PORTIONS, SPLICE_STEPS, recover
 from plywise.env.recovery.recovery_settings import GRADIENTS, RecoverySettings, make_recovery
 from plywise.env.recovery.recovery_state import STATE_FILE
+from plywise.env.recovery.scaled_adam import ScaledAdam
 from plywise.env.recovery.trainable import TrainableNetwork
 from plywise.env.recovery.trained_leaf import Surgery, TrainedLeaf
 from plywise.env.score.demand import Demand
@@ -420,6 +421,21 @@ def test_rounded_gradients_change_the_result(subject, data):
         for text in (None, "dynamic_fixed_point(width=4)")
     )
     assert distance(plain, rounded) > 0
+
+
+def test_a_scaled_step_is_that_of_adam_times_the_size():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(6, 5, generator=generator)
+    size = torch.rand(6, 1, generator=generator) + 0.1
+    plain, scaled = start.clone().requires_grad_(), start.clone().requires_grad_()
+    adam, ours = torch.optim.Adam([plain], 1e-2), ScaledAdam([(scaled, size)], 1e-2)
+    where = scaled.data_ptr()
+    for _ in range(20):
+        plain.grad = scaled.grad = torch.randn(6, 5, generator=generator)
+        adam.step()
+        ours.step()
+    assert torch.allclose(scaled - start, (plain - start) * size, rtol=1e-4, atol=1e-6)
+    assert scaled.data_ptr() == where
 
 
 # Images

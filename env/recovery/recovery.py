@@ -16,6 +16,7 @@ from plywise.env.recovery.augmentation import Augmentation, TrainingImages, norm
 from plywise.env.recovery.gradient_rounding import GradientRounding
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.recovery.recovery_state import RecoveryState
+from plywise.env.recovery.scaled_adam import ScaledAdam
 from plywise.env.recovery.trainable import GAIN, TrainableNetwork
 from plywise.env.storage.timing_lock import working
 from plywise.env.subject import Subject
@@ -151,8 +152,8 @@ class _Run:
         self.best = network.state()
         self._subject, self._images, self._augmentation, self._settings = subject, images, augmentation, settings
         self._most_bytes = math.inf if most_bytes is None else most_bytes
-        self._sizes = {name: _size(name, parameter.detach()) for name, parameter in network.parameters.items()}
-        self._optimizer = torch.optim.Adam(list(network.parameters.values()), settings.learning_rate, fused=True)
+        sized = [(parameter, _size(name, parameter.detach())) for name, parameter in network.parameters.items()]
+        self._optimizer = ScaledAdam(sized, settings.learning_rate)
 
     @working()
     def advance(self) -> None:
@@ -164,7 +165,7 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         self.rounding.parameters(self.network.parameters)
         self._optimizer.param_groups[0]["lr"] = self._settings.learning_rate * self._pace()
-        self._move()
+        self._optimizer.step()
         self.step += 1
         if self.step % self.steps_per_epoch == 0:
             self.judge()
@@ -227,14 +228,6 @@ class _Run:
         with torch.no_grad():
             taught = self._subject.network.model(inputs)
         return (1 - TAUGHT) * loss + TAUGHT * divergence_at(TEMPERATURE, logits, taught)
-
-    def _move(self) -> None:
-        """Takes a step of Adam, which does not know how large parameters are, in the unit of each."""
-        before = {name: parameter.detach().clone() for name, parameter in self.network.parameters.items()}
-        self._optimizer.step()
-        with torch.no_grad():
-            for name, parameter in self.network.parameters.items():
-                parameter.copy_(before[name].lerp(parameter, self._sizes[name]))
 
     def _pace(self) -> float:
         """Returns the share of the peak learning rate at this step."""

@@ -14,11 +14,12 @@ from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
 from plywise.compressors.formats.scale_search import best_uniform_format
-from plywise.compressors.formats.weight_format import UniformFormat, weight_format
-from plywise.compressors.modules.layers import groups_of, out_channels, weight_matrices, weight_of
+from plywise.compressors.formats.weight_format import UniformFormat, is_short, weight_format
+from plywise.compressors.modules.layers import bias_of, groups_of, out_channels, weight_matrices, weight_of
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.packing.packed_file import load_packed, save_packed
 from plywise.compressors.recipes.technique import Recipe, Stage, Technique, make_technique, techniques
+from plywise.compressors.sparsity.sparse_fit import SparseFit
 from plywise.compressors.statistics.channels import keep_inputs, kept_count
 from plywise.compressors.statistics.error_feedback import relative_output_error
 from plywise.compressors.statistics.leaves import effective_matrix
@@ -159,6 +160,8 @@ def check_format(technique, layer, module):
         symbols = fmt.encode(weight)
         assert 0 <= int(symbols.min()) <= int(symbols.max()) < 2**fmt.bits
         assert torch.equal(fmt.decode(symbols), weight)
+        assert fmt.is_short
+        assert bias_of(module) is None or is_short(bias_of(module))
 
 
 def check_packed_file(layer, module, inputs, path):
@@ -370,6 +373,19 @@ def test_thresholds_lie_where_they_are_named(recipe, alpha, share, kind):
     assert scores[~gone].min() > 0.99 * threshold
 
 
+@pytest.mark.parametrize("kind", ["conv2d", "transposed1d", "conv1d-same", "linear"])
+def test_a_pattern_never_loses_more_than_its_largest_weights_refitted(kind):
+    layer, _, statistics = prepared(kind)
+    weights, scores = weight_matrices(layer), written_out_saliency(layer, statistics)
+    positions, mask = weight_of(layer)[0, 0].numel(), torch.zeros_like(scores, dtype=torch.bool)
+    for row, position, run in itertools.product(range(scores.shape[1]), range(positions), range(0, 12, 4)):
+        features = torch.arange(run, run + 4) * positions + position
+        mask[0, row, features[scores[0, row, features].argsort(descending=True)[:2]]] = True
+    plain = SparseFit.of(weights, statistics.covariance).refit(mask)
+    expected = relative_output_error(weights, plain, statistics.covariance)
+    assert error_of(make_technique("nm_sparsity", {}), kind) <= 1.001 * expected
+
+
 REFITTED = ["magnitude_pruning", "threshold_pruning", "dynamic_surgery"]
 
 
@@ -392,6 +408,78 @@ def test_mean_output_is_kept(technique, kind):
         difference = Recipe.parse(technique).compress(layer, statistics)(inputs) - layer(inputs)
         spread = layer(inputs).std()
     assert difference.mean().abs() < 1e-4 * spread
+
+
+def test_rows_that_are_read_often_are_rounded_best():
+    layer, _, statistics = prepared("embedding")
+    weights, errors = weight_of(layer) * torch.linspace(0.2, 3.0, 40)[:, None], []
+    layer.weight.data.copy_(weights)
+    often = 39.0 * (torch.arange(40) < 8) + 0.1
+    recipe = Recipe.parse("uniform_quantization(bits=2, granularity=tensor)")
+    for frequency in (often, torch.ones(40)):
+        module = recipe.compress(layer, dataclasses.replace(statistics, frequency=frequency))
+        errors.append(float(((weight_of(module) - weights).square().sum(1) * often).sum()))
+    assert errors[0] < 0.9 * errors[1]
+
+
+WEIGHED = [
+    "uniform_quantization(bits=2, rounding=nearest)",
+    "codebook(bits=2, rounding=nearest)",
+    "binary(rounding=nearest)",
+    "ternary(rounding=nearest)",
+    "logarithmic(bits=3, rounding=nearest)",
+]
+
+
+@pytest.mark.parametrize("recipe", WEIGHED)
+def test_scales_suit_the_weights_on_loud_inputs(recipe):
+    layer = layer_of("linear")
+    loud = torch.arange(12) < 4  # small weights on loud inputs, large ones on silent inputs
+    layer.weight.data.mul_(torch.where(loud, 0.3, 1.0))
+    usual = LayerStatistics.white(layer)
+    told = dataclasses.replace(usual, covariance=torch.diag(torch.where(loud, 100.0, 0.01))[None])
+    errors = [
+        relative_output_error(
+            weight_matrices(layer), weight_matrices(Recipe.parse(recipe).compress(layer, each)), told.covariance
+        )
+        for each in (told, usual)
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "depthwise", "transposed", "embedding", "linear"])
+@pytest.mark.parametrize("scheme", ["symmetric", "affine"])
+def test_the_search_for_a_scale_loses_less_than_the_whole_span_which_clips_nothing(kind, scheme):
+    layer, _, statistics = prepared(kind)
+    rows, lost = weight_of(layer).flatten(1), {}
+    for scale in ("mse", "minmax"):
+        settings = {"bits": 2, "scheme": scheme, "rounding": "nearest", "scale": scale}
+        module = make_technique("uniform_quantization", settings).compress(layer, statistics)
+        lost[scale] = (weight_of(module).flatten(1) - rows).abs()
+        steps = weight_format(module).scale
+    assert lost["mse"].square().sum() < 0.95 * lost["minmax"].square().sum()
+    assert bool((lost["minmax"].amax(1) <= 0.51 * steps).all())
+
+
+def test_percentiles_cut_the_outermost_weight_at_both_ends():
+    layer, _, statistics = prepared("conv2d")
+    settings = {"bits": 8, "scheme": "affine", "rounding": "nearest", "scale": "percentile"}
+    module = make_technique("uniform_quantization", settings).compress(layer, statistics)
+    ordered, found = weight_of(layer).flatten(1).sort(1).values, weight_of(module).flatten(1)
+    step = weight_format(module).scale
+    assert bool(((found.amin(1) - ordered[:, 1]).abs() <= step).all())
+    assert bool(((found.amax(1) - ordered[:, -2]).abs() <= step).all())
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "transposed1d", "linear"])
+def test_error_feedback_takes_the_scale_of_each_group(kind, bits):
+    settings = {"bits": bits, "granularity": "group", "group_size": 5}
+    errors = [
+        error_of(make_technique("uniform_quantization", {**settings, "rounding": rounding}), kind)
+        for rounding in ("gptq", "nearest")
+    ]
+    assert errors[0] <= errors[1]
 
 
 def test_activation_ranges_round_inputs_and_outputs():

@@ -16,17 +16,14 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.prices.price_stack import PriceStack
 from plywise.env.recovery.recovery import recover
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator, SurrogateEvaluator
-from plywise.env.score.score import Demands
 from plywise.env.walk.demand_sampler import DemandSampler
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.walk.synthetic import synthetic_table
 from plywise.env.walk.vector_env import BatchedCompressionEnv
-from plywise.env.walk.walk import Walks
 from plywise.experiments.commands.study import study
 from plywise.experiments.data.datasets import load_dataset
 
@@ -64,15 +61,22 @@ def agent(tmp_path_factory):
     return train(env, LESSONS, tmp_path_factory.mktemp("agent"), progress=False)
 
 
+class Recorder(SurrogateEvaluator):
+    """Remembers the plans that it scores."""
+
+    def __init__(self, table):
+        super().__init__(table, Demand())
+        self.plans = []
+
+    def evaluate(self, actions):
+        self.plans.append(tuple(actions))
+        return super().evaluate(actions)
+
+
 def random_plans(table, count):
-    """Plans of walks that pick evenly among the allowed slots, `(count, L)`."""
-    walks, rows, generator = Walks(PriceStack([table]), count), np.arange(count), np.random.default_rng(0)
-    walks.place(rows, np.zeros(count, np.int64))
-    walks.start(rows, Demands.of([Demand()] * count))
-    while not walks.done[0]:
-        walks.refresh()
-        walks.step((walks.masks * generator.random(walks.masks.shape)).argmax(1))
-    return walks.actions
+    recorder = Recorder(table)
+    SEARCH_METHODS["random"].search(recorder, count, seed=0)
+    return recorder.plans
 
 
 def cost_over_price(subject, plan):

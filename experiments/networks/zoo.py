@@ -178,5 +178,5 @@ def _training_key(network: nn.Module, settings: TrainingSettings, dataset: Datas
     for images in (dataset.train.images, dataset.train.labels):
         digest.update(images.numpy().tobytes())
     if dataset.normalisation.source == GIVEN:
-        digest.update(str(dataset.normalisation).encode())
+        digest.update(repr(dataset.normalisation).encode())
     return digest.hexdigest()[:16]

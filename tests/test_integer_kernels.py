@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-from contextlib import nullcontext
 
 import pytest
 from made_up_device import FakeLatency, samples
@@ -11,11 +10,9 @@ from tiny_networks import Plain, build
 from torch_runtime import TorchRuntime
 
 from plywise.compressors.errors import ConfigurationError
-from plywise.compressors.recipes.technique import Recipe
 from plywise.env.costs.device import Device
 from plywise.env.costs.roofline import Roofline
 from plywise.env.network.scheme import Scheme
-from plywise.env.prices import pricing
 from plywise.env.runtime import target_program
 from plywise.env.runtime.integer_kernels import weight_bits
 from plywise.env.runtime.target_program import CUDA
@@ -96,10 +93,9 @@ def test_plans_of_8_bit_weights_are_refused_where_they_overflow(subject):
         check_weights_run(subject, plan)
 
 
-def test_the_search_is_offered_what_the_device_computes_exactly(subject, monkeypatch):
-    offered = (Recipe(), Recipe.parse(W8A8), Recipe.parse(W8A8.replace("8)", "7)")))
-    monkeypatch.setattr(pricing, "legal_recipes", lambda *_: offered)
+def test_the_search_is_offered_what_the_device_computes_exactly(subject):
     exact = subject.latency.device.integer_weight_bits == 8
-    with nullcontext() if exact else pytest.warns(UserWarning, match="3 recipes are not offered"):
-        refused = {recipe for _, recipe, _ in subject.table.refused}
-    assert refused == (set() if exact else {W8A8})
+    for menu in subject.table.recipes:
+        assert (W8A8 in menu) == exact
+        assert W8A8.replace("8)", "7)") in menu
+    assert not subject.table.refused

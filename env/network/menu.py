@@ -19,7 +19,7 @@ RESTRUCTURED_WEIGHTS = (
 
 
 def catalogue() -> tuple[Recipe, ...]:
-    """Returns every recipe that the search considers, `identity` first."""
+    """Returns every recipe that the search considers, `identity` first; some devices run fewer."""
     weights = [f"uniform_quantization(bits={bits})" for bits in (8, 7, 6, 4, 3)]
     # Between the outermost weights a grid of few levels is coarser and most symbols are alike: fewer bytes.
     weights += [f"uniform_quantization(bits={bits}, scale=minmax)" for bits in (5, 4, 3)]
@@ -32,7 +32,7 @@ def catalogue() -> tuple[Recipe, ...]:
     for structure in structures:
         plain += [structure, *(f"{structure} + {weight}" for weight in RESTRUCTURED_WEIGHTS)]
     recipes = [Recipe.parse(text) for text in plain]
-    recipes += [with_integers(recipe) for recipe in recipes if recipe.bits <= 7]
+    recipes += [with_integers(recipe) for recipe in recipes if recipe.bits <= 8]
     recipes += [recipe for _, kind in sorted(techniques().items()) for recipe in _declared(kind)]
     return tuple(dict.fromkeys(recipes))
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,7 +114,8 @@ class Pricer:
         self._known: dict[Chain, float] = {}  # latencies
         self._refused: dict[tuple[str, Recipe], str] = {}  # by layer and recipe, why the device does not run it
         self.recipes: dict[str, tuple[Recipe, ...]] = {
-            layer.name: legal_recipes(layer, self.network.modules[layer.name]) for layer in self.network.layers
+            layer.name: self._runnable(legal_recipes(layer, self.network.modules[layer.name]))
+            for layer in self.network.layers
         }
 
     def price(
@@ -158,6 +159,10 @@ class Pricer:
         always = [index for index, place in enumerate(usable) if is_uniform(recipes[place])]
         return np.array(usable)[undominated(prices, classes, always)]
 
+    def _runnable(self, recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
+        """Returns those recipes whose number formats the device has kernels for."""
+        return tuple(recipe for recipe in recipes if self.latency.device.why_refused(recipe) is None)
+
     def _refuse(self) -> None:
         """Notes the recipes that the device does not run in some shape that plans may leave, and says so once.
 
@@ -176,11 +181,6 @@ class Pricer:
         for (name, recipe, a, b), chain in chains.items():
             if np.isnan(latencies[chain]) and (recipe.techniques or (a, b) == (0, 0)):
                 self._refused.setdefault((name, recipe), self.latency.why_refused(chain))
-        for name, recipes in self.recipes.items():
-            for recipe in recipes:
-                reason = self.latency.device.why_refused(recipe)
-                if reason is not None:
-                    self._refused[name, recipe] = reason
         for (name, recipe), reason in self._refused.items():
             if not recipe.techniques:
                 raise ModelError(f"{self.latency.device.name} does not run {name} as it is: {reason}")

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import itertools
+import math
 from functools import cache
 
 import pytest
@@ -18,6 +19,7 @@ from plywise.compressors.formats.weight_format import UniformFormat, is_short, w
 from plywise.compressors.modules.layers import bias_of, groups_of, out_channels, weight_matrices, weight_of
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.packing.packed_file import load_packed, save_packed
+from plywise.compressors.quantization import recentralized
 from plywise.compressors.recipes.technique import Recipe, Stage, Technique, make_technique, techniques
 from plywise.compressors.sparsity.sparse_fit import SparseFit
 from plywise.compressors.statistics.channels import keep_inputs, kept_count
@@ -212,6 +214,53 @@ def test_too_low_a_rank_is_refused():
 def test_wrong_settings_say_what_is_allowed(name, settings, words):
     with pytest.raises(ConfigurationError, match=words):
         make_technique(name, settings)
+
+
+def neighbours(cls, name):
+    """Yields, for each two values next to each other on a setting's grid, all pairs that differ in it alone."""
+    every = {tuple(technique.settings().items()): technique for technique in legal(cls)}
+    (grid,) = (field.metadata["grid"] for field in dataclasses.fields(cls) if field.name == name)
+    for value, other in itertools.pairwise(grid):
+        # The last come first: of few bits, where settings count most.
+        some = [technique for technique in reversed(every.values()) if getattr(technique, name) == value]
+        moved = [tuple({**technique.settings(), name: other}.items()) for technique in some]
+        yield [(one, every[key]) for one, key in zip(some, moved, strict=True) if key in every]
+
+
+def differ(pair):
+    """Returns whether two techniques make another network of some layer."""
+    for layer, inputs, statistics in different_layers():
+        if not any(technique.unsupported(layer) for technique in pair):
+            with torch.no_grad():
+                one, other = (technique.compress(layer, statistics)(inputs) for technique in pair)
+            if one.shape != other.shape or not torch.equal(one, other):
+                return True
+    return False
+
+
+def different_layers():
+    """Yields layers whose weights are of one size or of all sizes, with inputs and statistics."""
+    for decades, kind in itertools.product((0.0, 12.0), ("conv2d", "embedding", "linear")):
+        layer, inputs, statistics = prepared(kind)
+        sizes = torch.rand(weight_of(layer).shape, generator=torch.Generator().manual_seed(3))
+        layer.weight.data.mul_(10.0 ** (-decades * sizes))
+        yield layer, inputs, statistics
+    layer = nn.Linear(32, 16).eval()
+    yield layer, torch.eye(32), LayerStatistics.white(layer)
+
+
+SETTINGS = [
+    (name, field.name)
+    for name, cls in techniques().items()
+    for field in dataclasses.fields(cls)
+    if len(field.metadata["grid"]) > 1
+]
+
+
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_every_setting_makes_a_difference(name, setting):
+    for pairs in neighbours(techniques()[name], setting):
+        assert any(map(differ, pairs)), pairs[0]
 
 
 # What each technique promises
@@ -410,6 +459,41 @@ def test_mean_output_is_kept(technique, kind):
     assert difference.mean().abs() < 1e-4 * spread
 
 
+@pytest.mark.parametrize(("granularity", "scales"), [("channel", (16,)), ("tensor", (1,)), ("group", (16, 4))])
+def test_scales_are_shared_as_named(granularity, scales):
+    layer, _, statistics = prepared("conv2d")
+    technique = make_technique("uniform_quantization", {"granularity": granularity, "group_size": 32})
+    assert tuple(weight_format(technique.compress(layer, statistics)).scale.shape) == scales
+
+
+def test_steps_that_would_clip_a_weight_grow():
+    layer, _, statistics = prepared("conv2d")
+    settings = {"step": 0.05, "rounding": "nearest"}
+    layer.weight.data[:, 0, 0, 0] = 5.0
+    module = make_technique("step_quantization", settings).compress(layer, statistics)
+    error = (weight_of(module) - weight_of(layer)).flatten(1).abs().amax(1)
+    assert bool((error <= 0.51 * weight_format(module).scale).all())
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0, 1.5])
+def test_steps_are_shares_of_the_root_mean_square(step):
+    layer, _, statistics = prepared("conv2d")
+    found = weight_format(make_technique("step_quantization", {"step": step}).compress(layer, statistics)).scale
+    torch.testing.assert_close(found, step * weight_of(layer).flatten(1).square().mean(1).sqrt(), rtol=5e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "depthwise", "linear"])
+def test_recentralised_weights_take_the_best_of_the_largest_powers(kind, monkeypatch):
+    layer, _, statistics = prepared(kind)
+    lost, tops = [], recentralized.TOPS
+    for some in (tops, *((top,) for top in tops)):
+        monkeypatch.setattr(recentralized, "TOPS", some)
+        module = make_technique("recentralized", {"bits": 3, "rounding": "nearest"}).compress(layer, statistics)
+        lost.append(float((weight_of(module) - weight_of(layer)).square().sum()))
+    assert lost[0] <= 1.2 * min(lost[1:]), "the errors that count are weighted by the inputs"
+    assert lost[0] < 0.8 * max(lost[1:])
+
+
 def test_rows_that_are_read_often_are_rounded_best():
     layer, _, statistics = prepared("embedding")
     weights, errors = weight_of(layer) * torch.linspace(0.2, 3.0, 40)[:, None], []
@@ -490,6 +574,27 @@ def test_activation_ranges_round_inputs_and_outputs():
         outputs = module(inputs)
         assert outputs.unique().numel() <= 256
         assert (outputs - layer(inputs)).abs().max() < 0.05 * layer(inputs).abs().max()
+
+
+@pytest.mark.parametrize("width", [8, 6, 4])
+@pytest.mark.parametrize("span", ["minmax", "percentile", "fixed_point"])
+def test_activation_ranges_span_what_they_name(span, width):
+    drawn = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    values = torch.cat([drawn, torch.tensor([-20.0, 40.0])]).sort().values
+    layer, _, statistics = prepared("linear")
+    statistics = dataclasses.replace(statistics, inputs=values, outputs=2.0 * values)
+    module = make_technique("activation_quantization", {"range": span, "width": width}).compress(layer, statistics)
+    for found, seen in ((module.input_range, values), (module.output_range, 2.0 * values)):
+        low, high = found(torch.tensor([-1e6, 1e6])).tolist()
+        step = (high - low) / (2**width - 1)
+        least, most = (seen[2], seen[-3]) if span == "percentile" else (seen[0], seen[-1])
+        assert low < least + 0.51 * step
+        assert high > most - 0.51 * step
+        if span == "fixed_point":
+            assert found.scale == 2.0 ** round(math.log2(found.scale))
+            assert high - low < 2.1 * (most - least)
+        else:
+            assert step == pytest.approx(float(most - least) / (2**width - 1), rel=1e-4)
 
 
 def test_mean_squared_range_never_rounds_worse_than_the_whole_span():

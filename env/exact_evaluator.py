@@ -41,13 +41,13 @@ class ExactEvaluator:
         self.demand = demand
         self.evaluations = self.stopped = 0
         self._early = early
-        self._estimator = PlanEstimator(subject.table)
+        self._estimator = PlanEstimator(subject.price())
         self._best = -math.inf
 
     @property
     def table(self) -> PriceTable:
         """Prices of the network: estimates."""
-        return self.subject.table
+        return self.subject.price()
 
     def evaluate(self, actions: Sequence[int]) -> Outcome:
         """Returns the outcome of a plan, one slot of the table per layer."""

@@ -76,7 +76,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             tell_off_table(subject, chosen)
         else:
             refused = {}
-            check_demand(subject.table, demand)
+            check_demand(subject.price(), demand)
             evaluator = ExactEvaluator(subject, demand)
             result = searcher.search(evaluator, search.evaluations, search.seed, from_uniform=True)
             chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
@@ -160,7 +160,7 @@ def check_weights_run(subject: Subject, plan: Plan) -> None:
 def tell_off_table(subject: Subject, plan: Plan) -> None:
     """Says on the standard error stream which recipes are allowed but not on the price list."""
     found: dict[Recipe, list[str]] = {}
-    for layer, menu in zip(subject.table.layers, subject.table.recipes, strict=True):
+    for layer, menu in zip(subject.price().layers, subject.price().recipes, strict=True):
         if str(plan[layer]) not in menu:
             found.setdefault(plan[layer], []).append(layer)
     for recipe, layers in found.items():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from plywise.env import subject
+from plywise.env import subject_key
 from plywise.env.storage import code_digest as digests
 from plywise.env.storage.code_digest import code_digest
 
@@ -75,7 +75,7 @@ def test_the_libraries_count(digest, monkeypatch):
 
 
 def test_a_subject_rests_on_what_finds_its_figures_and_on_nothing_above():
-    reached = set(digests._reached(subject.CODE))
+    reached = set(digests._reached(subject_key.CODE))
     assert {
         "plywise.compressors.structure.low_rank",  # found by its folder
         "plywise.env.bank.repair",

@@ -425,7 +425,7 @@ def unpriced(monkeypatch):
     def forbidden(_):
         raise AssertionError("too late: pricing has begun")
 
-    monkeypatch.setattr(Subject, "table", property(forbidden))
+    monkeypatch.setattr(Subject, "price", forbidden)
 
 
 @pytest.mark.usefixtures("place", "unpriced")

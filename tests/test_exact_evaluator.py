@@ -29,7 +29,7 @@ def subject(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLYWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
         found = study()
-        assert found.table.num_layers == 3
+        assert found.price().num_layers == 3
         yield found
 
 
@@ -38,7 +38,7 @@ DEMAND = Demand(5.0, max_storage=0.5, storage_weight=1.0)
 
 def heaviest(subject):
     """The slots that store the least, one per layer."""
-    cost = np.where(subject.table.legal, subject.table.cost[0, :, :, 0, 0], np.inf)
+    cost = np.where(subject.price().legal, subject.price().cost[0, :, :, 0, 0], np.inf)
     return cost.argmin(1).tolist()
 
 
@@ -56,7 +56,7 @@ def test_it_counts_what_it_was_asked(subject):
     evaluator.evaluate([0, 0, 0])
     evaluator.evaluate([0, 0, 0])
     assert evaluator.evaluations == 2
-    assert evaluator.table is subject.table
+    assert evaluator.table is subject.price()
 
 
 def test_scores_are_those_of_the_stitched_network(subject, tmp_path):
@@ -67,9 +67,9 @@ def test_scores_are_those_of_the_stitched_network(subject, tmp_path):
     drop = subject.accuracy - held_out.accuracy(held_out.logits(model))
     assert drop > 0
     assert outcome.drop == pytest.approx(drop)
-    assert outcome == judge(DEMAND, subject.table.original, outcome.cost, outcome.drop)
+    assert outcome == judge(DEMAND, subject.price().original, outcome.cost, outcome.drop)
     assert outcome.cost[0] == subject.pack(model, tmp_path / "weights") == (tmp_path / "weights").stat().st_size
-    assert outcome.cost[0] < 0.2 * subject.table.original[0]
+    assert outcome.cost[0] < 0.2 * subject.price().original[0]
 
 
 def test_a_network_whose_outputs_are_no_numbers_is_refused(monkeypatch, tmp_path):
@@ -88,9 +88,9 @@ def test_a_hopeless_plan_is_stopped_and_only_where_a_better_one_is_known(monkeyp
     bad, strict = heaviest(subject), Demand(0.0, storage_weight=0.01)
     whole = ExactEvaluator(subject, strict, early=False)
     assert whole.evaluate([0, 0, 0]).score > whole.evaluate(bad).score
-    monkeypatch.setattr(subject, "store", ResultStore(tmp_path / "early.sqlite"))
-    evaluator, costs = ExactEvaluator(subject, strict), []
-    monkeypatch.setattr(subject, "cost", lambda stitched: costs.append(1) or type(subject).cost(subject, stitched))
+    monkeypatch.setattr(subject._exact, "_store", ResultStore(tmp_path / "early.sqlite"))
+    evaluator, costs, measure = ExactEvaluator(subject, strict), [], subject._costs.measure
+    monkeypatch.setattr(subject._costs, "measure", lambda stitched: costs.append(1) or measure(stitched))
     best = evaluator.evaluate([0, 0, 0])
     stopped = evaluator.evaluate(bad)
     assert (evaluator.evaluations, evaluator.stopped, len(costs)) == (2, 1, 1)
@@ -163,7 +163,7 @@ def test_prices_wait_until_they_are_asked_for(subject, monkeypatch):
     with pytest.raises(ConfigurationError, match="no recipe for layer 'conv2'"):
         fresh.bank.check(Plan("plain", {"conv1": Recipe()}))
     with pytest.raises(AssertionError, match="priced"):
-        _ = fresh.table
+        _ = fresh.price()
 
 
 def test_an_interrupted_pricing_keeps_its_probes(tmp_path, monkeypatch):
@@ -181,14 +181,14 @@ def test_an_interrupted_pricing_keeps_its_probes(tmp_path, monkeypatch):
 
     first = Subject(model, samples(model, 32, 1), samples(model, 48, 3), "plain", FakeLatency(), interrupted)
     with pytest.raises(KeyboardInterrupt):
-        _ = first.table
+        _ = first.price()
     kept = stored(first)
     assert kept
     assert not list((tmp_path / "prices").iterdir())
     second = Subject(model, samples(model, 32, 1), samples(model, 48, 3), "plain", FakeLatency())
     put = []
     monkeypatch.setattr(type(second.store), "put", lambda self, key, value: put.append(key))
-    assert second.table.num_layers == 3
+    assert second.price().num_layers == 3
     assert put
     assert not kept & set(put)
 

@@ -167,7 +167,7 @@ def test_energy_is_the_same_in_price_score_and_report(tmp_path, monkeypatch, une
     indices = torch.randint(40, (48, 8), generator=torch.Generator().manual_seed(0))
     some = Samples(indices, indices.sum(1) % 5)
     subject = Subject(build(Reading), some, some, "reading", FakeLatency())
-    table, wanted = subject.table, ("uniform_quantization(bits=2)", text, text)
+    table, wanted = subject.price(), ("uniform_quantization(bits=2)", text, text)
     plan = Plan("reading", {name: Recipe.parse(each) for name, each in zip(table.layers, wanted, strict=True)})
     report = handed_over(subject, plan, DEMAND, some, tmp_path / "out")
     original, compressed = (report[block]["energy_mj"] for block in ("original", "compressed"))

@@ -95,7 +95,7 @@ def test_plans_of_8_bit_weights_are_refused_where_they_overflow(subject):
 
 def test_the_search_is_offered_what_the_device_computes_exactly(subject):
     exact = subject.latency.device.integer_weight_bits == 8
-    for menu in subject.table.recipes:
+    for menu in subject.price().recipes:
         assert (W8A8 in menu) == exact
         assert W8A8.replace("8)", "7)") in menu
-    assert not subject.table.refused
+    assert not subject.price().refused

@@ -89,7 +89,7 @@ from plywise.env.subject import Subject
 latency = open_device("raspberry-pi-4")  # nothing is measured
 samples = Samples(images(), labels())
 subject = Subject(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), samples, samples, latency=latency)
-assert "one_bit" in subject.table.recipes[0], subject.table.recipes
+assert "one_bit" in subject.price().recipes[0], subject.price().recipes
 
 import pytest
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "one_bit", {str(TESTS / "test_techniques.py")!r}]))

@@ -53,7 +53,7 @@ PRICED = (Identity, Depthwise, Perceptron, Encoder)
 
 @pytest.mark.parametrize("kind", PRICED)
 def test_shapes_and_ranges(subjects, kind):
-    table = subjects(kind).table
+    table = subjects(kind).price()
     count, slots, levels = table.num_layers, table.num_slots, len(KEEP_LEVELS)
     assert table.cost.shape == (len(METRICS), count, slots, levels, levels)
     assert table.recipe_features.shape == (count, slots, len(RECIPE_FEATURES))
@@ -75,7 +75,7 @@ def test_shapes_and_ranges(subjects, kind):
 
 @pytest.mark.parametrize("kind", PRICED)
 def test_first_slot_is_identity_and_loses_nothing(subjects, kind):
-    table = subjects(kind).table
+    table = subjects(kind).price()
     assert all(slots[0] == "identity" for slots in table.recipes)
     assert table.legal[:, 0].all()
     assert (table.drop[:, 0] == 0).all()
@@ -89,7 +89,7 @@ def test_first_slot_is_identity_and_loses_nothing(subjects, kind):
 
 @pytest.mark.parametrize("kind", PRICED)
 def test_only_leaders_prune_and_their_cut_is_in_the_cost(subjects, kind):
-    table = subjects(kind).table
+    table = subjects(kind).price()
     assert (table.recipe_level[~table.leads] == 0).all()
     prunes = table.recipe_level > 0
     assert prunes.any()
@@ -103,7 +103,7 @@ def test_only_leaders_prune_and_their_cut_is_in_the_cost(subjects, kind):
 
 @pytest.mark.parametrize("kind", PRICED)
 def test_fewer_channels_never_cost_more(subjects, kind):
-    cost = subjects(kind).table.cost
+    cost = subjects(kind).price().cost
     assert (np.diff(cost, axis=3) <= 1e-6 * cost[:, :, :, 1:]).all()
     assert (np.diff(cost, axis=4) <= 1e-6 * cost[..., 1:]).all()
 
@@ -111,7 +111,7 @@ def test_fewer_channels_never_cost_more(subjects, kind):
 @pytest.mark.parametrize("kind", PRICED)
 def test_groups_of_the_table_are_those_of_the_network(subjects, kind):
     subject = subjects(kind)
-    table, network = subject.table, subject.network
+    table, network = subject.price(), subject.network
     assert (table.in_share >= 0).all()
     assert (table.in_share.sum(1) <= 1 + 1e-6).all()
     for row, layer in enumerate(network.layers):
@@ -125,7 +125,7 @@ def test_groups_of_the_table_are_those_of_the_network(subjects, kind):
 def test_prices_are_those_of_what_really_runs(subjects, kind, level):
     """Every group at one keep level, every other layer at each of its slots: costs are those of the stitched layer."""
     subject = subjects(kind)
-    table, network = subject.table, subject.network
+    table, network = subject.price(), subject.network
     prune = f"filter_pruning(ratio={1 - KEEP_LEVELS[level]})" if level else "identity"
     plan = Plan("", {layer.name: Recipe.parse(prune if layer.leads else "identity") for layer in network.layers})
     state = subject.bank.state(plan)
@@ -149,7 +149,7 @@ def test_prices_are_those_of_what_really_runs(subjects, kind, level):
 @pytest.mark.parametrize("kind", PRICED)
 def test_a_format_of_the_file_saves_no_energy_without_integer_kernels(subjects, kind):
     """Few bits and zeros are decoded when the file is loaded: an inference reads floats."""
-    table, seen = subjects(kind).table, 0
+    table, seen = subjects(kind).price(), 0
     for row, slots in enumerate(table.recipes):
         for slot, text in enumerate(slots):
             stages = {technique.stage for technique in Recipe.parse(text).techniques}
@@ -161,7 +161,7 @@ def test_a_format_of_the_file_saves_no_energy_without_integer_kernels(subjects, 
 
 def test_storage_of_the_table_is_near_that_of_real_modules(subjects):
     subject = subjects(Identity)
-    table, network = subject.table, subject.network
+    table, network = subject.price(), subject.network
     for slot in range(min(map(len, table.recipes))):
         actions = [slot if not table.recipe_level[row, slot] else 0 for row in range(table.num_layers)]
         expected = table.fixed[0] + sum(table.cost[0, row, action, 0, 0] for row, action in enumerate(actions))
@@ -171,7 +171,7 @@ def test_storage_of_the_table_is_near_that_of_real_modules(subjects):
 
 
 def test_the_original_costs_what_its_layers_cost(subjects):
-    table = subjects(Identity).table
+    table = subjects(Identity).price()
     latency = table.cost[1, :, 0, 0, 0].sum() + table.fixed[1]
     assert table.original[1] == pytest.approx(float(latency), rel=1e-5)
     weights = sum(parameter.numel() for parameter in build(Identity).parameters())
@@ -206,7 +206,7 @@ def test_what_the_device_does_not_run_is_masked_with_its_reason(monkeypatch, tmp
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     subject = Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", Refusing())
     with pytest.warns(UserWarning, match=r"recipes are not offered, for made up does not run them.*no kernel"):
-        table = subject.table
+        table = subject.price()
     assert np.isfinite(table.cost).all()
     offered = {layer: set(slots) for layer, slots in zip(table.layers, table.recipes, strict=True)}
     assert not any("activation" in recipe for recipe in offered["conv1"] | offered["conv2"])
@@ -223,24 +223,24 @@ def test_a_device_that_does_not_run_the_original_is_an_error(monkeypatch, tmp_pa
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     monkeypatch.setattr(Refusing, "milliseconds", lambda self, chains, progress=True: np.full(len(chains), np.nan))
     with pytest.raises(ModelError, match="made up does not run conv1 as it is: no kernel"):
-        _ = Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", Refusing()).table
+        _ = Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", Refusing()).price()
 
 
 def test_prices_do_not_outlive_the_latencies_that_they_rest_on(monkeypatch, tmp_path):
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     subject = Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", FakeLatency())
-    assert subject.table.num_layers == 3
+    assert subject.price().num_layers == 3
     monkeypatch.setattr("plywise.env.costs.network_latency.Overhead.__repr__", lambda _: "measured again")
-    assert not Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", FakeLatency()).priced
+    assert not Subject(build(Plain), samples(48, 1), samples(64, 3), "plain", FakeLatency()).is_priced()
 
 
 def test_a_second_study_reads_the_first(subjects, monkeypatch):
     first = subjects(Identity)
     monkeypatch.setattr("plywise.env.subject.Pricer", lambda *_: pytest.fail("prices were made again"))
     second = Subject(build(Identity), samples(48, 1), samples(64, 3), "renamed", FakeLatency())
-    assert second.table.network == "renamed"
-    assert np.array_equal(second.table.cost, first.table.cost)
-    assert np.array_equal(second.table.drop, first.table.drop)
+    assert second.price().network == "renamed"
+    assert np.array_equal(second.price().cost, first.price().cost)
+    assert np.array_equal(second.price().drop, first.price().drop)
 
 
 def test_no_samples_are_refused():
@@ -271,7 +271,7 @@ def test_undominated_keeps_the_front():
 @pytest.mark.parametrize("kind", PRICED)
 def test_every_number_format_that_a_layer_can_take_is_on_its_menu(subjects, kind):
     subject = subjects(kind)
-    for layer, menu in zip(subject.layers, subject.table.recipes, strict=True):
+    for layer, menu in zip(subject.layers, subject.price().recipes, strict=True):
         legal = legal_recipes(layer, subject.network.modules[layer.name])
         run = [recipe for recipe in legal if subject.latency.device.why_refused(recipe) is None]
         assert {str(recipe) for recipe in run if is_uniform(recipe)} <= set(menu)
@@ -282,7 +282,7 @@ def test_what_is_left_out_is_beaten_by_one_that_does_the_same_to_its_neighbours(
     """Alone, a layer pays for changes of the number format that its network may not: floats beat no integers."""
     subject = subjects(kind)
     pricer = Pricer(subject.bank, subject.whole)
-    for layer, menu in zip(subject.layers, subject.table.recipes, strict=True):
+    for layer, menu in zip(subject.layers, subject.price().recipes, strict=True):
         recipes = pricer.recipes[layer.name]
         costs = dict(zip(recipes, pricer.costs(layer)[:, :, 0, 0].T, strict=True))
         for recipe in set(recipes) - set(map(Recipe.parse, menu)):
@@ -297,7 +297,7 @@ def _effect(recipe):
 
 
 def test_price_files_keep_every_bit_and_refuse_others(subjects, tmp_path):
-    table = subjects(Identity).table
+    table = subjects(Identity).price()
     save_prices(table, tmp_path / "prices")
     loaded = load_prices(tmp_path / "prices")
     for name, value in vars(table).items():

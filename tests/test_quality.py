@@ -81,8 +81,8 @@ def random_plans(table, count):
 
 def cost_over_price(subject, plan):
     """What a plan really costs over what its prices say: storage, latency, energy."""
-    estimator = PlanEstimator(subject.table)
-    estimated = estimator.estimate(estimator.check(plan))[0][0] * subject.table.original
+    estimator = PlanEstimator(subject.price())
+    estimated = estimator.estimate(estimator.check(plan))[0][0] * subject.price().original
     return np.array(subject.measure(subject.plan(plan)).cost) / estimated
 
 
@@ -98,7 +98,7 @@ def test_the_knapsack_keeps_the_accuracy_at_a_small_share_of_the_bytes(subject, 
     evaluator = ExactEvaluator(subject, Demand(2.0, max_storage=share))
     result = SEARCH_METHODS["knapsack"].search(evaluator, 4, seed=0)
     plan = subject.plan(result.actions)
-    assert subject.packed_bytes(subject.bank.stitch(plan).model) <= share * subject.table.original[STORAGE]
+    assert subject.packed_bytes(subject.bank.stitch(plan).model) <= share * subject.price().original[STORAGE]
     assert subject.accuracy - subject.measure(plan).accuracy <= most_lost
 
 
@@ -110,21 +110,21 @@ def test_the_knapsack_holds_latency_and_energy_at_once(subject):
 
 def test_files_and_energy_of_uniform_plans_agree_with_their_prices(subject):
     """Layers keep their shapes, so each price is that of this very layer; of what lies outside, the most is charged."""
-    ratios = np.array([cost_over_price(subject, plan) for plan in uniform_plans(subject.table, formats_only=True)])
+    ratios = np.array([cost_over_price(subject, plan) for plan in uniform_plans(subject.price(), formats_only=True)])
     np.testing.assert_allclose(ratios[:, STORAGE], 1.0, atol=0.015)  # 1.2 % was seen
     np.testing.assert_allclose(ratios[:, [LATENCY, ENERGY]], 1.0, atol=0.002)
 
 
 def test_files_and_energy_of_any_plan_agree_with_their_prices(subject):
     """Layers that lose channels to their neighbours are priced by a line over their shapes: 3.3 % was seen."""
-    ratios = np.array([cost_over_price(subject, plan) for plan in random_plans(subject.table, 12)])
+    ratios = np.array([cost_over_price(subject, plan) for plan in random_plans(subject.price(), 12)])
     assert abs(ratios[:, STORAGE] - 1.0).max() < 0.045
     assert abs(ratios[:, STORAGE] - 1.0).mean() < 0.015
     np.testing.assert_allclose(ratios[:, [LATENCY, ENERGY]], 1.0, atol=0.002)
 
 
 def test_an_agent_of_some_seconds_beats_random_plans_and_an_untrained_one(subject, agent):
-    table = subject.table
+    table = subject.price()
     trained = mean_score(AgentSearch(agent, 1), 1, table)
     untrained = RecipeAgent.untrained(len(CONTEXT_FEATURES), len(ROW_FEATURES), seed=0)
     assert trained > mean_score(AgentSearch(untrained, 1), 1, table) + 0.05

@@ -54,7 +54,7 @@ class Pricing:
     def price(self) -> PriceTable:
         """Returns the price table."""
         dataset, latency = load_dataset(self.data, normalisation=self.normalisation), open_device(self.device)
-        return study(self.network, dataset, seed=self.seed, progress=False, latency=latency).subject.table
+        return study(self.network, dataset, seed=self.seed, progress=False, latency=latency).subject.price()
 
 
 def price_networks(

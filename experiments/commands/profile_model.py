@@ -76,7 +76,7 @@ def profile_model(
     console.print(
         f"recipes: how many of the {len(catalogue())} in the catalogue a layer can take, and how many of these are "
         "offered, as no other of its kind is at least as good in every price"
-        + ("" if subject.priced else "; ?: not priced yet, 'plywise compress' does that")
+        + ("" if subject.is_priced() else "; ?: not priced yet, 'plywise compress' does that")
     )
     console.print(f"latencies: {latency.source_of(chains)}")
     for name, reason in network.skipped.items():
@@ -97,4 +97,4 @@ def _how(device: Device) -> str:
 def _choices(subject: Subject, row: int) -> str:
     layer = subject.layers[row]
     legal = len(legal_recipes(layer, subject.network.modules[layer.name]))
-    return f"{legal}/{subject.table.legal[row].sum() if subject.priced else '?'}"
+    return f"{legal}/{subject.price().legal[row].sum() if subject.is_priced() else '?'}"

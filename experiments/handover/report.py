@@ -157,7 +157,7 @@ def _share(after: float, before: float) -> float | None:
 
 def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[dict[str, Any]]:
     """The recipe of each layer with its prices against `identity`, then the layers left as they are and why."""
-    table, rows = subject.table, []
+    table, rows = subject.price(), []
     state = subject.bank.state(plan)
     for index, layer in enumerate(subject.layers):
         recipe = str(plan[layer.name])

@@ -105,16 +105,16 @@ def _cases(plans: int) -> Iterator[tuple[Study, Dataset, Ints, str, int]]:
     many = shrunk_mnist()
     for name in DIGITS:
         studied = study(name, many)
-        yield studied, many, random_plans(studied.subject.table, PLANS), ", MNIST", 1
+        yield studied, many, random_plans(studied.subject.price(), PLANS), ", MNIST", 1
     data = load_dataset("digits")
     for name in DIGITS:
         studied = study(name, data)
-        yield studied, data, random_plans(studied.subject.table, PLANS), "", SEEDS
-        yield studied, data, spread_plans(studied.subject.table, PLANS), ", spread", SEEDS
+        yield studied, data, random_plans(studied.subject.price(), PLANS), "", SEEDS
+        yield studied, data, spread_plans(studied.subject.price(), PLANS), ", spread", SEEDS
     weights, images = resnet_files()
     dataset = load_dataset(images)
     studied = study("resnet20", dataset, weights)
-    yield studied, dataset, random_plans(studied.subject.table, plans), "", 1
+    yield studied, dataset, random_plans(studied.subject.price(), plans), "", 1
 
 
 def shrunk_mnist() -> Dataset:
@@ -281,7 +281,7 @@ def _accuracies(found: list[Found]) -> tuple[Floats, Floats]:
 
 def _estimates(studied: Study, found: list[Found]) -> Points:
     """Returns the points lost as scored and as the surrogate predicts them, which has seen none of the plans."""
-    _, expected, spread = Surrogate(studied.subject.table).estimate(np.array([each.actions for each in found]))
+    _, expected, spread = Surrogate(studied.subject.price()).estimate(np.array([each.actions for each in found]))
     return Points(studied.subject.accuracy - _accuracies(found)[0], expected, REACH * spread)
 
 
@@ -322,7 +322,7 @@ def reliability(hits: Floats) -> float:
 
 def _within(studied: Study, found: list[Found]) -> Bools:
     """Returns whether drops lie within the interval, of a surrogate as it is and of one that learns, `(2, plans)`."""
-    table, inside = studied.subject.table, []
+    table, inside = studied.subject.price(), []
     prior, learning = Surrogate(table), Surrogate(table)
     for each in found:
         drop, estimates = studied.subject.accuracy - each.scored, []

@@ -82,7 +82,7 @@ def priced(watch: Parts) -> PriceTable:
         pricer = Pricer(subject.bank, subject.whole)
         subject.latency.milliseconds(pricer.every_chain(), progress=False)
     with watch("compressing layers, sensitivities, trial plans"):
-        return subject.table
+        return subject.price()
 
 
 def learned(table: PriceTable, seed: int, folder: Path) -> RecipeAgent:

@@ -70,7 +70,7 @@ class PriceCheck:
                 probing.sensitivity(layer)
         passes += self._forwards()
         with timed("trial plans, prices"):
-            self.table = subject.table  # finds layers and probes made
+            self.table = subject.price()  # finds layers and probes made
         self.forward = median(passes + self._forwards())
 
     @property

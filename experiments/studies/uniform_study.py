@@ -75,7 +75,7 @@ def main(agent: Path = Path("runs/demo/agent")) -> None:
 
 def demands(subject: Subject) -> Iterator[Demand]:
     """Yields twelve demands of two ceilings each."""
-    table = subject.table
+    table = subject.price()
     plans = uniform_plans(table, formats_only=True)
     int8 = next(plan for plan in plans if any(table.recipes[0][slot] == INT8 for slot in plan[:1]))
     latency = float(PlanEstimator(table).estimate(int8[None])[0][0, LATENCY])
@@ -86,10 +86,10 @@ def demands(subject: Subject) -> Iterator[Demand]:
 def best_uniform(subject: Subject, demand: Demand) -> tuple[Outcome, str]:
     """Scores all uniform plans exactly; returns the best one's outcome and recipe."""
     evaluator = ExactEvaluator(subject, demand, early=False)
-    plans = uniform_plans(subject.table, formats_only=True)
+    plans = uniform_plans(subject.price(), formats_only=True)
     outcomes = [evaluator.evaluate(plan.tolist()) for plan in plans]
     best = int(np.argmax([outcome.score for outcome in outcomes]))
-    names = [menu[slot] for menu, slot in zip(subject.table.recipes, plans[best], strict=True)]
+    names = [menu[slot] for menu, slot in zip(subject.price().recipes, plans[best], strict=True)]
     return outcomes[best], max(names, key=len)
 
 

@@ -50,6 +50,20 @@ def test_elsewhere_there_are_lines_with_the_time_and_what_is_left(clock, capsys)
     assert len(said) == 6
 
 
+def test_items_that_are_long_in_coming_are_counted_when_they_are_there(clock, capsys):
+    def slow():
+        for item in range(2):
+            clock[0] += 300.0
+            yield item
+
+    list(tracked(slow(), "Slow", 2))
+    assert [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()] == [
+        "1 of 2, about 5 min left",
+        "2 of 2",
+        "done after 10 min",
+    ]
+
+
 def test_steps_of_an_earlier_run_do_not_shorten_what_is_left(clock, capsys):
     with Progress("Training", 1000, begun_at=900) as bar:
         clock[0] += 10.0

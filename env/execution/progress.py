@@ -42,7 +42,6 @@ def tracked(items: Iterable[Item], description: str, count: int | None = None) -
     total = count if count is not None else len(items) if isinstance(items, Sized) else None
     with Progress(description, total) as progress:
         for done, item in enumerate(items):
-            progress.update(done)
             yield item
             progress.update(done + 1)
 

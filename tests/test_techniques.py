@@ -26,6 +26,7 @@ from plywise.compressors.statistics.channels import keep_inputs, kept_count
 from plywise.compressors.statistics.error_feedback import relative_output_error
 from plywise.compressors.statistics.leaves import effective_matrix
 from plywise.compressors.statistics.statistics import LayerStatistics
+from plywise.compressors.structure import low_rank
 
 
 def legal(cls):
@@ -330,6 +331,28 @@ def test_activation_aware_svd_never_loses_more_than_plain_svd(kind):
         assert errors[0] <= errors[1] * (1 + 1e-4)
 
 
+def test_a_factored_table_is_the_best_of_its_rank():
+    layer, _, statistics = prepared("embedding")
+    weights, often = weight_of(layer).double(), statistics.frequency.double()
+    technique = make_technique("low_rank", {"ratio": 0.4})
+    found = effective_matrix(technique.compress(layer, statistics))[0].double()
+    mean = (often[:, None] * weights).sum(0) / often.sum()
+    values = torch.linalg.svdvals(often.sqrt()[:, None] * (weights - mean))
+    lost = (often[:, None] * (found - weights).square()).sum()
+    assert float(lost) == pytest.approx(float(values[technique.ranks(layer)[0] :].square().sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("sides", ["spatial", "input", "both", "cp"])
+def test_factors_fitted_together_lose_less_than_their_start(sides, monkeypatch):
+    layer, _, statistics = prepared("conv2d")
+    technique, errors = make_technique("low_rank", {"ratio": 0.4, "sides": sides}), []
+    for fit in (low_rank.fitted, lambda start, *_: [part.double() for part in start]):
+        monkeypatch.setattr(low_rank, "fitted", fit)
+        after = effective_matrix(technique.compress(layer, statistics))
+        errors.append(relative_output_error(weight_matrices(layer), after, statistics.covariance))
+    assert errors[0] < 0.999 * errors[1]
+
+
 @pytest.mark.parametrize(("settings", "kind"), in_pairs(all_of(bits=[8, 4, 3, 2, 1], symmetric=[True, False])), ids=str)
 def test_scale_search_never_loses_more_than_min_max(settings, kind):
     bits, symmetric = settings["bits"], settings["symmetric"]
@@ -357,6 +380,33 @@ def test_refitted_inputs_never_lose_more_than_dropped_ones(kind):
             errors.append(relative_output_error(matrix, after, statistics.covariance))
         assert errors[0] <= errors[1]
         assert found.covariance.shape[-1] == columns.numel()
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "transposed1d", "pointwise", "linear"])
+def test_an_input_fewer_keeps_the_mean_output(kind):
+    layer, _, statistics = prepared(kind)
+    new, found = keep_inputs(layer, statistics, torch.arange(0, 12, 3))
+    means = [
+        weight_matrices(each)[0] @ moments.mean[0] + (0.0 if bias_of(each) is None else bias_of(each))
+        for each, moments in ((layer, statistics), (new, found))
+    ]
+    torch.testing.assert_close(means[1], means[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "ratio", "unit", "kept"),
+    [
+        (64, 0.3, 1, 48),
+        (64, 0.99, 1, 8),
+        (20, 0.4, 1, 12),
+        (20, 0.99, 1, 4),
+        (6, 0.5, 1, 3),
+        (64, 0.3, 16, 48),
+        (32, 0.0, 1, 32),
+    ],
+)
+def test_kept_channels_are_as_many_as_integer_kernels_want(channels, ratio, unit, kept):
+    assert kept_count(channels, ratio, unit) == kept
 
 
 def test_removed_inputs_that_others_repeat_are_no_loss():

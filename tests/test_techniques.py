@@ -16,7 +16,14 @@ from torch import nn
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
 from plywise.compressors.formats.scale_search import best_uniform_format
 from plywise.compressors.formats.weight_format import UniformFormat, is_short, weight_format
-from plywise.compressors.modules.layers import bias_of, groups_of, out_channels, weight_matrices, weight_of
+from plywise.compressors.modules.layers import (
+    bias_of,
+    groups_of,
+    out_channels,
+    weight_matrices,
+    weight_of,
+    with_weights,
+)
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.packing.packed_file import load_packed, save_packed
 from plywise.compressors.quantization import recentralized
@@ -26,7 +33,7 @@ from plywise.compressors.statistics.channels import keep_inputs, kept_count
 from plywise.compressors.statistics.error_feedback import relative_output_error
 from plywise.compressors.statistics.leaves import effective_matrix
 from plywise.compressors.statistics.statistics import LayerStatistics
-from plywise.compressors.structure import low_rank
+from plywise.compressors.structure import depthwise_separable, low_rank
 
 
 def legal(cls):
@@ -614,6 +621,61 @@ def test_error_feedback_takes_the_scale_of_each_group(kind, bits):
         for rounding in ("gptq", "nearest")
     ]
     assert errors[0] <= errors[1]
+
+
+STRUCTURES = [cls() for cls in techniques().values() if cls.stage == Stage.STRUCTURE and cls.name != "filter_pruning"]
+
+
+@pytest.mark.parametrize("technique", STRUCTURES, ids=str)
+def test_structures_keep_the_mean_output(technique):
+    # Without padding, inputs and patches tell the same mean; a ReLU is taken to see normal variables.
+    exact = 0.02 if technique.name == "micro_mlp" else 1e-4
+    kinds = [kind for kind in ("conv1d", "conv2d", "pointwise", "linear") if supported(technique, kind)]
+    for kind in kinds:
+        layer, inputs, statistics = prepared(kind)
+        channels = -1 if kind == "linear" else 1
+        with torch.no_grad():
+            outputs = [
+                module(inputs).movedim(channels, 0).flatten(1)
+                for module in (layer, technique.compress(layer, statistics))
+            ]
+        shift = (outputs[1] - outputs[0]).mean(1).abs() / outputs[0].std(1)
+        assert shift.max() < exact, kind
+    assert kinds
+
+
+def test_the_mix_behind_a_relu_makes_up_for_what_it_cuts():
+    layer, _, statistics = prepared("linear")
+    generator = torch.Generator().manual_seed(0)
+    root = torch.linalg.cholesky(statistics.covariance[0].double()).float()
+    inputs = torch.randn(20_000, 12, generator=generator) @ root.T + statistics.mean[0]
+    module = make_technique("micro_mlp", {}).compress(layer, statistics)
+    lost = []
+    for gain in (1.0, 1.0 / 0.977, 0.977):
+        with torch.no_grad():
+            hidden = module[1](module[0](inputs))
+            error = layer(inputs) - gain * (hidden @ module[2].weight.T)
+        lost.append(float(error.var(0).sum()))
+    assert lost[0] == min(lost)
+
+
+def test_a_mix_of_filters_is_a_good_start_before_the_fit(monkeypatch):
+    layer, _, statistics = prepared("conv2d")
+    errors = []
+    for fit in (depthwise_separable.fitted, lambda start, *_: start):
+        monkeypatch.setattr(depthwise_separable, "fitted", fit)
+        after = effective_matrix(make_technique("depthwise_separable", {}).compress(layer, statistics))
+        errors.append(relative_output_error(weight_matrices(layer), after, statistics.covariance))
+    assert errors[0] <= errors[1] <= 1.1 * errors[0]
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "linear"])
+def test_new_weights_share_nothing_with_the_old_layer(kind):
+    layer = layer_of(kind)
+    new = with_weights(layer, weight_matrices(layer))
+    assert torch.equal(new.bias, layer.bias)
+    assert new.bias.data_ptr() != layer.bias.data_ptr()
+    assert new.weight.data_ptr() != layer.weight.data_ptr()
 
 
 def test_activation_ranges_round_inputs_and_outputs():

@@ -166,6 +166,7 @@ def prepared(tmp_path_factory):
         patch.setenv("PLYWISE_CACHE", str(home / "cache"))
         patch.setattr("plywise.env.costs.latency._time_chain", fake_time)
         patch.setattr("plywise.env.costs.network_latency.NetworkLatency.overhead", Overhead())
+        patch.setattr("plywise.env.execution.progress.PATIENCE_SECONDS", 3600.0)  # on a busy machine it would be shown
         patch.chdir(home)
         yield Prepared(home)
 

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.modules.integer_layer import IntegerLayer
+from plywise.compressors.modules.layers import CONVOLUTIONS
+
+PLAIN = (*CONVOLUTIONS, nn.Linear)
+"""Classes of layers that compute what an integer kernel does."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,11 @@ class StaticQuantized(nn.Module):
         return self.output_range.take(outputs)  # a tenth of the time goes into memory for another tensor
 
     def _in_floats(self, inputs: Tensor) -> bool:
-        hooks = self.layer._forward_hooks or self.layer._forward_pre_hooks
-        return bool(hooks) or _learns(inputs, *self.layer.parameters())
+        layer = self.layer
+        # A layer of another class may do more than its kernel: mix in groups, take means before.
+        plain = type(layer).forward in [kind.forward for kind in PLAIN]
+        hooks = layer._forward_hooks or layer._forward_pre_hooks
+        return not plain or bool(hooks) or _learns(inputs, *layer.parameters())
 
 
 def join(before: nn.Module, after: nn.Module) -> None:

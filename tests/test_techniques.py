@@ -675,6 +675,29 @@ def test_the_mix_behind_a_relu_makes_up_for_what_it_cuts():
     assert lost[0] == min(lost)
 
 
+@pytest.mark.parametrize("recipe", ["sparse_coding", "block_diagonal", "low_rank", "micro_mlp"])
+def test_structures_suit_the_inputs_that_they_were_told_of(recipe):
+    layer, _, statistics = prepared("linear")
+    loud = torch.where(torch.arange(12) < 4, 100.0, 0.01)
+    told = dataclasses.replace(statistics, covariance=torch.diag(loud)[None])
+    inputs = told.mean[0] + torch.randn(5000, 12, generator=torch.Generator().manual_seed(0)) * loud.sqrt()
+    errors = []
+    for each in (told, dataclasses.replace(LayerStatistics.white(layer), mean=told.mean)):
+        with torch.no_grad():
+            errors.append(float((Recipe.parse(recipe).compress(layer, each)(inputs) - layer(inputs)).var(0).sum()))
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_blocks_take_over_what_the_inputs_outside_them_said():
+    layer, _, statistics = prepared("linear")
+    module = make_technique("block_diagonal", {}).compress(layer, statistics)
+    with torch.no_grad():
+        fitted = (module(torch.eye(12)) - module(torch.zeros(12))).T[None]
+    plain = torch.where(fitted.abs() > 1e-6, weight_matrices(layer), 0.0)
+    errors = [relative_output_error(weight_matrices(layer), after, statistics.covariance) for after in (fitted, plain)]
+    assert errors[0] < 0.95 * errors[1]
+
+
 def test_a_mix_of_filters_is_a_good_start_before_the_fit(monkeypatch):
     layer, _, statistics = prepared("conv2d")
     errors = []

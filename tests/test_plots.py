@@ -30,7 +30,7 @@ def test_each_panel_has_its_points_and_the_line_of_what_is_right():
     assert len(first.containers[0].lines[2][0].get_segments()) == 7  # bars
     assert not second.containers[0].has_yerr
     assert first.figure.legends == []
-    many = against({name: [Points([1], [2], label=f"{name}{how}") for how in "xy"] for name in "ab"}, "", "")
+    many = against({name: [Points([1], [2], label=f"{name}{suffix}") for suffix in "xy"] for name in "ab"}, "", "")
     assert [text.get_text() for text in many.legends[0].get_texts()] == ["ax", "ay"]
 
 

@@ -92,8 +92,8 @@ def test_a_scaled_layer_is_scaled_back():
     with torch.no_grad():
         folded.conv2.weight *= 0.5
         folded.conv2.bias += 1.0
-    how = Repair(least_squares=False)
-    repair(folded, images(), {"conv2": wanted["conv2"]}, {"conv2": folded.conv2}, how)
+    moments = Repair(least_squares=False)
+    repair(folded, images(), {"conv2": wanted["conv2"]}, {"conv2": folded.conv2}, moments)
     assert torch.allclose(outputs_of(folded, images()), outputs_of(network.model, images()), atol=0.02)
 
 
@@ -381,7 +381,7 @@ def test_calls_with_settings_and_second_runs_are_left_alone(kind):
     plan = plan_of(bank.network, **{bank.network.layers[0].name: str(recipe)})
     if bank.network.unsupported(bank.network.layers[0].name, recipe) is not None:
         plan = plan_of(bank.network, "uniform_quantization(bits=2, scheme=affine)")
-    outputs = [outputs_of(bank.stitch(plan, how).model, images()) for how in (Repair(), Repair(least_squares=False))]
+    outputs = [outputs_of(bank.stitch(plan, each).model, images()) for each in (Repair(), Repair(least_squares=False))]
     original = outputs_of(bank.network.model, images())
     off = [float((each - original).square().mean()) for each in outputs]
     assert off[0] < 1.1 * off[1]

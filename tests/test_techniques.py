@@ -753,8 +753,8 @@ def test_mean_squared_range_never_rounds_worse_than_the_whole_span():
     layer, _, statistics = prepared("linear")
     statistics = dataclasses.replace(statistics, inputs=values.sort().values)
     lost = []
-    for how in ("mse", "minmax"):
-        module = make_technique("activation_quantization", {"range": how}).compress(layer, statistics)
+    for span in ("mse", "minmax"):
+        module = make_technique("activation_quantization", {"range": span}).compress(layer, statistics)
         lost.append(float((module.input_range(values) - values).square().mean()))
     assert lost[0] < lost[1]
 

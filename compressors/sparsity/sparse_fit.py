@@ -2,7 +2,7 @@
 
 What stays is refitted exactly: with the zeros fixed, the output error is a quadratic form of the other weights, and
 conjugate gradients find its minimum for all rows at once, whatever zeros each row has. Which weights stay is a hard
-problem; the alternating direction method of multipliers finds good answers for any pattern, while zeros are demanded
+problem; the alternating direction method of multipliers finds good solutions for any pattern, while zeros are demanded
 little by little. On 3x3 layers of ResNet-20 it equals sixteen rounds of Optimal Brain Surgeon with exact inverses of
 every row, in a twenty-fifth of the time.
 

@@ -1,4 +1,4 @@
-"""Least squares for all leaves of a chain at once, against what the layer answers on the data.
+"""Least squares for all leaves of a chain at once, against the layer's outputs on the data.
 
 The factors of a decomposition start in closed form, one after the other; this brings them to the nearest joint
 optimum of the output error, which costs a fraction of a second and halves the error of spatial decompositions.

@@ -22,7 +22,7 @@ class DepthwiseSeparable(Technique):
     """A depthwise convolution before a pointwise one, without anything between them.
 
     Each input channel's kernels are projected on their leading directions, weighted by the channel's own patch
-    covariance; the pointwise weights are the least-squares answer to all filtered channels together; then both are
+    covariance; the pointwise weights are the least-squares fit to all filtered channels together; then both are
     fitted jointly. Departure from MobileNet: no normalisation or ReLU in between, as the start is a linear fit.
     """
 

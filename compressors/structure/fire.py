@@ -36,7 +36,7 @@ class Fire(Technique):
     `low_rank(sides=input)` does. On them every output is fitted twice by least squares, with all weights of its kernel
     and with the one in the middle; those that lose least by the second get the 1x1 kernels. Then all three kernels are
     fitted together. A gather puts the outputs in their order. Departure from SqueezeNet: no ReLU behind the squeeze,
-    as the layer that is answered is linear.
+    as the layer that is replaced is linear.
     """
 
     name: ClassVar[str] = "fire"

@@ -21,8 +21,8 @@ class GlobalPoolHead(Technique):
     """Averages each channel of a flattened map and fits linear weights on the means by least squares.
 
     The mean is a grouped linear layer of weights that are all `1 / positions`: what knows linear layers knows it.
-    Departure from AdaDeep, which drops all hidden linear layers and trains the new head: this one answers what its own
-    layer answered, and the linear layers behind it stay and choose for themselves.
+    Departure from AdaDeep, which drops all hidden linear layers and trains the new head: this one fits the outputs
+    of its own layer, and the linear layers behind it stay and choose for themselves.
     """
 
     name: ClassVar[str] = "global_pool_head"

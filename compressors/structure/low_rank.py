@@ -244,9 +244,9 @@ def input_start(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
 
 def _both(whole: Tensor, covariance: Tensor, rank_in: int, rank_out: int) -> list[Tensor]:
     project, core = input_start(whole, covariance, rank_in)
-    # Output side: the leading directions of what the core can still say.
-    answer = composed([project, core]).flatten(1)
-    basis = _leading(answer @ covariance @ answer.T, rank_out)
+    # Output side: the leading directions of the core's outputs.
+    approximation = composed([project, core]).flatten(1)
+    basis = _leading(approximation @ covariance @ approximation.T, rank_out)
     inner = torch.einsum("op,oihw->pihw", basis, core)
     return [project, inner, basis[..., None, None]]
 

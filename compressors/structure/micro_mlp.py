@@ -25,7 +25,7 @@ class MicroMlp(Technique):
     """The layer's own kernel to fewer channels, a ReLU, and a 1x1 kernel.
 
     The first kernel `K` takes the leading directions of the output's covariance `W C W^T`, as `low_rank(sides=output)`
-    does; its bias puts each mean `AWAY` deviations above zero. The mix is the least-squares answer to what the ReLU
+    does; its bias puts each mean `AWAY` deviations above zero. The mix is the least-squares fit to what the ReLU
     leaves of normal variables: `M = W C K^T G S^-1`, with `G` the shares that are not cut (Stein's lemma) and `S` the
     covariance behind the ReLU. On directions that do not correlate `M` is the linear mix times a number, and of the
     variance that the directions hold a share `G^2 / v` is explained, `v` the variance of a unit normal behind the ReLU.

@@ -91,9 +91,9 @@ def main(folder: Path = Path("runs/fidelity_study"), plans: int = RESNET_PLANS, 
     started = time.perf_counter()
     torch.set_num_threads(1)
     networks: dict[str, tuple[Study, int, list[Found]]] = {}
-    for studied, dataset, drawn, how, seeds in _cases(plans):
+    for studied, dataset, drawn, suffix, seeds in _cases(plans):
         dataset = dataclasses.replace(dataset, train=random_part(dataset.train, images))
-        name = f"{studied.subject.network.name}{how}"
+        name = f"{studied.subject.network.name}{suffix}"
         every = tracked(drawn, f"{name}: plans", len(drawn))
         found = [look_at(studied, dataset, plan, folder, seeds) for plan in every]
         networks[name] = studied, len(dataset.train), found
@@ -162,7 +162,8 @@ def look_at(studied: Study, dataset: Dataset, actions: Ints, folder: Path, seeds
 
     def score(_: Path) -> dict[str, Any]:
         return {
-            name: _missed(subject.validation, subject.bank.stitch(plan, how).model) for name, how in REPAIRS.items()
+            name: _missed(subject.validation, subject.bank.stitch(plan, repair).model)
+            for name, repair in REPAIRS.items()
         }
 
     scored = kept_run(folder, [subject.key, "scored", list(map(str, plan.values()))], score)

@@ -97,12 +97,14 @@ def main(names: Sequence[str] = NETWORKS, plans: int = PLANS) -> None:
     rows = []
     for name, outcome in found.items():
         rows.append((name, "the file itself, other passes", *_fit(outcome.again[0], outcome.again[1], "again")))
-        rows += [(name, words, *_fit(getattr(outcome, how), outcome.measured, how)) for how, words in PREDICTED.items()]
+        rows += [
+            (name, words, *_fit(getattr(outcome, kind), outcome.measured, kind)) for kind, words in PREDICTED.items()
+        ]
     page.table(("network", "predicted from", "median error, percent", "90th percentile", "Spearman"), rows)
     page.figure(
         against(
             {
-                name: [Points(o.measured, getattr(o, how), label=PREDICTED[how]) for how in ("timed", "predicted")]
+                name: [Points(o.measured, getattr(o, kind), label=PREDICTED[kind]) for kind in ("timed", "predicted")]
                 for name, o in found.items()
             },
             "file measured, share of the original",
@@ -191,9 +193,9 @@ def _width(norm: nn.Module) -> int:
     return norm.num_features
 
 
-def _fit(values: Doubles, measured: Doubles, how: str) -> tuple[str, str, str]:
+def _fit(values: Doubles, measured: Doubles, kind: str) -> tuple[str, str, str]:
     rank = f"{spearmanr(values, measured).statistic:.3f}"
-    if how == "macs":
+    if kind == "macs":
         return "", "", rank
     errors = 100 * np.abs(values / measured - 1)
     return f"{np.median(errors):.1f}", f"{np.percentile(errors, 90):.1f}", rank

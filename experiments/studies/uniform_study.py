@@ -14,7 +14,7 @@ from rich.console import Console
 
 from plywise.agent.search.agent_search import AgentSearch
 from plywise.agent.search.methods import SEARCH_METHODS
-from plywise.agent.search.search_method import UNIFORM_SCORES, SearchMethod
+from plywise.agent.search.search_method import UNIFORM_SCORES, SearchMethod, SearchResult
 from plywise.agent.search.uniform_plans import uniform_plans
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.execution.progress import tracked
@@ -46,12 +46,14 @@ def main(agent: Path = Path("runs/demo/agent")) -> None:
     started = time.perf_counter()
     methods = {"agent": AgentSearch(load_agent(agent)), **{name: SEARCH_METHODS[name] for name in METHODS}}
     tables: dict[str, list[tuple[str, ...]]] = {}
-    below = cases = 0
+    below = same = cases = 0
     for subject in _subjects():
         name = f"{subject.network.name}, {subject.accuracy:.2f} % on {len(subject.validation)} validation images"
         for demand in tracked(list(demands(subject)), subject.network.name):
             best, recipe = best_uniform(subject, demand)
-            found = [outcome_of(method, subject, demand) for method in methods.values()]
+            results = [search(method, subject, demand) for method in methods.values()]
+            found = [result.outcome for result in results]
+            same += sum(result.actions == result.uniform for result in results)
             below += sum(outcome.score < best.score - 1e-6 for outcome in found)
             cases += len(found)
             asked = f"{demand.max_storage:.2f}, {demand.max_latency:.3f}"
@@ -69,7 +71,10 @@ def main(agent: Path = Path("runs/demo/agent")) -> None:
     for name, rows in tables.items():
         page.text(name)
         page.table(("storage, latency", "best uniform", *methods, "its recipe"), rows)
-    page.text(f"**Below the best uniform plan: {below} of {cases}.**")
+    page.text(
+        f"**Below the best uniform plan: {below} of {cases}.** In {same} of them the method found nothing better than "
+        "the uniform plans that it started from."
+    )
     page.write(Console())
 
 
@@ -93,9 +98,9 @@ def best_uniform(subject: Subject, demand: Demand) -> tuple[Outcome, str]:
     return outcomes[best], max(names, key=len)
 
 
-def outcome_of(method: SearchMethod, subject: Subject, demand: Demand) -> Outcome:
+def search(method: SearchMethod, subject: Subject, demand: Demand) -> SearchResult:
     """Returns what a method finds, started as `plywise compress` starts it."""
-    return method.search(ExactEvaluator(subject, demand), BUDGET, 0, from_uniform=True).outcome
+    return method.search(ExactEvaluator(subject, demand), BUDGET, 0, from_uniform=True)
 
 
 def _subjects() -> Iterator[Subject]:

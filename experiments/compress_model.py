@@ -230,7 +230,7 @@ def show_report(report: Report, console: Console | None = None) -> None:
         table.add_row(name, *shown, "" if key.endswith("accuracy") else _share(blocks[2][key], blocks[0][key]))
     console = console or Console()
     console.print(table)
-    console.print(f"uniform {uniform['format']}, for {uniform['weight_bits_reason']}", soft_wrap=True)
+    console.print(f"uniform {uniform['format']}: {uniform['weight_bits_reason']}", soft_wrap=True)
     if "device_latency_source" in blocks[2]:
         console.print(f"judged by the latency on {report['device']['name']}; {blocks[2]['device_latency_source']}")
     if not blocks[2].get("fits_memory", True):

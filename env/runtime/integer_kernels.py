@@ -10,7 +10,7 @@ DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", SDOT, "i
 """Instructions, in the words of /proc/cpuinfo, that sum products of 8 bits in 32 bits. ONNX Runtime takes them wherever
 a processor has them; without, on x86, it takes `pmaddubsw`, whose sums of 16 bits saturate."""
 
-UNKNOWN = "it is not known to sum products of 8 bits in 32 bits, and sums of 16 bits overflow with weights of 8"
+UNKNOWN = "the processor is not known to sum products of 8 bits in 32 bits, and sums of 16 bits overflow with weights of 8"
 
 
 def weight_bits(instructions: str) -> tuple[int, str]:
@@ -20,4 +20,4 @@ def weight_bits(instructions: str) -> tuple[int, str]:
         instructions: of the processor, with blanks between, in the words of /proc/cpuinfo.
     """
     found = [name for name in DOT_PRODUCTS if name in instructions.split()]
-    return (MOST, f"its {found[0]} sums products of 8 bits in 32 bits") if found else (FEWEST, UNKNOWN)
+    return (MOST, f"the processor's {found[0]} sums products of 8 bits in 32 bits") if found else (FEWEST, UNKNOWN)

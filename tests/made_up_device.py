@@ -1,4 +1,4 @@
-"""A device that nothing has to be timed on, and images with the answers that a network gives."""
+"""A device that nothing has to be timed on, and images with the classes that a network gives."""
 
 import numpy as np
 import torch

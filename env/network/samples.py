@@ -57,7 +57,7 @@ class Samples:
         return torch.cat(found)
 
     def accuracy(self, logits: Tensor) -> float:
-        """Returns the share of right answers among `logits`, of the first samples or of all, percent."""
+        """Returns the share of right classes among `logits`, of the first samples or of all, percent."""
         return 100.0 * float((logits.argmax(1) == self.labels[: len(logits)]).double().mean())
 
     def digest(self) -> str:

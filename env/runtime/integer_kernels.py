@@ -10,7 +10,9 @@ DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", SDOT, "i
 """Instructions, in the words of /proc/cpuinfo, that sum products of 8 bits in 32 bits. ONNX Runtime takes them wherever
 a processor has them; without, on x86, it takes `pmaddubsw`, whose sums of 16 bits saturate."""
 
-UNKNOWN = "the processor is not known to sum products of 8 bits in 32 bits, and sums of 16 bits overflow with weights of 8"
+UNKNOWN = (
+    "the processor is not known to sum products of 8 bits in 32 bits, and sums of 16 bits overflow with weights of 8"
+)
 
 
 def weight_bits(instructions: str) -> tuple[int, str]:

@@ -22,12 +22,12 @@ RISK = 1e-3
 
 
 def most_right(right: int, seen: int, total: int, risk: float) -> int:
-    """Returns how many answers among `total` can be right, where `right` of the `seen` ones are.
+    """Returns how many of `total` outputs can be right, where `right` of the `seen` ones are.
 
     Args:
-        right: right answers among those seen.
-        seen: answers seen, drawn at random from all.
-        total: all answers.
+        right: right outputs among those seen.
+        seen: outputs seen, drawn at random from all.
+        total: all outputs.
         risk: chance of a draw as poor as this one, where more are right than returned.
     """
     poor = range(right, right + total - seen + 1)  # of these numbers all from some place on make the draw too unlikely

@@ -267,7 +267,7 @@ def _explain(page: Page) -> None:
     page.text(
         "No fine-tuning. Each recipe on all layers of the network; structures spare the first and the last layer. "
         "Drop: points of accuracy on the test images, of the ONNX file in ONNX Runtime. Divergence: of its outputs "
-        "from the original's, thousandths of a nat. Where it is small, few answers change, and which way is chance: "
+        "from the original's, thousandths of a nat. Where it is small, few outputs change, and which way is chance: "
         "then a lead of some hundredths of a point says nothing, and the divergence does. Bytes: of the packed file; "
         "of files of others their own format, torchao's as bits a weight and a float32 scale for each output channel. "
         "Macs: share of the original's. Latency: ONNX Runtime, batch 1, one thread, median; speed-up against the "

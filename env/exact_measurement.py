@@ -39,7 +39,7 @@ class ExactMeasurement:
         original: Tensor,
         store: ResultStore,
         key: str,
-        measures: tuple[str, str],
+        measures: tuple[str, ...],
     ) -> None:
         """Prepares.
 

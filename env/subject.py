@@ -168,9 +168,10 @@ class Subject:
         return cache_folder("prices") / f"{digest_of(self.key, *self._measures)}.safetensors"
 
     @cached_property
-    def _measures(self) -> tuple[str, str]:
+    def _measures(self) -> tuple[str, ...]:
         """What latencies rest on: figures of another measurement must not meet them."""
-        return self.latency.device.fingerprint, repr(self.whole.overhead)
+        device = self.latency.device
+        return device.fingerprint, str(device.integer_weight_bits), repr(self.whole.overhead)
 
     @cached_property
     def _scorer(self) -> Scorer:

@@ -69,7 +69,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             assert given is not None
             chosen, refused = given.on(subject.network)
             check_weights_run(subject, chosen)
-            evaluations = stopped = 0
+            evaluations = stopped = started_from = 0
             uniform = None
             tell_other_network(given, subject)
             tell_refused(refused)
@@ -79,7 +79,8 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             check_demand(subject.price(), demand)
             evaluator = ExactEvaluator(subject, demand)
             result = searcher.search(evaluator, search.evaluations, search.seed, from_uniform=True)
-            chosen, evaluations, stopped = subject.plan(result.actions), result.evaluations, evaluator.stopped
+            chosen, evaluations, stopped = subject.plan(result.actions), evaluator.evaluations, evaluator.stopped
+            started_from = evaluations - result.evaluations
             uniform = subject.plan(result.uniform)
         origin = Origin(
             model=source.model,
@@ -94,6 +95,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             warnings=() if warning is None else (warning,),
             stopped=stopped,
             uniform=uniform,
+            uniform_evaluations=started_from,
         )
         recovery = settings.recovery
         recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out, demand)
@@ -239,8 +241,10 @@ def show_report(report: Report, console: Console | None = None) -> None:
         console.print(_uniform(report))
     console.print(f"recipes a layer {_choices(report)}")
     scored = f"plans scored: {report['evaluations']}"
+    if report.get("uniform_evaluations"):
+        scored += f", {report['uniform_evaluations']} of them uniform"
     if report.get("stopped_early"):
-        scored += f", {report['stopped_early']} of them stopped early"
+        scored += f", {report['stopped_early']} stopped early"
     for check in report["checks"]:
         if not check["passed"]:
             console.print(f"check FAILED: {_failure(check)}", soft_wrap=True)

@@ -316,3 +316,15 @@ def test_new_folders_push_out_those_that_nobody_opens(tmp_path, monkeypatch):
     BankFolder.cached("a")  # there is no new one to make room for, and it has been opened last
     BankFolder.cached("e")
     assert {path.name for path in (tmp_path / "bank").iterdir()} == {"a", "c", "d", "e"}
+
+
+def test_an_old_empty_folder_that_is_opened_is_not_what_makes_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
+    monkeypatch.setattr("plywise.env.bank.bank_folder.CEILING", 100)
+    monkeypatch.setattr("plywise.env.bank.bank_folder.ALL_CEILING", 150)
+    BankFolder.cached("old")
+    os.utime(tmp_path / "bank" / "old", (1000, 1000))
+    BankFolder.cached("full")
+    (tmp_path / "bank" / "full" / "entry.safetensors").write_bytes(bytes(90))
+    BankFolder.cached("old")
+    assert {path.name for path in (tmp_path / "bank").iterdir()} == {"old"}

@@ -572,6 +572,7 @@ def test_the_folder_of_a_run(done):
     assert report["compressed"]["onnx_bytes"] == (done / "model.onnx").stat().st_size
     assert report["seconds"] > 0.5
     uniform = report["uniform"]
+    assert report["evaluations"] > report["uniform_evaluations"] == 3
     assert uniform["demand_met"] == (uniform["storage_bytes"] <= 0.3 * report["original"]["storage_bytes"])
 
 
@@ -645,6 +646,20 @@ def test_evaluate_notices_files_that_are_not_those_handed_over(done, place, refu
     assert f"copy/{name} is damaged or altered" in refused(arguments)
     (folder / name).unlink()
     assert f"copy/{name} is missing" in refused(arguments)
+
+
+def test_evaluate_shows_what_is_there_of_a_network_that_could_not_be_exported(done, place, capsys):
+    shutil.copytree(done, "copy")
+    Path("copy/model.onnx").unlink()
+    report = json.loads(Path("copy/report.json").read_text())
+    del report["checksums"]["model.onnx"]
+    report["compressed"] |= {"accuracy": None, "onnx_bytes": None, "latency_ms": None}
+    Path("copy/report.json").write_text(json.dumps(report))
+    main(["evaluate", "--folder", "copy", "--model", "net.py:make"])
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    said = {row[1].strip(): (row[2].strip(), row[3].strip()) for row in rows}
+    assert said["bytes of model.onnx"] == said["accuracy in ONNX Runtime, %"] == ("-", "-")
+    assert said["bytes of weights.safetensors"][0] == said["bytes of weights.safetensors"][1] != "-"
 
 
 def test_evaluate_takes_reports_that_know_no_checksums(done, place):

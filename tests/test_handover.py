@@ -378,6 +378,18 @@ def test_a_network_that_has_lost_much_may_differ_by_more(here, images, told, mon
     assert checks.passed != told
 
 
+def test_a_cause_that_cannot_be_found_out_throws_nothing_away():
+    def failing():
+        raise ModelError("no kernel without fusion")
+
+    checks = Checks()
+    checks.compare("the same", 2.0, 1.0, "points", "differs", failing)
+    ((found,)) = checks.report()
+    assert not checks.passed
+    assert found["problem"] == "differs"
+    assert found["likely_cause"] == "not found out, for looking for it failed: no kernel without fusion"
+
+
 # Interrupted runs and full disks
 
 

@@ -11,6 +11,7 @@ from torch_runtime import TorchRuntime
 
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.costs.device import Device
+from plywise.env.costs.devices import open_device
 from plywise.env.costs.roofline import Roofline
 from plywise.env.network.scheme import Scheme
 from plywise.env.runtime import target_program
@@ -99,3 +100,29 @@ def test_the_search_is_offered_what_the_device_computes_exactly(subject):
         assert (W8A8 in menu) == exact
         assert W8A8.replace("8)", "7)") in menu
     assert not subject.price().refused
+
+
+def test_devices_of_other_bits_share_a_cache(tmp_path, monkeypatch):
+    """What is found of a layer is one figure for each recipe that the device is offered: not to be mixed up."""
+    monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
+    model = build(Plain)
+    drops = []
+    for bits in (8, 7, 8):
+        table = Subject(model, samples(model, 48, 1), samples(model, 64, 3), "plain", Latency(bits)).price()
+        assert any(W8A8 in menu for menu in table.recipes) == (bits == 8)
+        drops.append(
+            [dict(zip(menu, row.tolist(), strict=False)) for menu, row in zip(table.recipes, table.drop, strict=True)]
+        )
+    assert drops[0] == drops[2]
+    for eight, seven in zip(drops[0], drops[1], strict=True):
+        assert set(eight) - set(seven) <= {W8A8}
+        ratios = [seven[name] / eight[name] for name in seven if eight.get(name, 0.0) > 0.1]
+        assert max(ratios) == pytest.approx(min(ratios), rel=0.05)  # points per nat of one network, whatever they are
+
+
+@pytest.mark.parametrize(("instructions", "bits"), [("avx2", 7), ("avx2 avx512_vnni", 8)])
+def test_networks_for_elsewhere_have_weights_that_this_machine_can_check(monkeypatch, instructions, bits):
+    monkeypatch.setattr(target_program, "processor", lambda: ("a processor", instructions))
+    device = open_device("raspberry-pi-5").device
+    assert device.integer_weight_bits == bits
+    assert ("files are checked on this machine" in device.integer_weight_reason) == (bits == 7)

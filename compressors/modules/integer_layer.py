@@ -63,7 +63,8 @@ class IntegerLayer:
     def __call__(self, layer: nn.Module, inputs: Tensor, factor: Tensor) -> Tensor:
         """Returns a layer's sums, each channel times its factor.
 
-        The sums are exact, whatever the order of additions: float32 holds whole numbers up to 2**24.
+        Up to 2**24 the sums are exact, whatever the order of additions, for so far float32 holds all whole numbers. Of
+        more than some 500 inputs that are all as large as can be they may pass that and be off in the last bits.
 
         Args:
             layer: whose integers these are.

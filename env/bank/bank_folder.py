@@ -35,9 +35,9 @@ class BankFolder:
     def cached(cls, key: str) -> Self:
         """Opens the folder of a key in the cache; before a new one is begun, those that nobody opens make room."""
         folder = cache_folder("bank", key)
-        if not any(folder.iterdir()):
-            _make_room(folder.parent, ALL_CEILING - CEILING)
         os.utime(folder)
+        if not any(folder.iterdir()):
+            _make_room(folder, ALL_CEILING - CEILING)
         return cls(folder)
 
     def get(self, key: str, layer: nn.Module) -> nn.Module | None:
@@ -74,18 +74,26 @@ class BankFolder:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 
-def _make_room(parent: Path, most: int) -> None:
-    """Deletes the folders that were not opened for longest, until the others take at most so many bytes."""
+def _make_room(wanted: Path, most: int) -> None:
+    """Deletes the neighbours of a folder that were not opened for longest, until all take at most so many bytes."""
     used = 0
-    for folder in sorted(parent.iterdir(), key=_opened, reverse=True):
+    for folder in sorted(set(wanted.parent.iterdir()) - {wanted}, key=_opened, reverse=True):
         used += _size(folder)
         if used > most:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _opened(folder: Path) -> float:
-    return folder.stat().st_mtime if folder.exists() else 0.0  # another process may have been faster
+    return _stat(folder, "st_mtime")
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return int(sum(_stat(path, "st_size") for path in folder.glob("*.safetensors")))
+
+
+def _stat(path: Path, field: str) -> float:
+    """Returns a field of a file's status, 0 where another process has just deleted it."""
+    try:
+        return float(getattr(path.stat(), field))
+    except FileNotFoundError:
+        return 0.0

@@ -1,6 +1,7 @@
 """From what a user calls a device to its latencies."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -38,10 +39,21 @@ def open_device(device: str | None) -> Latencies:
     if device == CARD or device.startswith(f"{CARD}:"):
         return LatencyTable(device=_card(device))
     if device.endswith(".json") or Path(device).is_file():
-        return DeviceFile(Path(device))
+        return _checked_here(DeviceFile(Path(device)))
     if device not in DECLARED:
         raise unknown_name("device", device, (HERE, CARD, *DECLARED))
-    return Roofline(device)
+    return _checked_here(Roofline(device))
+
+
+def _checked_here(latency: DeviceFile | Roofline) -> DeviceFile | Roofline:
+    """Limits the weights of integer kernels to what this machine computes exactly, for files are checked on it."""
+    here = Device.here()
+    if here.integer_weight_bits < latency.device.integer_weight_bits:
+        reason = f"files are checked on this machine: {here.integer_weight_reason}"
+        latency.device = replace(
+            latency.device, integer_weight_bits=here.integer_weight_bits, integer_weight_reason=reason
+        )
+    return latency
 
 
 def _threads_and_batch(device: str) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """What each layer of a network comes to alone, worked out by as many processes as torch may use threads."""
 
+import hashlib
 import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any, Self
 
@@ -72,15 +73,22 @@ class Survey:
 
 @dataclass(frozen=True)
 class LayerSurvey:
-    """The task of looking at one layer; `survey` is the key of what it is looked at with."""
+    """The task of looking at one layer.
+
+    Attributes:
+        survey: the key of what it is looked at with.
+        layer: its name.
+        recipes: a digest of what it is offered, which differs between devices.
+    """
 
     survey: str
     layer: str
+    recipes: str
 
     @property
     def key(self) -> str:
         """What is found is kept under it."""
-        return f"{self.survey}/layer/{self.layer}"
+        return f"{self.survey}/layer/{self.layer}/{self.recipes}"
 
     def run(self, survey: Survey) -> dict[str, Any]:
         """Returns what is found, as JSON values."""
@@ -96,11 +104,16 @@ def surveyed(survey: Survey) -> Iterator[Surveyed]:
     Raises:
         PlywiseError: as the techniques do.
     """
-    tasks = [LayerSurvey(survey.key, layer.name) for layer in survey.layers]
+    offered = survey.pricer.recipes
+    tasks = [LayerSurvey(survey.key, layer.name, _digest(offered[layer.name])) for layer in survey.layers]
     with _executor(survey, len(tasks)) as executor:
         for found in map(Surveyed.of, executor.results(tasks)):
             survey.pricer.take_sizes(found.layer, found.sizes)
             yield found
+
+
+def _digest(recipes: Iterable[Recipe]) -> str:
+    return hashlib.sha256("\n".join(map(str, recipes)).encode()).hexdigest()[:16]
 
 
 def _executor(survey: Survey, most: int) -> Executor[Survey]:

@@ -70,7 +70,7 @@ class TimingLock:
 
     def pause(self) -> None:
         """Lets those time who wait for it, in the middle of a block of work."""
-        if self._working is not None:
+        if self._working is not None and not self._timings:
             self._working.close()
             self._enter(self._working)
 

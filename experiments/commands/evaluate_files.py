@@ -46,14 +46,18 @@ def evaluate_files(
     dataset = dataset.normalised(normalisation or reported_normalisation(report.get("normalisation")))
     test, onnx = samples(dataset.test), folder / "model.onnx"
     running = Running.reported(report)
-    timing = time_models([onnx], (running.batch, *dataset.input_shape), running.execution)[0]
     found = test.accuracy(test.logits(network))
+    accuracy = size = latency = None
+    if onnx.is_file() or said["onnx_bytes"] is not None:  # some networks cannot be exported
+        timing = time_models([onnx], (running.batch, *dataset.input_shape), running.execution)[0]
+        accuracy = accuracy_onnx(onnx, test.inputs, test.labels)
+        size, latency = onnx.stat().st_size, timing.median_ms
     rows: list[tuple[str, float | None, float | None]] = [
         ("accuracy in torch, %", said["torch_accuracy"], found),
-        ("accuracy in ONNX Runtime, %", said["accuracy"], accuracy_onnx(onnx, test.inputs, test.labels)),
+        ("accuracy in ONNX Runtime, %", said["accuracy"], accuracy),
         (f"bytes of {WEIGHTS}", said["storage_bytes"], (folder / WEIGHTS).stat().st_size),
-        ("bytes of model.onnx", said["onnx_bytes"], onnx.stat().st_size),
-        (f"latency, ms (median; {running.words})", said["latency_ms"], timing.median_ms),
+        ("bytes of model.onnx", said["onnx_bytes"], size),
+        (f"latency, ms (median; {running.words})", said["latency_ms"], latency),
     ]
     if said.get("energy_source") == "measured":
         ((energy,), counter) = measured_energies(running, [onnx], dataset.input_shape)

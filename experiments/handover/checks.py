@@ -80,7 +80,11 @@ class Checks:
             self.found.append(Check(name, True, difference, allowed, unit))
             return
         told = difference if math.isfinite(difference) else None
-        self.found.append(Check(name, False, told, allowed, unit, problem, likely_cause()))
+        try:
+            cause = likely_cause()
+        except Exception as error:  # as in `attempt`: looking for a cause must not throw away what was found
+            cause = f"not found out, for looking for it failed: {error}"
+        self.found.append(Check(name, False, told, allowed, unit, problem, cause))
 
     def report(self) -> list[dict[str, Any]]:
         """Returns all checks, in the order in which they were made."""

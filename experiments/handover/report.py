@@ -40,6 +40,7 @@ class Origin:
         validation: what kind of samples plans were scored on.
         refused: layers that cannot take the recipe of the pattern that they match, with the reason.
         uniform: the best plan with one recipe for all layers that the search started from, if it did.
+        uniform_evaluations: plans among `evaluations` that it started from.
         normalisation: how the images were normalised; None where it is not known.
         warnings: what casts doubt on all figures.
     """
@@ -54,6 +55,7 @@ class Origin:
     refused: Mapping[str, str] = field(default_factory=dict)
     stopped: int = 0
     uniform: Plan | None = None
+    uniform_evaluations: int = 0
     normalisation: Normalisation | None = None
     warnings: tuple[str, ...] = ()
 
@@ -111,6 +113,7 @@ def make_report(
         "method": origin.method,
         "seed": origin.seed,
         "evaluations": origin.evaluations,
+        "uniform_evaluations": origin.uniform_evaluations,
         "stopped_early": origin.stopped,
         "seconds": time.perf_counter() - origin.started,
         "validation": {

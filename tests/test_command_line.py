@@ -572,7 +572,7 @@ def test_the_folder_of_a_run(done):
     assert report["compressed"]["onnx_bytes"] == (done / "model.onnx").stat().st_size
     assert report["seconds"] > 0.5
     uniform = report["uniform"]
-    assert report["evaluations"] > report["uniform_evaluations"] == 3
+    assert report["evaluations"] > report["uniform_evaluations"] > 0
     assert uniform["demand_met"] == (uniform["storage_bytes"] <= 0.3 * report["original"]["storage_bytes"])
 
 

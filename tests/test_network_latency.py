@@ -102,10 +102,23 @@ def test_what_cannot_be_timed_or_varies_much_is_said(tmp_path, monkeypatch: pyte
         assert whole.measured(found.operations) == pytest.approx(whole.predicted([found.operations])[0])
 
 
+def test_plans_of_one_graph_take_one_time(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the noise: another measurement of one graph must not tell two plans apart, in this run or another."""
+    found, noise = network(Residual), iter(np.linspace(0.9, 1.1, 200))
+    monkeypatch.setattr(network_latency, "time_model", lambda *_: 1.0)
+    monkeypatch.setattr(network_latency, "relative_time", lambda *_: (next(noise), 0.0))
+    first, again = (NetworkLatency(found, Fake(tmp_path / "latency.sqlite")) for _ in range(2))
+    (one, other), norms = (shapes_of(found, plan)[0] for plan in random_plans(found, 2, seed=5)), {}
+    taken = first.measured(one, norms)
+    assert first.measured(dict(one), norms) == again.measured(one, norms) == taken
+    assert first.measured(other, norms) != taken
+    assert first.measured(one, {"norm": 4}) != taken
+
+
 def test_calibration_is_not_that_of_another_forward(tmp_path) -> None:
     table, digests = Fake(tmp_path / "latency.sqlite"), set()
     for squared in (False, True):
-        digests.add(NetworkLatency(Network.of(build(Forward, squared=squared), images(4)), table)._digest())
+        digests.add(NetworkLatency(Network.of(build(Forward, squared=squared), images(4)), table)._digest)
     assert len(digests) == 2
 
 

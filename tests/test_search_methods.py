@@ -87,7 +87,7 @@ def test_no_method_ends_below_the_best_uniform_plan_it_starts_from(name, table):
     evaluator = SurrogateEvaluator(table, demand)
     result = SEARCH_METHODS[name].search(evaluator, 2, seed=0, from_uniform=True)
     assert result.evaluations <= 2
-    assert evaluator.evaluations == result.evaluations + UNIFORM_SCORES
+    assert 1 <= evaluator.evaluations - result.evaluations <= UNIFORM_SCORES
     assert result.outcome.score >= SurrogateEvaluator(table, demand).evaluate(result.uniform).score
     assert any((plan == result.uniform).all() for plan in uniform_plans(table, formats_only=True))
 

@@ -12,11 +12,15 @@ from plywise.compressors.errors import ConfigurationError
 from plywise.env.prices.prices import PriceTable
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import Evaluator
-from plywise.env.score.score import Demands, Outcome, expected_scores
+from plywise.env.score.score import Demands, Outcome, expected_scores, score_plans
 from plywise.env.score.surrogate import Surrogate
 
-UNIFORM_SCORES = 3
+UNIFORM_SCORES = 8
 """Uniform plans that a search scores exactly before it begins, at most."""
+
+OPTIMISM = 2.0
+"""Spreads below its estimate at which a uniform plan's drop is looked at: where even that cannot beat the best one so
+far, it is not scored."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,13 @@ class CountedSearch:
         """Scores the most promising uniform plans, at no cost to the budget: nothing worse is ever the result."""
         plans, demands = uniform_plans(self.table, formats_only=True), Demands.of([self.demand])
         for _ in range(min(UNIFORM_SCORES, len(plans))):
-            expected = expected_scores(demands, *self.surrogate.estimate(plans))
+            ratios, drop, spread = self.surrogate.estimate(plans)
+            expected = expected_scores(demands, ratios, drop, spread)
+            if self._best:
+                most = score_plans(demands, ratios, np.maximum(drop - OPTIMISM * spread, 0.0))
+                expected[most <= self._seen[self._best].score] = -np.inf
+            if not np.isfinite(expected.max()):
+                break
             self._score(plans[expected.argmax()].tolist())
             plans = np.delete(plans, expected.argmax(), 0)
         self._uniform = self._best

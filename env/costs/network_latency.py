@@ -25,6 +25,7 @@ from plywise.env.storage.sqlite_file import open_sqlite
 from plywise.env.storage.timing_lock import timing
 
 TABLE = "overhead_3"
+GRAPH_TABLE = "graphs"
 """Name and version in one, in the file of the latencies."""
 
 GRAPHS = 24
@@ -89,7 +90,7 @@ class NetworkLatency:
         """Read from the file of the latencies; what it does not hold yet is measured and kept."""
         if not isinstance(self.latency, LatencyTable) or not self.latency.device.is_here:
             return Overhead()
-        device, key = self.latency.device.fingerprint, self._digest()
+        device, key = self.latency.device.fingerprint, self._digest
         with open_sqlite(self.latency.path) as connection:
             connection.execute(
                 f"CREATE TABLE IF NOT EXISTS {TABLE} (device TEXT, network TEXT, value TEXT, "
@@ -139,17 +140,40 @@ class NetworkLatency:
         original = self.overhead.original
         if original is not None:
             try:
-                share, varied = self._share((chains, norms), PRECISELY, LOADS)
+                return self._timed_share(chains, norms) * original
             except ModelError as error:
                 warnings.warn(
                     f"{self.network.name}: latencies of some plans are estimated from those of their layers, for the "
                     f"whole cannot be timed: {error}",
                     stacklevel=2,
                 )
-            else:
-                tell_rough(int(varied > NOISY), 1, f"{self.network.name}: the latency of 1 of 1 whole graphs varies")
-                return share * original
         return float(self.predicted([chains])[0])
+
+    def _timed_share(self, chains: Mapping[str, Chain], norms: Mapping[str, int]) -> float:
+        """Returns the time of a plan's graph over that of the original's; each graph is timed once and kept.
+
+        Plans that differ in what is decoded when the file is loaded have the same graph: another measurement of it
+        would tell them apart by its noise.
+        """
+        shapes = [[name, chain_key(chain)] for name, chain in sorted(chains.items())]
+        content = json.dumps([self._digest, repr(self.overhead), shapes, sorted(norms.items())])
+        device, key = self.latency.device.fingerprint, hashlib.sha256(content.encode()).hexdigest()[:24]
+        assert isinstance(self.latency, LatencyTable)
+        with open_sqlite(self.latency.path) as connection:
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {GRAPH_TABLE} (device TEXT, graph TEXT, share REAL, "
+                "PRIMARY KEY (device, graph))"
+            )
+            row = connection.execute(
+                f"SELECT share FROM {GRAPH_TABLE} WHERE device = ? AND graph = ?", (device, key)
+            ).fetchone()
+        if row is not None:
+            return float(row[0])
+        share, varied = self._share((chains, norms), PRECISELY, LOADS)
+        tell_rough(int(varied > NOISY), 1, f"{self.network.name}: the latency of 1 of 1 whole graphs varies")
+        with open_sqlite(self.latency.path) as connection:
+            connection.execute(f"INSERT OR REPLACE INTO {GRAPH_TABLE} VALUES (?, ?, ?)", (device, key, share))
+        return share
 
     def _share(self, plan: Shapes, precision: tuple[float, float], loads: int = 1) -> tuple[float, float]:
         """Returns the time of a plan's graph over that of the original's, and by how much it varies, relative to it."""
@@ -210,6 +234,7 @@ class NetworkLatency:
                     row[2:4] += 1.0, math.prod(chain[0].input_shape)
         return parts
 
+    @cached_property
     def _digest(self) -> str:
         """Returns a hash of all that decides about time: shapes and wires, not weights."""
         layers = [(name, chain_key(chain)) for name, chain in self.network.operations.items()]

@@ -59,7 +59,7 @@ def main(agent: Path = Path("runs/demo/agent")) -> None:
         "and of its latency on this machine. *: a ceiling is broken. Demands: at most 1 point, and two ceilings each, "
         "fixed beforehand. Best uniform: the best of all plans with one number format for all layers, with and without "
         f"8-bit activations, each scored exactly. The methods have {BUDGET} exact scores each and start from "
-        f"{UNIFORM_SCORES} uniform plans that they choose by their estimates, as `plywise compress` does; seed 0."
+        f"up to {UNIFORM_SCORES} uniform plans that they choose by their estimates, as `plywise compress` does; seed 0."
     )
     for name, rows in tables.items():
         page.text(name)

@@ -16,6 +16,9 @@ from plywise.env.walk.vector_env import BatchedCompressionEnv
 from plywise.experiments.workbench.results_page import Page
 
 ENVS = 256
+SLOTS = (32, 82)
+"""Recipes a layer: what menus were once cut to, and what ResNet-20's largest have."""
+
 TABLES = 12
 STEPS = 200
 LEARNING_STEPS = 163_840
@@ -29,21 +32,27 @@ def main() -> None:
     """Measures both and writes the page."""
     started = time.perf_counter()
     torch.set_num_threads(1)
-    batches = walking()
-    learning = learning_speed()
+    batches = {slots: walking(slots) for slots in SLOTS}
+    learning = {slots: learning_speed(slots) for slots in SLOTS}
     page = Page("speed_study", "python -m plywise.experiments.studies.speed_study", time.perf_counter() - started)
     page.text(
         f"One core (one thread), {ENVS} environments side by side, {TABLES} synthetic networks of 6 to 60 layers with "
-        "32 recipes a layer. Walking: random legal actions. Learning: PPO with rollouts, optimiser and TensorBoard. "
-        f"Surrogate: costs, drops and spreads of {PLANS:,} random plans of {PLAN_LAYERS} layers, {BATCH:,} at a time, "
-        "by the processor's seconds; scored for real are the plans that it has learned from before."
+        f"{' or '.join(map(str, SLOTS))} recipes a layer. Walking: random legal actions. Learning: PPO with rollouts, "
+        f"optimiser and TensorBoard. Surrogate: costs, drops and spreads of {PLANS:,} random plans of {PLAN_LAYERS} "
+        f"layers, {BATCH:,} at a time, by the processor's seconds; scored for real are the plans that it has learned "
+        "from before."
     )
-    low, median, high = (ENVS / seconds for seconds in np.percentile(batches, (75, 50, 25)))
+    rows = []
+    for slots in SLOTS:
+        low, median, high = (ENVS / seconds for seconds in np.percentile(batches[slots], (75, 50, 25)))
+        rows += [
+            (f"walking, {slots} recipes, steps", f"{median:,.0f}", f"{low:,.0f} to {high:,.0f}"),
+            (f"learning included, {slots} recipes, steps", f"{learning[slots]:,.0f}", "one run"),
+        ]
     page.table(
         ("what", "a second", "quartiles"),
         [
-            ("walking, steps", f"{median:,.0f}", f"{low:,.0f} to {high:,.0f}"),
-            ("learning included, steps", f"{learning:,.0f}", "one run"),
+            *rows,
             ("surrogate, plans, none scored for real", f"{surrogate_speed(0):,.0f}", "one run"),
             (f"surrogate, plans, {SEEN} scored for real", f"{surrogate_speed(SEEN):,.0f}", "one run"),
         ],
@@ -51,16 +60,16 @@ def main() -> None:
     page.write(Console())
 
 
-def environment() -> BatchedCompressionEnv:
-    """Returns the environment that is measured."""
+def environment(slots: int) -> BatchedCompressionEnv:
+    """Returns the environment that is measured, with so many recipes a layer."""
     rng = np.random.default_rng(0)
-    tables = [synthetic_table(rng, int(n), name=f"synthetic-{n:.0f}") for n in np.linspace(6, 60, TABLES)]
+    tables = [synthetic_table(rng, int(n), slots, name=f"synthetic-{n:.0f}") for n in np.linspace(6, 60, TABLES)]
     return BatchedCompressionEnv(tables, DemandSampler(), ENVS, 0)
 
 
-def walking() -> list[float]:
+def walking(slots: int) -> list[float]:
     """Returns the seconds of each batch of steps."""
-    env, rng = environment(), np.random.default_rng(0)
+    env, rng = environment(slots), np.random.default_rng(0)
     env.reset()
     taken = []
     for _ in range(STEPS):
@@ -72,12 +81,12 @@ def walking() -> list[float]:
     return taken
 
 
-def learning_speed() -> float:
+def learning_speed(slots: int) -> float:
     """Returns environment steps a second while learning, start-up included."""
     settings = PPOSettings(total_steps=LEARNING_STEPS, num_envs=ENVS)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        train(environment(), settings, Path(folder), progress=False)
+        train(environment(slots), settings, Path(folder), progress=False)
         return LEARNING_STEPS / (time.perf_counter() - start)
 
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from plywise.agent.search.methods import SEARCH_METHODS
-from plywise.agent.search.search_method import UNIFORM_SCORES
+from plywise.agent.search.search_method import UNIFORM_SCORES, CountedSearch
 from plywise.agent.search.uniform_plans import uniform_plans
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.prices.prices import RECIPE_FEATURES
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator, SurrogateEvaluator
-from plywise.env.score.score import Demands, score_plans
+from plywise.env.score.score import Demands, judge, score_plans
 from plywise.env.walk.synthetic import synthetic_table
 
 
@@ -145,3 +145,24 @@ def test_greedy_never_ends_beyond_the_accuracy_ceiling(table):
     result = SEARCH_METHODS["greedy"].search(SurrogateEvaluator(table, Demand(0.5)), 400, seed=0)
     assert result.outcome.drop <= 0.5
     assert result.outcome.score > 0
+
+
+class Faster(SurrogateEvaluator):
+    """Latencies turn out to be a tenth below their estimates."""
+
+    def evaluate(self, actions):
+        outcome = super().evaluate(actions)
+        ratios = (outcome.ratios[0], 0.9 * outcome.ratios[1], outcome.ratios[2])
+        return judge(self.demand, np.ones(3), np.array(ratios), outcome.drop)
+
+
+@pytest.mark.parametrize("share", [0.93, 1.02])
+def test_the_best_uniform_plan_is_found_where_latencies_are_estimated_too_high(table, share):
+    """By their estimates all plans on integers break the ceiling; the first that is timed shows that they hold it."""
+    ratios, _ = PlanEstimator(table).estimate(uniform_plans(table, formats_only=True))
+    demand = Demand(None, max_latency=min(1.0, share * float(ratios[:, 1].min())))
+    plans = uniform_plans(table, formats_only=True).tolist()
+    best = max(Faster(table, demand).evaluate(plan).score for plan in plans)
+    counted = CountedSearch(Faster(table, demand), 1)
+    counted.start_uniform()
+    assert counted.result().outcome.score == pytest.approx(best)

@@ -147,22 +147,34 @@ def test_greedy_never_ends_beyond_the_accuracy_ceiling(table):
     assert result.outcome.score > 0
 
 
-class Faster(SurrogateEvaluator):
-    """Latencies turn out to be a tenth below their estimates."""
+class Surprising(SurrogateEvaluator):
+    """Latencies turn out to be a tenth below their estimates, and one plan loses nothing."""
+
+    def __init__(self, table, demand, harmless):
+        super().__init__(table, demand)
+        self.harmless = harmless
 
     def evaluate(self, actions):
         outcome = super().evaluate(actions)
         ratios = (outcome.ratios[0], 0.9 * outcome.ratios[1], outcome.ratios[2])
-        return judge(self.demand, np.ones(3), np.array(ratios), outcome.drop)
+        return judge(self.demand, np.ones(3), np.array(ratios), 0.0 if list(actions) == self.harmless else outcome.drop)
 
 
-@pytest.mark.parametrize("share", [0.93, 1.02])
-def test_the_best_uniform_plan_is_found_where_latencies_are_estimated_too_high(table, share):
-    """By their estimates all plans on integers break the ceiling; the first that is timed shows that they hold it."""
-    ratios, _ = PlanEstimator(table).estimate(uniform_plans(table, formats_only=True))
-    demand = Demand(None, max_latency=min(1.0, share * float(ratios[:, 1].min())))
-    plans = uniform_plans(table, formats_only=True).tolist()
-    best = max(Faster(table, demand).evaluate(plan).score for plan in plans)
-    counted = CountedSearch(Faster(table, demand), 1)
+def test_the_best_uniform_plan_is_found_where_latencies_are_estimated_too_high(table):
+    """By their estimates all plans break the ceiling; the first that is timed shows that those of its graph hold it."""
+    plans = uniform_plans(table, formats_only=True)
+    slots = plans.T  # one latency for all slots of these plans but identity, as number formats have
+    cost = table.cost.copy()
+    for layer in range(table.num_layers):
+        cost[1, layer, slots[layer][slots[layer] > 0]] = 0.5 * cost[1, layer, 0, 0, 0]
+    drop = np.minimum(table.drop, np.float32(0.03))
+    table = dataclasses.replace(table, cost=cost, drop=drop, border=np.zeros_like(table.border))
+    ratios, drops = PlanEstimator(table).estimate(plans)
+    same = np.isclose(ratios[:, 1], ratios[:, 1].min(), rtol=1e-6)
+    assert same.sum() > 2
+    harmless = plans[same][ratios[same, 0].argmin()].tolist()  # the smallest, of which no good is expected
+    assert drops[plans.tolist().index(harmless)] > 0.2
+    demand = Demand(None, max_latency=0.95 * float(ratios[:, 1].min()))
+    counted = CountedSearch(Surprising(table, demand, harmless), 1)
     counted.start_uniform()
-    assert counted.result().outcome.score == pytest.approx(best)
+    assert list(counted.result().actions) == harmless

@@ -20,8 +20,8 @@ UNIFORM_SCORES = 8
 """Uniform plans that a search scores exactly before it begins, at most."""
 
 OPTIMISM, CHEAPER = 2.0, 0.875
-"""Spreads below its estimate at which a uniform plan's drop is looked at, and share of its estimated latency (nine in ten
-lie within an eighth of it): where even that cannot beat the best one so far, it is not scored."""
+"""Spreads below its estimate at which a uniform plan's drop is looked at, and share of its estimated latency (nine in
+ten lie within an eighth of it): where even that cannot beat the best one so far, it is not scored."""
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_a_range_of_other_bits_is_left_as_it_is(tmp_path):
         assert torch.equal(here, there)
 
 
-DATA = Path(os.environ.get("PLYWISE_DATA", "/nowhere"))
+DATA = Path(os.environ.get("PLYWISE_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 
 
 @pytest.fixture(scope="module")

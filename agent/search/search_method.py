@@ -1,7 +1,7 @@
 """The interface of everything that looks for a plan."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -83,14 +83,15 @@ class CountedSearch:
 
     def seen(self, actions: Sequence[int]) -> bool:
         """Returns whether a plan was scored already."""
-        return tuple(int(action) for action in actions) in self._seen
+        return _plan(actions) in self._seen
 
     def evaluate(self, actions: Sequence[int]) -> Outcome:
         """Scores a plan; only one that was not scored before counts."""
-        if self.seen(actions):
-            return self._seen[tuple(int(action) for action in actions)]
+        plan = _plan(actions)
+        if plan in self._seen:
+            return self._seen[plan]
         assert not self.spent, "the budget is used up"
-        outcome = self._score(actions)
+        outcome = self._score(plan)
         self._history.append(self._seen[self._best].score)
         return outcome
 
@@ -110,7 +111,7 @@ class CountedSearch:
             if not left.any():
                 break
             place = int(np.where(left, expected, -np.inf).argmax())
-            left[place], outcome = False, self._score(plans[place].tolist())
+            left[place], outcome = False, self._score(_plan(plans[place]))
             if outcome.seen == 1.0:
                 # Plans of number formats that are decoded at load have one graph, hence one latency.
                 same = np.isclose(estimated[:, LATENCY], estimated[place, LATENCY], rtol=1e-6)
@@ -123,13 +124,16 @@ class CountedSearch:
         outcome = self._seen[self._best]
         return SearchResult(self._best, outcome, len(self._history), tuple(self._history), self._uniform)
 
-    def _score(self, actions: Sequence[int]) -> Outcome:
-        plan = tuple(int(action) for action in actions)
+    def _score(self, plan: tuple[int, ...]) -> Outcome:
         outcome = self._seen[plan] = self._evaluator.evaluate(plan)
         self.surrogate.observe(plan, outcome.drop, outcome.seen)
         if not self._best or outcome.score > self._seen[self._best].score:
             self._best = plan
         return outcome
+
+
+def _plan(actions: Iterable[int]) -> tuple[int, ...]:
+    return tuple(int(action) for action in actions)
 
 
 class SearchMethod(ABC):

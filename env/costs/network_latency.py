@@ -21,12 +21,8 @@ from plywise.env.network.network import Network
 from plywise.env.network.trace import operators
 from plywise.env.runtime.runtime import relative_time, time_model
 from plywise.env.runtime.target_program import NOISY
-from plywise.env.storage.sqlite_file import open_sqlite
+from plywise.env.storage.result_store import ResultStore
 from plywise.env.storage.timing_lock import timing
-
-TABLE = "overhead_3"
-GRAPH_TABLE = "graphs"
-"""Name and version in one, in the file of the latencies."""
 
 GRAPHS = 24
 """Random plans whose whole graphs are timed."""
@@ -90,26 +86,16 @@ class NetworkLatency:
         """Read from the file of the latencies; what it does not hold yet is measured and kept."""
         if not isinstance(self.latency, LatencyTable) or not self.latency.device.is_here:
             return Overhead()
-        device, key = self.latency.device.fingerprint, self._digest
-        with open_sqlite(self.latency.path) as connection:
-            connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {TABLE} (device TEXT, network TEXT, value TEXT, "
-                "PRIMARY KEY (device, network))"
-            )
-            row = connection.execute(
-                f"SELECT value FROM {TABLE} WHERE device = ? AND network = ?", (device, key)
-            ).fetchone()
-        if row is not None:
-            return Overhead(**json.loads(row[0]))
+        store, key = self._store(self.latency), f"{self.latency.device.fingerprint}/overhead/{self._digest}"
+        found = store.get(key)
+        if found is not None:
+            return Overhead(**found)
         try:
             overhead = self._calibrated()
         except ModelError as error:  # not kept: the runtime may have failed for once
             warnings.warn(f"{self.network.name}: latencies are sums over layers, for {error}", stacklevel=2)
             return Overhead()
-        with open_sqlite(self.latency.path) as connection:
-            connection.execute(
-                f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)", (device, key, json.dumps(asdict(overhead)))
-            )
+        store.put(key, asdict(overhead))
         return overhead
 
     @property
@@ -157,23 +143,21 @@ class NetworkLatency:
         """
         shapes = [[name, chain_key(chain)] for name, chain in sorted(chains.items())]
         content = json.dumps([self._digest, repr(self.overhead), shapes, sorted(norms.items())])
-        device, key = self.latency.device.fingerprint, hashlib.sha256(content.encode()).hexdigest()[:24]
+        graph = hashlib.sha256(content.encode()).hexdigest()[:24]
         assert isinstance(self.latency, LatencyTable)
-        with open_sqlite(self.latency.path) as connection:
-            connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {GRAPH_TABLE} (device TEXT, graph TEXT, share REAL, "
-                "PRIMARY KEY (device, graph))"
-            )
-            row = connection.execute(
-                f"SELECT share FROM {GRAPH_TABLE} WHERE device = ? AND graph = ?", (device, key)
-            ).fetchone()
-        if row is not None:
-            return float(row[0])
+        store, key = self._store(self.latency), f"{self.latency.device.fingerprint}/graph/{graph}"
+        found = store.get(key)
+        if found is not None:
+            return float(found)
         share, varied = self._share((chains, norms), PRECISELY, LOADS)
         tell_rough(int(varied > NOISY), 1, f"{self.network.name}: the latency of 1 of 1 whole graphs varies")
-        with open_sqlite(self.latency.path) as connection:
-            connection.execute(f"INSERT OR REPLACE INTO {GRAPH_TABLE} VALUES (?, ?, ?)", (device, key, share))
+        store.put(key, share)
         return share
+
+    @staticmethod
+    def _store(latency: LatencyTable) -> ResultStore:
+        """Returns where figures of whole graphs are kept: in the file of the latencies, with which they go."""
+        return ResultStore(latency.path)
 
     def _share(self, plan: Shapes, precision: tuple[float, float], loads: int = 1) -> tuple[float, float]:
         """Returns the time of a plan's graph over that of the original's, and by how much it varies, relative to it."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from plywise.compressors.errors import ConfigurationError, FileFormatError, ModelError
 from plywise.compressors.formats.weight_format import UniformFormat, set_weight_format, weight_format
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.layers import weight_of
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.packing import packed_container
@@ -75,7 +76,7 @@ def compressed(seed=0):
         model.norm = nn.Identity()
         first = nn.Conv2d(12, 8, 1, bias=False)
         second = nn.Conv2d(8, 16, 3, padding=1)
-        model.body[0] = StaticQuantized(nn.Sequential(quantised(first, 6), quantised(second, 5, True)), *RANGES)
+        model.body[0] = StaticQuantized(Chain(quantised(first, 6), quantised(second, 5, True)), *RANGES)
         model.body[1].running_mean.normal_()
         with torch.no_grad():
             model.depthwise.weight[:10] = 0
@@ -140,7 +141,7 @@ def test_an_unchanged_network_comes_back_exactly(path):
     ("original", "smaller"),
     [
         (nn.Linear(8, 6), nn.Linear(4, 3)),
-        (nn.Linear(8, 6), nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 6))),
+        (nn.Linear(8, 6), Chain(nn.Linear(8, 2, bias=False), nn.Linear(2, 6))),
         (nn.Conv1d(4, 6, 3), nn.Conv1d(2, 5, 3, padding=1)),
         (nn.ConvTranspose1d(4, 6, 3), nn.ConvTranspose1d(2, 5, 3, stride=2, output_padding=1)),
         (nn.Conv2d(4, 6, 3), nn.Conv2d(2, 6, 3, padding_mode="reflect", padding=1)),
@@ -469,6 +470,7 @@ def conv(**settings):
         ["os.system", {"command": "true"}],
         ["Upsample", {"scale_factor": 2}],
         ["Sequential", {"forward": conv()}],
+        ["Sequential", {"weight": conv()}],
         ["Sequential", {"a.b": conv()}],
         ["Sequential", {str(i): [None, {}] for i in range(2000)}],
         [None, {"eps": 1}],

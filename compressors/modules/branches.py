@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.modules.layers import bias_of
+
 
 class Branches(nn.ModuleList):
     """What `nn.Sequential` is one behind the other, side by side.
@@ -13,6 +15,12 @@ class Branches(nn.ModuleList):
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__(branches)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Those of the parts, in order; None where one has none."""
+        found = [bias for branch in self if (bias := bias_of(branch)) is not None]
+        return torch.cat(found) if len(found) == len(self) else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps `(n, in, ...)` to `(n, sum of the parts' outputs, ...)`."""

@@ -8,12 +8,43 @@ from torch.nn import functional as F
 
 from plywise.compressors.modules.branches import Branches
 from plywise.compressors.modules.channel_order import ChannelOrder
-from plywise.compressors.modules.layers import groups_of, weight_of
+from plywise.compressors.modules.layers import WEIGHTED, bias_of, groups_of, native_weight, weight_of
 from plywise.compressors.modules.rectifier import Rectifier
 from plywise.compressors.modules.static_quantized import StaticQuantized
 
 Extent = tuple[int, int]
 """Height and width of a window; `(k, 1)` for a convolution over signals, `(1, 1)` for a linear layer."""
+
+
+class Chain(nn.Sequential):
+    """What takes the place of one layer: parts that run one behind the other.
+
+    A forward that asks for the layer's weights gets what the chain amounts to.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """In the shape that torch gives the weight of the layer, made anew each time."""
+        first = next(leaf for leaf in self.modules() if isinstance(leaf, WEIGHTED))
+        if isinstance(first, nn.Embedding):
+            return whole_table(self)
+        kernel, axes = composed([dense_kernel(part) for part in self]), weight_of(first).dim()
+        return native_weight(first, kernel.reshape(kernel.shape[:axes]).to(weight_of(first).dtype))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the part that makes the outputs, in their order."""
+        last = self[-1]
+        if not isinstance(last, ChannelOrder):
+            return bias_of(last)
+        bias = bias_of(self[-2])
+        return None if bias is None else bias[list(last.order)]
+
+
+def whole_table(chain: nn.Sequential) -> Tensor:
+    """Returns the `(rows, width)` float32 that an embedding and the linear layer behind it amount to."""
+    table, bias = weight_of(chain[0]).float() @ weight_of(chain[1]).float().T, bias_of(chain[1])
+    return table if bias is None else table + bias.float()
 
 
 def dense_kernel(leaf: nn.Module) -> Tensor:

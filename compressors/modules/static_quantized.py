@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.modules.assembly import AroundLayer
 from plywise.compressors.modules.integer_layer import IntegerLayer
 from plywise.compressors.modules.layers import CONVOLUTIONS
 
@@ -84,7 +85,7 @@ class _RoundThrough(torch.autograd.Function):
         return gradient * inside, None
 
 
-class StaticQuantized(nn.Module):
+class StaticQuantized(AroundLayer):
     """Runs `layer` between two roundings to integers.
 
     The runtime has integer kernels only for a layer whose input *and* output are integers, hence both.

@@ -63,7 +63,7 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
     if isinstance(kind, str) and kind in CONTAINERS:
         parts = CONTAINERS[kind]()
         for key, part in inside.items():
-            if not (key.isidentifier() or key.isdigit()) or hasattr(parts, key):
+            if not (key.isidentifier() or key.isdigit()) or key in dir(parts):
                 raise FileFormatError(f"{name} has a part named {key!r:.60}: the file is damaged")
             parts.add_module(key, build(f"{name}.{key}", part, original, reader, depth + 1))
         return parts

@@ -10,6 +10,7 @@ from torch import nn
 from plywise.compressors.errors import FileFormatError, ModelError
 from plywise.compressors.modules.branches import Branches
 from plywise.compressors.modules.channel_order import ChannelOrder
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.grouped_linear import GroupedLinear
 from plywise.compressors.modules.rectifier import Rectifier
 
@@ -40,8 +41,16 @@ LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 """Every leaf that a file may hold, with the settings that rebuild it."""
 
-CONTAINERS: dict[str, type[nn.Sequential | Branches]] = {"Sequential": nn.Sequential, "Branches": Branches}
+CONTAINERS: dict[str, type[Chain | Branches]] = {"Sequential": Chain, "Branches": Branches}
 """What holds parts by name, besides `StaticQuantized`, which holds one."""
+
+
+def container_name(module: nn.Module) -> str | None:
+    """Returns under which name of CONTAINERS a module is written, or None for any other one."""
+    if type(module) in (nn.Sequential, Chain):
+        return "Sequential"
+    return "Branches" if type(module) is Branches else None
+
 
 _SIZES = ("kernel_size", "stride", "dilation", "normalized_shape")
 _PADDINGS = ("padding", "output_padding")

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from plywise.compressors.errors import FileFormatError, ModelError
+from plywise.compressors.modules.assembly import answer_as
 from plywise.compressors.modules.projected_attention import with_projections
 from plywise.compressors.packing.byte_reader import with_length
 from plywise.compressors.packing.module_reader import PayloadReader, build, fill
@@ -140,6 +141,7 @@ class _Loader:
         self._seen[id(original)] = original, original
         if spec is not None:
             module = build(name, spec, original, self._reader)
+            answer_as(module, original)
             self._seen[id(original)] = original, module
             return module
         fill(name, original, self._reader)

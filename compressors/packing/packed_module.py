@@ -20,7 +20,7 @@ from plywise.compressors.modules.channel_order import ChannelOrder
 from plywise.compressors.modules.layers import weight_of
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.packing.byte_reader import length_size, with_length
-from plywise.compressors.packing.module_spec import CONTAINERS, leaf_settings, unstorable
+from plywise.compressors.packing.module_spec import container_name, leaf_settings, unstorable
 from plywise.compressors.packing.packing import (
     floats_size,
     pack_floats,
@@ -58,8 +58,8 @@ def is_altered(module: nn.Module, original: nn.Module) -> bool:
     """Returns whether the module needs a description to be rebuilt from the original."""
     if isinstance(module, StaticQuantized) or weight_format(module) is not None:
         return True
-    if type(module) in CONTAINERS.values():
-        return type(original) is not type(module) or list(module._modules) != list(original._modules)
+    if (container := container_name(module)) is not None:
+        return container != container_name(original) or list(module._modules) != list(original._modules)
     return type(module) is not type(original) or leaf_settings(module) != leaf_settings(original)
 
 
@@ -73,9 +73,9 @@ def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
         bits = [module.input_range.bits, module.output_range.bits]
         inner = describe(f"{name}.layer", module.layer, original)
         return ["StaticQuantized", inner] if bits == [8, 8] else ["StaticQuantized", inner, bits]
-    if type(module) in CONTAINERS.values():
+    if (container := container_name(module)) is not None:
         parts = {key: describe(f"{name}.{key}", part, original) for key, part in parts_of(module)}
-        return [type(module).__name__, parts]
+        return [container, parts]
     settings, known = leaf_settings(module), leaf_settings(original) or {}
     same_type = type(module) is type(original)
     if (settings is None and not same_type) or list(module.children()):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from plywise.compressors.modules.branches import Branches
 from plywise.compressors.modules.channel_order import ChannelOrder
-from plywise.compressors.modules.composition import composed, dense_kernel
-from plywise.compressors.modules.layers import bias_of, weight_matrices, weight_of
+from plywise.compressors.modules.composition import composed, dense_kernel, whole_table
+from plywise.compressors.modules.layers import weight_matrices
 from plywise.compressors.modules.rectifier import Rectifier
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.statistics.statistics import LayerStatistics, branch_statistics, chain_statistics
@@ -35,7 +35,5 @@ def effective_matrix(module: nn.Module) -> Tensor:
     if not isinstance(module, nn.Sequential):
         return weight_matrices(module)
     if isinstance(module[0], nn.Embedding):
-        table = weight_of(module[0]).float() @ weight_of(module[1]).float().T  # (rows, width)
-        bias = bias_of(module[1])
-        return (table if bias is None else table + bias.float())[None]
+        return whole_table(module)[None]
     return composed([dense_kernel(leaf) for leaf in module]).flatten(1)[None]

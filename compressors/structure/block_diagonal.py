@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from plywise.compressors.modules.channel_order import ChannelOrder, inverted
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.grouped_linear import GroupedLinear
 from plywise.compressors.modules.layers import (
     bias_of,
@@ -75,7 +76,7 @@ class BlockDiagonal(Technique):
         else:
             (settings,) = strided(layer, [ones])
             middle = outline_leaf(layer, (outputs, inputs // blocks, *ones), bias=True, groups=blocks, **settings)
-        chain = nn.Sequential(ChannelOrder(range(inputs), axis), middle, ChannelOrder(range(outputs), axis))
+        chain = Chain(ChannelOrder(range(inputs), axis), middle, ChannelOrder(range(outputs), axis))
         return chain.train(layer.training)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.layers import bias_of, groups_of, is_pointwise, weight_matrices, weight_of
 from plywise.compressors.modules.outline import filled, outline_leaf, strided
 from plywise.compressors.recipes.hyperparameter import choice
@@ -55,7 +56,7 @@ class DepthwiseSeparable(Technique):
         ones, between = [1] * len(kernel), inputs * self._count(layer)
         own, neutral = strided(layer, [kernel, ones])
         depthwise = outline_leaf(layer, (between, 1, *kernel), groups=inputs, **own)
-        chain = nn.Sequential(depthwise, outline_leaf(layer, (outputs, between, *ones), bias=True, **neutral))
+        chain = Chain(depthwise, outline_leaf(layer, (outputs, between, *ones), bias=True, **neutral))
         return chain.train(layer.training)
 
     def _count(self, layer: nn.Module) -> int:

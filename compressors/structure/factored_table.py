@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.layers import weight_of
 from plywise.compressors.statistics.statistics import LayerStatistics, table_moments
 
@@ -11,7 +12,7 @@ def factored_outline(layer: nn.Embedding, rank: int) -> nn.Sequential:
     """Returns an embedding of `rank` columns and a linear layer, both on the meta device."""
     table = torch.empty(layer.num_embeddings, rank, device="meta", dtype=layer.weight.dtype)
     mixing = nn.Linear(rank, layer.embedding_dim, device="meta", dtype=layer.weight.dtype)
-    return nn.Sequential(nn.Embedding(layer.num_embeddings, rank, _weight=table), mixing).train(layer.training)
+    return Chain(nn.Embedding(layer.num_embeddings, rank, _weight=table), mixing).train(layer.training)
 
 
 def factored_table(layer: nn.Embedding, statistics: LayerStatistics, rank: int) -> nn.Sequential:

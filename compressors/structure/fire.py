@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.modules.branches import Branches
 from plywise.compressors.modules.channel_order import ChannelOrder, inverted
-from plywise.compressors.modules.composition import composed, side_by_side
+from plywise.compressors.modules.composition import Chain, composed, side_by_side
 from plywise.compressors.modules.layers import (
     CONVOLUTIONS,
     bias_of,
@@ -84,7 +84,7 @@ class Fire(Technique):
         # Of one output, after a cut, there is nothing to put alongside.
         branches = [outline_leaf(layer, (narrow, squeezed, *ones), bias=True, **alongside)] if narrow else []
         squeeze = outline_leaf(layer, (squeezed, inputs, *ones), **neutral)
-        chain = nn.Sequential(squeeze, Branches(*branches, wide), ChannelOrder(range(outputs), 1))
+        chain = Chain(squeeze, Branches(*branches, wide), ChannelOrder(range(outputs), 1))
         return chain.train(layer.training)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.grouped_linear import GroupedLinear
 from plywise.compressors.modules.layers import bias_of, weight_matrices, weight_of
 from plywise.compressors.modules.outline import filled, outline_leaf
@@ -48,7 +49,7 @@ class GlobalPoolHead(Technique):
         channels = inputs // math.gcd(self.positions, inputs)  # after a cut perhaps fewer positions divide the inputs
         with torch.device("meta"):
             mean = GroupedLinear(inputs, channels, channels, bias=False).to(weight_of(layer).dtype)
-        return nn.Sequential(mean, outline_leaf(layer, (outputs, channels), bias=True)).train(layer.training)
+        return Chain(mean, outline_leaf(layer, (outputs, channels), bias=True)).train(layer.training)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of a `GroupedLinear` and a linear layer."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.modules.composition import composed
+from plywise.compressors.modules.composition import Chain, composed
 from plywise.compressors.modules.layers import (
     CONVOLUTIONS,
     bias_of,
@@ -133,7 +133,7 @@ class LowRank(Technique):
         if split == "spatial":
             kernels = ([kernel[0], 1], [1, kernel[1]])
         channels = [inputs, *self.ranks(layer), outputs]
-        chain = nn.Sequential().train(layer.training)
+        chain = Chain().train(layer.training)
         for place, settings in enumerate(strided(layer, kernels)):
             before, after = channels[place : place + 2]
             groups = before if split == "cp" and place == 1 else 1

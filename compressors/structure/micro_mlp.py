@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.layers import CONVOLUTIONS, bias_of, weight_matrices, weight_of
 from plywise.compressors.modules.outline import filled
 from plywise.compressors.modules.rectifier import Rectifier, rectified
@@ -63,7 +64,7 @@ class MicroMlp(Technique):
         first, last = self._linear.outline(layer)
         hidden = len(weight_of(first))
         first = rebuilt(first, weight_of(first), torch.empty(hidden, device="meta"))
-        return nn.Sequential(first, Rectifier(hidden), last).train(layer.training)
+        return Chain(first, Rectifier(hidden), last).train(layer.training)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of the thinner layer, a ReLU and a 1x1 kernel."""

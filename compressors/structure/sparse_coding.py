@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.layers import (
     bias_of,
     groups_of,
@@ -73,7 +74,7 @@ class SparseCoding(Technique):
         atoms = max(1, self.counts(layer)[0])
         strides, neutral = strided(layer, [ones, ones])
         dictionary = outline_leaf(layer, (atoms, inputs, *ones), **strides)
-        chain = nn.Sequential(dictionary, outline_leaf(layer, (outputs, atoms, *ones), bias=True, **neutral))
+        chain = Chain(dictionary, outline_leaf(layer, (outputs, atoms, *ones), bias=True, **neutral))
         return chain.train(layer.training)
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
-from plywise.compressors.modules.assembly import assemble
+from plywise.compressors.modules.assembly import AroundLayer, assemble
 from plywise.env.costs.latency import Chain
 from plywise.env.network.network import Layer, Network
 from plywise.env.runtime.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats, strip_notes
@@ -42,7 +42,9 @@ class GraphTemplate:
             ModelError: where the network cannot be traced.
         """
         self.layers = network.layers
-        gaps = {layer.name: _Gap(place, layer) for place, layer in enumerate(network.layers)}
+        gaps = {
+            layer.name: _Gap(place, layer, network.modules[layer.name]) for place, layer in enumerate(network.layers)
+        }
         self._proto = exported(assemble(network.model, gaps), network.example, batch)
         strip_notes(self._proto)
         widths = {count for group in network.groups for count in (group.channels, group.channels * group.unit)}
@@ -94,11 +96,12 @@ class GraphTemplate:
         return found
 
 
-class _Gap(nn.Module):
-    """Exports as one node that knows the place of its layer."""
+class _Gap(AroundLayer):
+    """Exports as one node that knows the place of its layer; the layer itself does not run."""
 
-    def __init__(self, place: int, layer: Layer) -> None:
+    def __init__(self, place: int, layer: Layer, module: nn.Module) -> None:
         super().__init__()
+        self.layer = module
         self.place = place
         self.shape = layer.output_shape
 

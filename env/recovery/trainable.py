@@ -176,5 +176,5 @@ def _weighted(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     return [
         (f"{name}.{path}".rstrip("."), part)
         for path, part in module.named_modules()
-        if isinstance(weight := getattr(part, "weight", None), nn.Parameter) and weight.dim() > 1
+        if (weight := part._parameters.get("weight")) is not None and weight.dim() > 1
     ]

@@ -12,6 +12,8 @@ from torch.onnx.ops import symbolic
 from plywise.compressors.formats.grouped_format import GroupedFormat
 from plywise.compressors.formats.level_format import LevelFormat
 from plywise.compressors.formats.weight_format import UniformFormat, WeightFormat, weight_format
+from plywise.compressors.modules.assembly import AroundLayer, answer_as
+from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.integer_layer import IntegerLayer
 from plywise.compressors.modules.layers import native_weight, weight_of
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
@@ -34,13 +36,16 @@ def _deployed(module: nn.Module) -> nn.Module:
     fmt = weight_format(module)
     if fmt is not None:
         return _StoredLayer(module, fmt)
+    if isinstance(module, Chain):
+        return _DeployedChain(module)
     for name, child in module._modules.items():
         if child is not None:
-            module._modules[name] = _deployed(child)
+            module._modules[name] = new = _deployed(child)
+            answer_as(new, child)
     return module
 
 
-class _StoredLayer(nn.Module):
+class _StoredLayer(AroundLayer):
     """A float layer whose weight lies in the file as symbols; the runtime decodes it once, when it loads."""
 
     symbols: Tensor
@@ -58,7 +63,9 @@ class _StoredLayer(nn.Module):
             self.register_buffer(f"table{place}", table.float().clone())
         self.tables = len(tables)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """Decoded where the graph needs it."""
         tables = [self.get_buffer(f"table{place}") for place in range(self.tables)]
         weight = symbolic(
             f"{DOMAIN}::{self.operator}",
@@ -68,10 +75,26 @@ class _StoredLayer(nn.Module):
             shape=self.symbols.shape,
             version=1,
         )
-        return _call(self.layer, native_weight(self.layer, weight), inputs)
+        return native_weight(self.layer, weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _call(self.layer, self.weight, inputs)
 
 
-class _IntegerLayer(nn.Module):
+class _DeployedChain(AroundLayer):
+    """The parts of a chain as they are deployed; the chain is there to be asked only."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self.layer = chain
+        self.parts = nn.Sequential(*(_deployed(copy.deepcopy(part)) for part in chain))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.parts(inputs)
+        return outputs
+
+
+class _IntegerLayer(AroundLayer):
     """A layer with signed weight codes; between two roundings the runtime gives it an integer kernel.
 
     The bias stays a float in the file: the runtime turns it into integers when it loads. Integers in the file must
@@ -94,17 +117,22 @@ class _IntegerLayer(nn.Module):
         self.register_buffer("scale", scale.clone())
         self.register_buffer("zero", torch.zeros_like(scale, dtype=torch.int8))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """Decoded by the runtime's own operator, which is part of the kernel."""
         stored = (self.codes, self.scale, self.zero)
-        weight = symbolic("DequantizeLinear", stored, {"axis": 0}, dtype=torch.float32, shape=self.codes.shape)
+        weight: Tensor = symbolic("DequantizeLinear", stored, {"axis": 0}, dtype=torch.float32, shape=self.codes.shape)
+        return weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
         if not isinstance(self.layer, nn.Linear) or inputs.dim() == 2:
-            return _call(self.layer, weight, inputs)
+            return _call(self.layer, self.weight, inputs)
         # The runtime has an integer kernel with a bias for matrices only.
-        outputs = _call(self.layer, weight, inputs.flatten(0, -2))  # (rows, out)
+        outputs = _call(self.layer, self.weight, inputs.flatten(0, -2))  # (rows, out)
         return outputs.view(*inputs.shape[:-1], outputs.shape[-1])
 
 
-class _RoundedLayer(nn.Module):
+class _RoundedLayer(AroundLayer):
     """A layer between two roundings to integers."""
 
     def __init__(self, layer: nn.Module, before: ActivationRange, after: ActivationRange) -> None:

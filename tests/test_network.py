@@ -133,7 +133,7 @@ def test_assemble_shares_all_but_what_it_exchanges():
 
 class OwnLinear(nn.Linear):
     def forward(self, inputs):
-        return super().forward(inputs) ** 2
+        return F.linear(inputs, self.weight**2, self.bias)
 
 
 class Odd(nn.Module):

@@ -5,6 +5,7 @@ A forward may ask a layer for its settings, so what takes its place answers as i
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -78,24 +79,31 @@ def answer_as(module: nn.Module, original: nn.Module) -> None:
     for name, value in vars(original).items():
         if name.startswith("_") or name == "weight_format" or hasattr(module, name):
             continue
-        count = _reads(module) if name in READ else _makes(module) if name in MADE else None
-        setattr(module, name, value if count is None else count)
+        setattr(module, name, answered(module, name, value))
 
 
-def _reads(module: nn.Module) -> int | None:
-    """Returns how many channels the first leaf with weights reads; None where there is no leaf."""
-    counts = (
-        getattr(leaf, name)
-        for leaf in module.modules()
-        if isinstance(leaf, WEIGHTED)
-        for name in READ
-        if hasattr(leaf, name)
-    )
-    return next(counts, None)
+def answered(module: nn.Module, name: str, setting: Any) -> Any:
+    """Returns what a setting of a layer is, once `module` has taken its place.
+
+    Args:
+        module: a leaf or what holds leaves.
+        name: of the setting.
+        setting: of the layer.
+    """
+    if name not in (*READ, *MADE):
+        return setting
+    count = widths(module)[name in MADE]
+    return setting if count is None else count
+
+
+def widths(module: nn.Module) -> tuple[int | None, int | None]:
+    """Returns how many channels the leaves of a module read and make; None where it has none that says."""
+    reads = (getattr(leaf, name, None) for leaf in module.modules() if isinstance(leaf, WEIGHTED) for name in READ)
+    return next((count for count in reads if count is not None), None), _makes(module)
 
 
 def _makes(module: nn.Module) -> int | None:
-    """Returns how many channels the last leaf with weights makes, or `Branches` there; None where there is no leaf."""
+    """Returns how many channels the last leaf makes; all of them together where several lie side by side."""
     if isinstance(module, WEIGHTED):
         made: int = next(getattr(module, name) for name in MADE if hasattr(module, name))
         return made

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from plywise.compressors.errors import FileFormatError
 from plywise.compressors.formats.weight_format import WeightFormat, weight_formats
 from plywise.compressors.modules.layers import native_weight, weight_of
+from plywise.compressors.modules.own_forward import INSIDE, OwnForward, is_own
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.packing.byte_reader import ByteReader
 from plywise.compressors.packing.module_spec import CONTAINERS, LEAVES, build_leaf, is_count, leaf_settings
@@ -67,10 +68,26 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
                 raise FileFormatError(f"{name} has a part named {key!r:.60}: the file is damaged")
             parts.add_module(key, build(f"{name}.{key}", part, original, reader, depth + 1))
         return parts
+    if kind == "OwnForward":
+        return _own_forward(name, inside, original, reader, depth)
     leaf = _bare_leaf(name, kind, inside, original)
     reader.spend(sum(tensor.numel() for tensor in leaf.state_dict().values()))
     fill(name, leaf, reader, fmt[0] if fmt else None)
     return leaf
+
+
+def _own_forward(
+    name: str, inside: dict[str, Any], original: nn.Module, reader: PayloadReader, depth: int
+) -> OwnForward:
+    others = {**dict(original.named_children()), INSIDE: nn.Module()}
+    if not is_own(original) or list(inside) != list(others):
+        raise FileFormatError(f"{name} is no layer of the user's own with these parts: the file is damaged")
+    module = OwnForward(original)
+    reader.spend(sum(tensor.numel() for tensor in module.state_dict().values()))
+    fill(name, module, reader)
+    for key, part in inside.items():
+        module.add_module(key, build(f"{name}.{key}", part, others[key], reader, depth + 1))
+    return module
 
 
 def fill(name: str, module: nn.Module, reader: PayloadReader, fmt: Any = None) -> None:
@@ -116,7 +133,7 @@ def _bare_leaf(name: str, kind: Any, changed: dict[str, Any], original: nn.Modul
     settings = leaf_settings(original)
     if kind is None and settings is not None:
         return build_leaf(type(original).__name__, {**settings, **changed})
-    if kind is None and not changed and not list(original.children()):
+    if kind is None and not changed and type(original) is not nn.Module and not list(original.children()):
         return copy.deepcopy(original)
     if not isinstance(kind, str) or kind not in LEAVES:
         raise FileFormatError(f"{name} is of type {kind!r:.60}; allowed are {', '.join(LEAVES)}")

@@ -18,6 +18,7 @@ from plywise.compressors.errors import ModelError
 from plywise.compressors.formats.weight_format import WeightFormat, weight_format
 from plywise.compressors.modules.channel_order import ChannelOrder
 from plywise.compressors.modules.layers import weight_of
+from plywise.compressors.modules.own_forward import INSIDE, OwnForward
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.packing.byte_reader import length_size, with_length
 from plywise.compressors.packing.module_spec import container_name, leaf_settings, unstorable
@@ -31,7 +32,7 @@ from plywise.compressors.packing.packing import (
 Spec = list[Any]
 """A module in JSON: `[type or null for the original's, settings that differ, weight format]` for a leaf,
 `["Sequential" or "Branches", {name: spec}]` and `["StaticQuantized", spec, bits of input and output unless 8]` for the
-containers."""
+containers; `["OwnForward", {name: spec}]`, whose plain layer is described in full."""
 
 PRESET = (
     b'["Embedding",["ConvTranspose1d",["Conv1d",["BatchNorm2d",{"num_features":,"eps":1e-05,"momentum":0.1,'
@@ -76,6 +77,10 @@ def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
     if (container := container_name(module)) is not None:
         parts = {key: describe(f"{name}.{key}", part, original) for key, part in parts_of(module)}
         return [container, parts]
+    if isinstance(module, OwnForward):
+        others = {**dict(original.named_children()), INSIDE: nn.Module()}
+        parts = {key: describe(f"{name}.{key}", part, others[key]) for key, part in parts_of(module)}
+        return [OwnForward.__name__, parts]
     settings, known = leaf_settings(module), leaf_settings(original) or {}
     same_type = type(module) is type(original)
     if (settings is None and not same_type) or list(module.children()):

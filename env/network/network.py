@@ -11,6 +11,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from plywise.compressors.errors import ModelError
 from plywise.compressors.modules.layers import WEIGHTED
+from plywise.compressors.modules.own_forward import is_own
+from plywise.compressors.modules.plain_layers import with_plain_layers
 from plywise.compressors.modules.projected_attention import refusal, with_projections
 from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.structure.filter_pruning import FilterPruning
@@ -83,15 +85,16 @@ class Network:
             ModelError: if the network does not run on `example` or has nothing to compress.
         """
         model.eval()
-        prepared = with_projections(model)
+        prepared = attending = with_projections(model)
         try:
+            prepared = with_plain_layers(attending, lambda network: network(example))
             calls = trace(prepared, example)
         except Exception as error:  # a user's forward may raise anything
             raise ModelError(
                 f"{name} does not run on inputs of shape {tuple(example.shape)}: {error}. "
                 "Check that the data fit the network (channels, height, width)."
             ) from error
-        if prepared is not model:
+        if attending is not model:
             _check_same(model, prepared, example, name)
         folded = fold_batch_norms(prepared, calls)
         calls = trace(folded, example)
@@ -192,12 +195,17 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
                 "its weights are parametrized; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') "
                 "makes them plain ones, which can be compressed"
             )
-        if any(True for _ in module.children()) or not any(True for _ in module.parameters(recurse=False)):
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if is_own(module) and name not in skipped:
+            skipped[name] = (
+                f"{type(module).__name__} is a layer of the user's own that does more than to run one plain layer with "
+                "its own weights, which it shares with none"
+            )
+        if name in skipped or any(True for _ in module.children()):
             continue
         if not isinstance(module, WEIGHTED):
             skipped[name] = f"{type(module).__name__}: no technique for this kind of layer"
-        elif type(module) not in WEIGHTED:
-            skipped[name] = f"{type(module).__name__} is a layer of the user's own, which may compute something else"
         elif isinstance(module, nn.Embedding) and module.max_norm is not None:
             skipped[name] = "scales its vectors while it runs (max_norm)"
         elif times[name] == 0:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_networks import Identity, Plain, Reused, build, images
+from torch import nn
+from torch.nn import functional as F
 
 import plywise
 from plywise.compressors.errors import ConfigurationError, FileFormatError, UnsupportedLayerError
@@ -20,6 +22,15 @@ from plywise.env.network.scheme import Scheme
 from plywise.experiments.networks.lenet import DigitsLeNet
 
 FOUR, TWO = "uniform_quantization(bits=4)", "uniform_quantization(bits=2)"
+
+
+class Upscaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.head = nn.Conv2d(3, 16, 2, 2), nn.ConvTranspose2d(16, 8, 2, 2), nn.Linear(8, 5)
+
+    def forward(self, inputs):
+        return self.head(F.relu(self.up(F.relu(self.down(inputs)))).mean((2, 3)))
 
 
 def network(kind=Plain):
@@ -78,6 +89,17 @@ def test_layers_that_cannot_take_a_patterns_recipe_stay_as_they_are_and_are_told
     assert set(refused) == {"outer", "head"}
     assert refused["outer"].startswith("left as it is, '*' does not fit it: filter_pruning: its channels follow 'stem'")
     assert Scheme.of({"*": "filter_pruning", "outer": FOUR, "head": FOUR}).on(network(Identity))[1] == {}
+
+
+def test_a_layer_takes_what_it_can_of_a_patterns_recipe():
+    plan, refused = Scheme.of({"*": f"filter_pruning(ratio=0.5) + {FOUR} + activation_quantization"}).on(
+        network(Upscaled)
+    )
+    assert str(plan["up"]) == f"filter_pruning(ratio=0.5) + {FOUR}"
+    assert refused["up"].startswith(f"given only {plan['up']}, '*' does not fit it: activation_quantization: ")
+    assert str(plan["head"]) == f"{FOUR} + activation_quantization"
+    assert refused["head"].endswith("filter_pruning: its channels are the network's outputs")
+    assert "down" not in refused
 
 
 @pytest.mark.parametrize("given", [{"*": FOUR, "head": "nm_sparsity + activation_quantization"}])

@@ -63,7 +63,7 @@ class Scheme:
         write_plan_file(path, self.network, patterns=patterns, layers=layers)
 
     def on(self, network: Network) -> tuple[Plan, dict[str, str]]:
-        """Returns the plan of a network, and why layers stay as they are that cannot take the recipe of their pattern.
+        """Returns the plan of a network, and why layers take no more than a part of the recipe of their pattern.
 
         Raises:
             ConfigurationError: if a name or a pattern fits no layer.
@@ -86,11 +86,24 @@ class Scheme:
                     raise UnsupportedLayerError(
                         f"layer {name!r} cannot take {recipe}: {reason}; choose another recipe{other}"
                     )
-                chosen[name] = recipe if reason is None else Recipe()
+                chosen[name], reasons = (recipe, []) if reason is None else _part(network, name, recipe)
                 refused.pop(name, None)
-                if reason is not None:
-                    refused[name] = f"left as it is, {given!r} does not fit it: {reason}"
+                if reasons:
+                    kept = f"given only {chosen[name]}" if chosen[name].techniques else "left as it is"
+                    refused[name] = f"{kept}, {given!r} does not fit it: {'; '.join(reasons)}"
         return Plan(network.name, chosen), refused
+
+
+def _part(network: Network, name: str, recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Returns the techniques of a recipe that a layer can take one after the other, and why not the others."""
+    kept, reasons = Recipe(), []
+    for technique in recipe.techniques:
+        reason = network.unsupported(name, kept + technique)
+        if reason is None:
+            kept += technique
+        else:
+            reasons.append(reason)
+    return kept, reasons
 
 
 def is_pattern(name: str) -> bool:

@@ -10,7 +10,7 @@ LAYERS = {
     "compressors": "modules statistics formats recipes packing structure sparsity quantization",
     "env": "storage execution network calibration runtime costs bank prices score walk recovery",
     "agent": "learning search",
-    "experiments": "commands data handover networks studies workbench",
+    "experiments": "commands data families handover networks studies workbench",
 }
 FOLDERS = [*LAYERS, *(f"{layer}/{folder}" for layer, folders in LAYERS.items() for folder in folders.split())]
 PACKAGES = {"plywise": "plywise", **{f"plywise.{folder.replace('/', '.')}": folder for folder in FOLDERS}}

@@ -11,7 +11,7 @@ from plywise.compressors.statistics.statistics import CRITERIA, LayerStatistics,
 from plywise.env.calibration.calibration import ROWS, patches, row_counts, row_frequency
 from plywise.env.calibration.row_moments import RowMoments
 
-IMAGE, SIGNAL = (32, 12, 7, 7), (32, 12, 9)
+IMAGE, SIGNAL, VIDEO = (32, 12, 7, 7), (32, 12, 9), (16, 12, 4, 5, 5)
 
 KINDS = {
     "conv1d": (lambda: nn.Conv1d(12, 16, 3, padding=1), SIGNAL),
@@ -23,12 +23,14 @@ KINDS = {
     "conv2d-reflect": (lambda: nn.Conv2d(12, 16, 3, padding=1, padding_mode="reflect"), IMAGE),
     "pointwise": (lambda: nn.Conv2d(12, 24, 1), IMAGE),
     "pointwise-stride": (lambda: nn.Conv2d(12, 24, 1, stride=2, bias=False), IMAGE),
+    "conv3d": (lambda: nn.Conv3d(12, 16, 3, stride=(1, 2, 1), padding=1), VIDEO),
     "grouped": (lambda: nn.Conv2d(12, 16, 3, padding=1, groups=4), IMAGE),
     "depthwise": (lambda: nn.Conv2d(12, 12, 3, padding=1, groups=12), IMAGE),
     "transposed1d": (lambda: nn.ConvTranspose1d(12, 16, 4, stride=2, padding=1), SIGNAL),
     "transposed": (lambda: nn.ConvTranspose2d(12, 16, 3, stride=2, padding=1, output_padding=1, bias=False), IMAGE),
     "transposed-grouped": (lambda: nn.ConvTranspose2d(12, 8, (3, 2), padding=(0, 1), groups=4, dilation=2), IMAGE),
     "transposed-depthwise": (lambda: nn.ConvTranspose2d(12, 12, 2, stride=2, groups=12), IMAGE),
+    "transposed3d": (lambda: nn.ConvTranspose3d(12, 8, (1, 2, 3), stride=2, padding=(0, 0, 1)), VIDEO),
     "embedding": (lambda: nn.Embedding(40, 12), (64, 9)),
     "linear": (lambda: nn.Linear(12, 16), (64, 12)),
     "linear-tokens": (lambda: nn.Linear(12, 40, bias=False), (8, 9, 12)),

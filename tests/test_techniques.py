@@ -191,7 +191,7 @@ def check_packed_file(layer, module, inputs, path):
 
 @pytest.mark.parametrize("technique", USUAL, ids=str)
 def test_other_layers_are_refused_with_a_reason(technique):
-    for layer in (nn.Conv3d(4, 4, 3), nn.EmbeddingBag(4, 4), nn.LayerNorm(4), nn.ReLU()):
+    for layer in (nn.Bilinear(4, 4, 4), nn.EmbeddingBag(4, 4), nn.LayerNorm(4), nn.ReLU()):
         assert technique.unsupported(layer), layer
         with pytest.raises(UnsupportedLayerError, match=technique.name):
             Recipe((technique,)).compress(layer, LayerStatistics.white(nn.Linear(4, 4)))

@@ -1,5 +1,6 @@
 """Chains of linear leaves as the one kernel that they amount to."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,11 @@ from plywise.compressors.modules.rectifier import Rectifier
 from plywise.compressors.modules.static_quantized import StaticQuantized
 
 Extent = tuple[int, int]
-"""Height and width of a window; `(k, 1)` for a convolution over signals, `(1, 1)` for a linear layer."""
+"""Height and width of a window; `(k, 1)` for a convolution over signals, `(1, 1)` for a linear layer.
+
+Of three axes the last two are taken together, `(depth, height * width)`: a chain's kernels have the whole extent along
+both of them, or look at one place, in the middle where they are branches.
+"""
 
 
 class Chain(nn.Sequential):
@@ -25,11 +30,15 @@ class Chain(nn.Sequential):
     @property
     def weight(self) -> Tensor:
         """In the shape that torch gives the weight of the layer, made anew each time."""
-        first = next(leaf for leaf in self.modules() if isinstance(leaf, WEIGHTED))
+        leaves = [[leaf for leaf in part.modules() if isinstance(leaf, WEIGHTED)] for part in self]
+        shapes = [[weight_of(leaf).shape[2:] for leaf in part] for part in leaves if part]
+        first = next(leaf for part in leaves for leaf in part)
         if isinstance(first, nn.Embedding):
             return whole_table(self)
-        kernel, axes = composed([dense_kernel(part) for part in self]), weight_of(first).dim()
-        return native_weight(first, kernel.reshape(kernel.shape[:axes]).to(weight_of(first).dtype))
+        axes = range(len(shapes[0][0]))
+        extent = [1 + sum(max(shape[axis] for shape in part) - 1 for part in shapes) for axis in axes]
+        kernel = composed([dense_kernel(part) for part in self])
+        return native_weight(first, kernel.reshape(*kernel.shape[:2], *extent).to(weight_of(first).dtype))
 
     @property
     def bias(self) -> Tensor | None:
@@ -61,8 +70,13 @@ def dense_kernel(leaf: nn.Module) -> Tensor:
     if isinstance(leaf, ChannelOrder):
         return torch.eye(len(leaf.order))[list(leaf.order)][..., None, None]
     weight = weight_of(leaf).float()
-    kernel = weight.reshape(*weight.shape[:2], *weight.shape[2:], *(1,) * (4 - weight.dim()))
+    kernel = weight.reshape(*weight.shape[:2], *plane(weight.shape[2:]))
     return ungrouped(kernel, groups_of(leaf))
+
+
+def plane(kernel: Sequence[int]) -> Extent:
+    """Returns the extent of a kernel's axes, of which there are up to three."""
+    return (*kernel, 1)[0], math.prod(kernel[1:])
 
 
 def ungrouped(kernel: Tensor, groups: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.modules.layers import WEIGHTED, make_layer
+from plywise.compressors.modules.layers import CONVOLUTIONS, WEIGHTED, make_layer
 
 
 def outline_leaf(layer: nn.Module, shape: Sequence[int], bias: bool = False, **settings: Any) -> nn.Module:
@@ -56,7 +56,7 @@ def strided(layer: nn.Module, kernels: Sequence[Sequence[int]]) -> Iterator[dict
 
 def _settings(layer: nn.Module, own: list[bool]) -> dict[str, Any]:
     """Returns the settings of a convolution, neutral along the axes that are not its `own`."""
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    assert isinstance(layer, CONVOLUTIONS)
     settings: dict[str, Any] = {"padding_mode": layer.padding_mode}
     for name, neutral in (("stride", 1), ("dilation", 1), ("padding", 0)):
         value = getattr(layer, name)

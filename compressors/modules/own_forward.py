@@ -16,8 +16,8 @@ _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding",
 KERNELS: Mapping[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
     F.embedding: ("input", "weight"),
-    **dict.fromkeys((F.conv1d, F.conv2d), _CONVOLUTION),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d), _TRANSPOSED),
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _CONVOLUTION),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _TRANSPOSED),
 }
 """What plain layers call, with the names of the arguments in order."""
 

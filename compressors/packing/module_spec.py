@@ -22,8 +22,10 @@ _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats
 LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Conv1d": (nn.Conv1d, (*_CONVOLUTION, "padding_mode")),
     "Conv2d": (nn.Conv2d, (*_CONVOLUTION, "padding_mode")),
+    "Conv3d": (nn.Conv3d, (*_CONVOLUTION, "padding_mode")),
     "ConvTranspose1d": (nn.ConvTranspose1d, (*_CONVOLUTION, "output_padding")),
     "ConvTranspose2d": (nn.ConvTranspose2d, (*_CONVOLUTION, "output_padding")),
+    "ConvTranspose3d": (nn.ConvTranspose3d, (*_CONVOLUTION, "output_padding")),
     "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
     "GroupedLinear": (GroupedLinear, ("in_features", "out_features", "groups", "bias")),
     "ChannelOrder": (ChannelOrder, ("order", "axis")),

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.modules.composition import Chain
-from plywise.compressors.modules.layers import bias_of, groups_of, is_pointwise, weight_matrices, weight_of
+from plywise.compressors.modules.layers import (
+    CONVOLUTIONS,
+    bias_of,
+    groups_of,
+    is_pointwise,
+    weight_matrices,
+    weight_of,
+)
 from plywise.compressors.modules.outline import filled, outline_leaf, strided
 from plywise.compressors.recipes.hyperparameter import choice
 from plywise.compressors.recipes.technique import Stage, Technique
@@ -39,7 +46,7 @@ class DepthwiseSeparable(Technique):
 
     def unsupported(self, layer: nn.Module) -> str | None:
         """Refuses kernels of one weight, grouped convolutions, and filters that save nothing."""
-        if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        if not isinstance(layer, CONVOLUTIONS):
             return f"{type(layer).__name__} has no kernel to separate"
         if is_pointwise(layer):
             return "a 1x1 kernel is the pointwise part already"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.modules.branches import Branches
 from plywise.compressors.modules.channel_order import ChannelOrder, inverted
-from plywise.compressors.modules.composition import Chain, composed, side_by_side
+from plywise.compressors.modules.composition import Chain, composed, plane, side_by_side
 from plywise.compressors.modules.layers import (
     CONVOLUTIONS,
     bias_of,
@@ -94,7 +94,7 @@ class Fire(Technique):
         # In units of the largest weight, so that tiny and huge weights do not leave float32; the branches take it.
         unit = matrix.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
         target = matrix / unit
-        whole = target.view(outputs, inputs, *(*kernel, 1)[:2])
+        whole = target.view(outputs, inputs, *plane(kernel))
         order, start = _start(whole, covariance, self.squeezed(layer))
         kernels = fitted(start, target[order], covariance, _composed)
         approximation = _composed([part.double() for part in kernels]).flatten(1)

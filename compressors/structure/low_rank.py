@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.modules.composition import Chain, composed
+from plywise.compressors.modules.composition import Chain, composed, plane
 from plywise.compressors.modules.layers import (
     CONVOLUTIONS,
     bias_of,
@@ -64,7 +64,7 @@ class LowRank(Technique):
     sides: str = choice(
         "spatial",
         grid=("spatial", "input", "output", "both", "cp"),
-        help="how a kernel is split: k x 1 and 1 x k, by 1x1, or by 1x1 and filters",
+        help="how a kernel is split: k x 1 and 1 x k (of three axes the first apart), by 1x1, or by 1x1 and filters",
     )
 
     def unsupported(self, layer: nn.Module) -> str | None:
@@ -116,7 +116,7 @@ class LowRank(Technique):
         if split == "output":
             return rank * (inputs * positions + outputs)
         if split == "spatial":
-            return rank * (inputs * kernel[0] * _stride(layer)[1] + outputs * kernel[1])
+            return rank * (inputs * kernel[0] * math.prod(_stride(layer)[1:]) + outputs * math.prod(kernel[1:]))
         if split == "cp":
             return rank * (inputs * density + outputs + positions)
         return inputs * rank * density + rank * last * positions + last * outputs
@@ -131,7 +131,7 @@ class LowRank(Technique):
             split, (ones, kernel, ones)
         )
         if split == "spatial":
-            kernels = ([kernel[0], 1], [1, kernel[1]])
+            kernels = ([kernel[0], *ones[1:]], [1, *kernel[1:]])
         channels = [inputs, *self.ranks(layer), outputs]
         chain = Chain().train(layer.training)
         for place, settings in enumerate(strided(layer, kernels)):
@@ -146,7 +146,7 @@ class LowRank(Technique):
         kernel = weight_of(layer).shape[2:]
         if math.prod(kernel) == 1:
             return "pointwise"
-        return "input" if self.sides == "spatial" and sum(size > 1 for size in kernel) < 2 else self.sides
+        return "input" if self.sides == "spatial" and min(plane(kernel)) < 2 else self.sides
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
         """Returns an `nn.Sequential` of two or three thinner layers."""
@@ -161,10 +161,9 @@ class LowRank(Technique):
         if split == "pointwise":
             kernels = _factors(target, covariance, *ranks)
         else:
-            height, width = (*kernel, 1)[:2]
             starts: dict[str, Callable[..., list[Tensor]]]
             starts = {"input": input_start, "output": _output, "spatial": _spatial, "both": _both, "cp": _polyadic}
-            whole = target.view(outputs, inputs, height, width)
+            whole = target.view(outputs, inputs, *plane(kernel))
             kernels = fitted(starts[split](whole, covariance, *ranks), target, covariance, compose)
         shift = (target - compose([part.double() for part in kernels]).flatten(1)) @ statistics.mean[0].double() * unit
         kept = bias_of(layer)

@@ -240,12 +240,12 @@ def _taken(layer: nn.Module, windows: Tensor, places: Tensor) -> Tensor:
     return rows.reshape(len(rows), groups_of(layer), -1)
 
 
-def _padded(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
+def _padded(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> Tensor:
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     return F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
 
 
-def _stuffed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, inputs: Tensor) -> Tensor:
+def _stuffed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, inputs: Tensor) -> Tensor:
     """Returns the inputs over which an ordinary convolution of the flipped kernel does what the transposed one does."""
     sizes = [(size - 1) * step + 1 for size, step in zip(inputs.shape[2:], layer.stride, strict=True)]
     stuffed = inputs.new_zeros((*inputs.shape[:2], *sizes))

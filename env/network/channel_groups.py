@@ -14,7 +14,7 @@ from plywise.compressors.statistics.channels import keep_inputs, keep_outputs
 from plywise.compressors.statistics.statistics import LayerStatistics
 from plywise.env.network.gradients import gradients
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)

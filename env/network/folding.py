@@ -10,7 +10,7 @@ from plywise.compressors.modules.assembly import assemble
 from plywise.compressors.modules.layers import CONVOLUTIONS, TRANSPOSED
 from plywise.env.network.trace import Call
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_batch_norms(model: nn.Module, calls: Sequence[Call]) -> nn.Module:

@@ -28,8 +28,8 @@ class Operation:
     """One runnable leaf at batch 1. Hashable; `dataclasses.asdict` of it is plain JSON.
 
     Attributes:
-        kind: `conv1d`, `conv2d`, `transposed1d`, `transposed2d`, `linear` or `embedding`; or a gather of `channels`
-            (axis 1) or of `features` (the last axis), or a `relu`, which have no weights.
+        kind: `conv` or `transposed` and `1d`, `2d` or `3d`; `linear` or `embedding`; or a gather of `channels` (axis 1)
+            or of `features` (the last axis), or a `relu`, which have no weights.
         in_channels, out_channels: channels, or features of a linear layer; width and rows of an embedding's table.
         input_shape: what it sees without the batch: `(c, ...)`; for a linear layer `(..., features)`; for an embedding
             the shape of the indices.
@@ -195,7 +195,9 @@ def _leaf(module: nn.Module, shape: Shape, integer: bool) -> Operation:
     )
 
 
-def _pads(module: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d) -> Shape:
+def _pads(
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
+) -> Shape:
     if module.padding == "valid":
         return (0,) * (2 * len(module.kernel_size))
     if module.padding == "same":

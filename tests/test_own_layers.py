@@ -68,17 +68,29 @@ class Conv1D(nn.Module):
         return rows.view(*inputs.shape[:-1], self.nf)
 
 
+class Frozen(nn.Module):
+    """A norm of the user's own, whose numbers are buffers."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, channels).view(-1, 1, 1))
+
+    def forward(self, inputs):
+        return inputs * self.scale
+
+
 class Own(nn.Module):
     def __init__(self):
         super().__init__()
         self.same = SameConv(3, 16, 3)
         self.normed = NormedConv(16, 16, 3, padding=1, bias=False, norm=nn.BatchNorm2d(16), activation=F.relu)
+        self.frozen = NormedConv(16, 16, 1, norm=Frozen(16))
         self.bare = NormedConv(16, 24, 1)
         self.mixed = Conv1D(16, 24)
         self.head = nn.Linear(16, 5)
 
     def forward(self, inputs):
-        out = F.relu(self.bare(self.normed(F.relu(self.same(inputs)))))
+        out = F.relu(self.bare(self.frozen(self.normed(F.relu(self.same(inputs))))))
         return self.head(F.relu(self.mixed(out.mean((2, 3)))))
 
 
@@ -101,7 +113,14 @@ def bank():
 
 def test_plain_layers_inside_of_a_users_own_are_layers(bank):
     network = bank.network
-    assert [layer.name for layer in network.layers] == ["same.layer", "normed.layer", "bare", "mixed", "head"]
+    assert [layer.name for layer in network.layers] == [
+        "same.layer",
+        "normed.layer",
+        "frozen.layer",
+        "bare",
+        "mixed",
+        "head",
+    ]
     assert not network.skipped
     assert type(network.modules["normed.norm"]) is nn.Identity  # merged into the layer that it follows
     with torch.no_grad():
@@ -132,7 +151,7 @@ def test_statistics_are_those_of_what_the_inner_layer_sees(bank):
 def test_layers_of_a_users_own_are_compressed_packed_and_exported(recipe, bank, tmp_path):
     network = bank.network
     plan, refused = Scheme.of({"*": recipe}).on(network)
-    assert set(refused) <= {"head"}
+    assert set(refused) <= {"frozen.layer", "head"}
     model = bank.stitch(plan).model
     with torch.no_grad():
         expected = model(images())

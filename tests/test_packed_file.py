@@ -471,6 +471,7 @@ def conv(**settings):
         ["Upsample", {"scale_factor": 2}],
         ["Sequential", {"forward": conv()}],
         ["Sequential", {"weight": conv()}],
+        ["OwnForward", {"layer": conv()}],
         ["Sequential", {"a.b": conv()}],
         ["Sequential", {str(i): [None, {}] for i in range(2000)}],
         [None, {"eps": 1}],

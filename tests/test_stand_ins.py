@@ -50,15 +50,18 @@ def bank():
 
 
 PLANS = {
-    "cut": ("uniform_quantization(bits=4)", dict.fromkeys(("patch", "mix"), "filter_pruning(ratio=0.5)")),
-    "integers": ("uniform_quantization(bits=6) + activation_quantization", {"up": "codebook(bits=3)"}),
+    "cut": (
+        "filter_pruning(ratio=0.5) + uniform_quantization(bits=4) + activation_quantization",
+        {"fc": "uniform_quantization(bits=6) + activation_quantization", "up": "codebook(bits=3)", "head": "identity"},
+    ),
     "chains": (
         "low_rank(ratio=0.5)",
-        {"up": "identity", "patch": "low_rank(ratio=0.4, sides=output)", "fc": "block_diagonal", "head": "identity"},
-    ),
-    "rounded chains": (
-        "low_rank(ratio=0.5) + uniform_quantization(bits=6) + activation_quantization",
-        {"up": "identity", "mix": "fire(ratio=0.6) + uniform_quantization", "head": "identity"},
+        {
+            "mix": "fire(ratio=0.6) + uniform_quantization(bits=6) + activation_quantization",
+            "fc": "block_diagonal",
+            "up": "identity",
+            "head": "identity",
+        },
     ),
 }
 

@@ -19,6 +19,17 @@ WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.Embedding)
 """Layer types that techniques compress."""
 
 
+def mark_recurrent(layer: nn.Linear) -> nn.Linear:
+    """Marks a layer, and returns it, as one whose weights a kernel for recurrences takes, which never calls it."""
+    layer.__dict__["recurrent"] = True
+    return layer
+
+
+def is_recurrent(layer: nn.Module) -> bool:
+    """Returns whether a layer has been marked by `mark_recurrent`."""
+    return "recurrent" in layer.__dict__
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """Returns the weight of a layer, `(out, in / groups, *kernel)`, `(out, in)` or `(rows, width)`, detached."""
     weight = layer.weight

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plywise.compressors.modules.assembly import assemble
+from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence, refusal_of_recurrence
 
 
 class ProjectedAttention(nn.Module):
@@ -72,26 +73,34 @@ class ProjectedAttention(nn.Module):
         return outputs, weights.mean(-3) if average_attn_weights else weights
 
 
-def refusal(attention: nn.MultiheadAttention) -> str | None:
-    """Returns why an attention cannot be taken apart, or None where it can."""
-    if type(attention) is not nn.MultiheadAttention:
-        return f"{type(attention).__name__} is a layer of the user's own, which may compute something else"
-    if attention.bias_k is not None or attention.add_zero_attn:
+def refusal(module: nn.Module) -> str | None:
+    """Returns why an attention or a recurrence of torch's stays whole; None where it does not, and of other modules."""
+    if isinstance(module, nn.RNNBase):
+        return refusal_of_recurrence(module)
+    if not isinstance(module, nn.MultiheadAttention):
+        return None
+    if type(module) is not nn.MultiheadAttention:
+        return f"{type(module).__name__} is a layer of the user's own, which may compute something else"
+    if module.bias_k is not None or module.add_zero_attn:
         return "attention with add_bias_kv or add_zero_attn cannot be taken apart into linear layers"
     return None
 
 
 def with_projections(model: nn.Module) -> nn.Module:
-    """Returns a network of the same function whose attention has linear layers; `model` itself where nothing changes.
+    """Returns a network of the same function whose attention and recurrences hold linear layers.
 
     Args:
-        model: left untouched; whatever else it holds is shared with the result.
+        model: left untouched; whatever else it holds is shared with the result. Returned itself where nothing changes.
     """
-    replacements = {
-        name: ProjectedAttention(module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention) and refusal(module) is None
+    kinds: dict[type[nn.Module], type[nn.Module]]
+    kinds = {nn.MultiheadAttention: ProjectedAttention, nn.LSTM: ProjectedRecurrence, nn.GRU: ProjectedRecurrence}
+    found = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if type(module) in kinds and refusal(module) is None
     }
+    made = {module: kinds[type(module)](module) for module in found.values()}  # one that has two names stays one
+    replacements: dict[str, nn.Module] = {name: made[module] for name, module in found.items()}
     if not replacements:
         return model
     if "" in replacements:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError, unknown_name
+from plywise.compressors.modules.layers import is_recurrent
 from plywise.compressors.recipes.hyperparameter import check_value
 from plywise.compressors.recipes.notation import IDENTITY, parse_recipe
 from plywise.compressors.recipes.registry import register, registered
@@ -179,7 +180,7 @@ class Recipe:
     def unsupported(self, layer: nn.Module) -> str | None:
         """Returns why this recipe cannot be used on `layer`, or None where it can."""
         for technique in self.techniques:
-            reason = technique.unsupported(layer)
+            reason = technique.unsupported(layer) or _unsupported_in_recurrence(technique, layer)
             if reason is not None:
                 return f"{technique.name}: {reason}"
         weights, sparsity = self.at(Stage.WEIGHTS), self.at(Stage.SPARSITY)
@@ -211,6 +212,19 @@ class Recipe:
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.techniques)) or IDENTITY
+
+
+def _unsupported_in_recurrence(technique: Technique, layer: nn.Module) -> str | None:
+    """Returns why a matrix of a recurrence cannot take a technique that its kind of layer can, or None."""
+    if not is_recurrent(layer):
+        return None
+    if technique.stage is Stage.ACTIVATIONS:
+        return "the runtime's kernels for recurrences compute on floats"
+    if technique.stage is Stage.STRUCTURE:
+        parts = [part for part in technique.outline(layer).modules() if not isinstance(part, nn.Sequential)]
+        if any(type(part) is not nn.Linear for part in parts):
+            return "a recurrence takes one matrix, or a product of matrices"
+    return None
 
 
 def techniques() -> Mapping[str, type[Technique]]:

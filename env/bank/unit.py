@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence
 from plywise.env.network.network import Network
 
 MOST = 4
@@ -40,6 +41,8 @@ def find_units(network: Network) -> tuple[Unit, ...]:
     found: list[Unit] = []
 
     def descend(module: nn.Module, path: str) -> None:
+        if isinstance(module, ProjectedRecurrence):
+            return  # it asks its layers for their weights
         for name, child in module.named_children():
             inner = f"{path}{name}"
             inside = sum(layer.name == inner or layer.name.startswith(f"{inner}.") for layer in network.layers)

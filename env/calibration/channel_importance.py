@@ -125,7 +125,7 @@ def _gate_gradients(network: Network, inputs: Tensor, labels: Tensor) -> dict[st
 
     with gradients(network.model), layer_outputs(network, keep):
         loss = F.cross_entropy(network.model(inputs), labels, reduction="sum")
-        found_gradients = torch.autograd.grad(loss, list(kept.values()))
+        found_gradients = torch.autograd.grad(loss, list(kept.values()), materialize_grads=True)
     found = {}
     for (name, outputs), gradient in zip(kept.items(), found_gradients, strict=True):
         product = (outputs * gradient).detach()

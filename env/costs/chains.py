@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from plywise.compressors.modules.layers import WEIGHTED, weight_of
+from plywise.compressors.modules.layers import WEIGHTED, is_recurrent, weight_of
 from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.statistics.channels import rebuilt
 from plywise.env.costs.latency import Chain
@@ -28,7 +28,7 @@ def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: 
     operation = replace(operation, integer=integer, bias=adds)
     operation = operation.resized(in_channels=inputs, out_channels=None if operation.depthwise else outputs)
     structure = recipe.at(Stage.STRUCTURE)
-    if structure is None:
+    if structure is None or is_recurrent(layer):
         return (operation,)
     weight = torch.empty(outputs, inputs // operation.groups, *weight_of(layer).shape[2:], device="meta")
     bias = None if isinstance(layer, nn.Embedding) else torch.empty(outputs, device="meta")
@@ -42,5 +42,7 @@ def realised_chain(module: nn.Module, layer: Layer) -> Chain:
     if isinstance(first, nn.Embedding):
         return operations(module, layer.input_shape)
     if isinstance(first, nn.Linear):
-        return operations(module, (*layer.input_shape[:-1], first.in_features))
+        chain = operations(module, (*layer.input_shape[:-1], first.in_features))
+        whole = replace(chain[0], out_channels=chain[-1].out_channels, bias=True)
+        return (whole,) if layer.recurrent else chain
     return operations(module, (first.in_channels, *layer.input_shape[1:]))

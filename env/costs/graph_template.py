@@ -6,16 +6,19 @@ from types import MappingProxyType
 
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
-from torch.onnx.ops import symbolic
+from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from plywise.compressors.modules.assembly import AroundLayer, assemble
+from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence, State
 from plywise.env.costs.latency import Chain
 from plywise.env.network.network import Layer, Network
+from plywise.env.network.recurrent_groups import StandIn
 from plywise.env.runtime.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats, strip_notes
 from plywise.env.runtime.onnx_export import exported
-from plywise.env.runtime.operation_graph import chain_nodes
+from plywise.env.runtime.operation_graph import chain_nodes, recurrence_nodes
 
 DOMAIN = "plywise.template"
 """Domain of the nodes that stand in the gaps."""
@@ -42,9 +45,15 @@ class GraphTemplate:
             ModelError: where the network cannot be traced.
         """
         self.layers = network.layers
-        gaps = {
-            layer.name: _Gap(place, layer, network.modules[layer.name]) for place, layer in enumerate(network.layers)
-        }
+        self._recurrences: dict[str, ProjectedRecurrence] = {}
+        gaps: dict[str, nn.Module] = {}
+        for place, layer in enumerate(network.layers):
+            owner = layer.name.rpartition(".")[0]
+            whole = network.modules[owner]
+            if not isinstance(whole, ProjectedRecurrence):
+                gaps[layer.name] = _Gap(place, layer, network.modules[layer.name])
+            elif owner not in gaps:
+                gaps[owner], self._recurrences[owner] = _RecurrentGap(place, whole), whole
         self._proto = exported(assemble(network.model, gaps), network.example, batch)
         strip_notes(self._proto)
         widths = {count for group in network.groups for count in (group.channels, group.channels * group.unit)}
@@ -70,6 +79,11 @@ class GraphTemplate:
                 proto.graph.node.append(node)
                 continue
             layer, (value,) = self._layer(node), node.input
+            if node.op_type == "Recurrence":
+                nodes, constants = self._recurrence(layer.name.rpartition(".")[0], chains, node)
+                proto.graph.node.extend(nodes)
+                proto.graph.initializer.extend(constants)
+                continue
             behind = layer.relu is not None
             nodes, constants, result = chain_nodes(chains[layer.name], value, f"{layer.name}/", value in relus, behind)
             proto.graph.node.extend([*nodes, onnx.helper.make_node("Identity", [result], [node.output[0]])])
@@ -84,14 +98,28 @@ class GraphTemplate:
         place: int = node.attribute[0].i
         return self.layers[place]
 
+    def _recurrence(
+        self, name: str, chains: Mapping[str, Chain], node: onnx.NodeProto
+    ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        recurrence = self._recurrences[name]
+        layers = [
+            [(chains[f"{name}.input_{place}"][0], chains[f"{name}.hidden_{place}"][0]) for place in places]
+            for places in recurrence.layers
+        ]
+        return recurrence_nodes(recurrence.mode, layers, node.input[0], f"{name}/", node.output)
+
     def _nearest(self) -> dict[str, str | None]:
         places: dict[str, int] = {}  # of the last gap that reaches a value
         found: dict[str, str | None] = {}
         for node in self._proto.graph.node:
             last = max((places.get(name, -1) for name in node.input), default=-1)
             if node.domain == DOMAIN:
-                found[self._layer(node).name] = self.layers[last].name if last >= 0 else None
+                first = self._layer(node)
+                found[first.name] = self.layers[last].name if last >= 0 else None
                 last = node.attribute[0].i
+                if node.op_type == "Recurrence":  # what is inside computes on floats alike
+                    inside = f"{first.name.rpartition('.')[0]}."
+                    found |= {each.name: first.name for each in self.layers[last + 1 :] if each.name.startswith(inside)}
             places.update(dict.fromkeys(node.output, last))
         return found
 
@@ -107,8 +135,26 @@ class _Gap(AroundLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         shape = (inputs.shape[0], *self.shape)
-        result: Tensor = symbolic(f"{DOMAIN}::Gap", (inputs,), {"place": self.place}, dtype=inputs.dtype, shape=shape)
+        result: Tensor = symbolic(f"{DOMAIN}::Gap", (inputs,), {"place": self.place}, dtype=torch.float32, shape=shape)
         return result
+
+
+class _RecurrentGap(StandIn):
+    """Exports as one node that knows the place of the first layer of a recurrence, which begins with zeros there."""
+
+    def __init__(self, place: int, recurrence: ProjectedRecurrence) -> None:
+        super().__init__(recurrence)
+        self.place = place
+
+    def run(self, sequence: Tensor, sizes: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        """Returns results of the shapes that a recurrence gives."""
+        count, steps = sequence.shape[:2]
+        ends = (len(self.places), count, self.units)
+        shapes = [(steps, count, len(self.sources) * self.units), ends, ends][: 3 if self.mode == "LSTM" else 2]
+        name, dtypes = f"{DOMAIN}::Recurrence", [torch.float32] * len(shapes)
+        read = sequence.transpose(0, 1)
+        outputs, *states = symbolic_multi_out(name, (read,), {"place": self.place}, dtypes=dtypes, shapes=shapes)
+        return outputs.transpose(0, 1), tuple(states)
 
 
 def _free_widths(model: onnx.ModelProto, widths: Collection[int], batch: int) -> None:

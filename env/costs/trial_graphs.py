@@ -43,7 +43,7 @@ def shapes_of(network: Network, plan: Plan) -> Shapes:
     chains = {}
     for name, (operation,) in network.operations.items():
         module = network.modules[name]
-        left_out = len(outputs[name]) if name in outputs else out_channels(module)
+        left_out = len(outputs[name]) if name in outputs else weight_of(module).shape[0]
         if is_depthwise(module):
             left_in = left_out * groups_of(module) // out_channels(module)
         else:

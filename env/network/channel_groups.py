@@ -13,6 +13,7 @@ from plywise.compressors.modules.layers import WEIGHTED, groups_of, is_depthwise
 from plywise.compressors.statistics.channels import keep_inputs, keep_outputs
 from plywise.compressors.statistics.statistics import LayerStatistics
 from plywise.env.network.gradients import gradients
+from plywise.env.network.recurrent_groups import StandIn, stand_ins
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -67,15 +68,18 @@ def find_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tupl
     reasons: dict[str, str] = {}
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
-    heads = _head_groups(modules, order)
+    heads, recurrences = _head_groups(modules, order), stand_ins(modules)
+    names |= {id(source): name for name, stand_in in recurrences.items() for source in stand_in.sources}
     with torch.no_grad():
         outputs = model(example)
     try:
-        graph = _dependency_graph(model, example)
+        graph = _dependency_graph(assemble(model, recurrences) if recurrences else model, example)
     except Exception as error:  # whatever third-party tracing raises, the layers stay usable without pruning
         return [], dict.fromkeys(order, f"the dependency graph cannot be traced ({type(error).__name__}: {error})")
     for name in order:
-        layer = modules[name]
+        layer, owner = modules[name], name.rpartition(".")[0]
+        if owner in recurrences and name not in seen:
+            layer = recurrences[owner].sources[0]
         if name in seen or is_depthwise(layer):
             continue
         if groups_of(layer) > 1:
@@ -88,7 +92,7 @@ def find_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tupl
             reasons[name] = "not found in the dependency graph"
             continue
         try:
-            group, reason = heads.get(name) or _group(graph, name, layer, names, order)
+            group, reason = heads.get(name) or _group(graph, name, layer, names, order, recurrences)
             reason = reason or _disproof(model, example, outputs, group)
         except Exception as error:  # torch-pruning's graph code raises anything on what it does not know
             group, reason = None, f"the dependency graph fails here ({type(error).__name__}: {error})"
@@ -163,14 +167,24 @@ def _dependency_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
 
 
 def _group(
-    graph: tp.DependencyGraph, name: str, layer: nn.Module, names: Mapping[int, str], order: Sequence[str]
+    graph: tp.DependencyGraph,
+    name: str,
+    layer: nn.Module,
+    names: Mapping[int, str],
+    order: Sequence[str],
+    recurrences: Mapping[str, StandIn],
 ) -> tuple[ChannelGroup | None, str | None]:
-    pruner = graph.get_pruner_of_module(layer)
-    found = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(out_channels(layer))))
+    own = recurrences.get(names[id(layer)])
+    prune, every = graph.get_pruner_of_module(layer).prune_out_channels, list(range(out_channels(layer)))
+    found = [
+        item
+        for source in ([layer] if own is None else own.sources)
+        for item in graph.get_pruning_group(source, prune, every).items
+    ]
     producers: list[Side] = []
     consumers: list[Side] = []
     reason = None
-    for item in found.items:
+    for item in found:
         module = item.dep.target.module
         if not isinstance(module, nn.Module) or isinstance(module, tp.ops.DummyMHA):
             reason = reason or "shares channels with a bare parameter"
@@ -182,7 +196,11 @@ def _group(
         makes = graph.is_out_channel_pruning_fn(item.dep.handler)
         if is_depthwise(module) and out_channels(module) != groups_of(module):
             reason = reason or f"shares channels with {target}, a depthwise convolution that multiplies channels"
-        if isinstance(module, NORMS) or is_depthwise(module):
+        if target in recurrences and not makes:
+            consumers.extend(Side(*each) for each in recurrences[target].readers(target, local, root))
+        elif own is not None and module in own.sources:
+            continue  # its layers follow below
+        elif isinstance(module, NORMS) or is_depthwise(module):
             producers.append(Side(target, local, root))
         elif (
             isinstance(module, WEIGHTED)
@@ -195,8 +213,23 @@ def _group(
             reason = reason or f"shares channels with {target} ({type(module).__name__})"
     if not consumers:
         reason = reason or "its channels are the network's outputs"
+    if own is not None:
+        makers, inside = own.units_of(names[id(layer)])
+        left_out = [leaf for leaf, *_ in makers if leaf not in order]
+        reason = f"shares its hidden units with {left_out[0]}, which stays as it is" if left_out else reason
+        producers = [*(Side(*each) for each in makers), *producers]
+        consumers = _merged([*(Side(*each) for each in inside), *consumers])
     # Layers are visited as they run, so the root is the first producer; only depthwise followers could not be roots.
-    return ChannelGroup(name, out_channels(layer), tuple(producers), tuple(consumers)), reason
+    channels, unit = (out_channels(layer), 1) if own is None else (own.units, own.gates)
+    return ChannelGroup(name, channels, tuple(producers), tuple(consumers), unit), reason
+
+
+def _merged(sides: Sequence[Side]) -> list[Side]:
+    """Returns one side for each module, with every channel once."""
+    roots: dict[str, dict[int, int]] = {}
+    for side in sides:
+        roots.setdefault(side.module, {}).update(zip(side.local.tolist(), side.root.tolist(), strict=True))
+    return [Side(name, torch.tensor(list(each)), torch.tensor(list(each.values()))) for name, each in roots.items()]
 
 
 def _head_groups(modules: Mapping[str, nn.Module], order: Sequence[str]) -> dict[str, tuple[ChannelGroup, str | None]]:

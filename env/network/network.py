@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.modules.layers import WEIGHTED
+from plywise.compressors.modules.layers import WEIGHTED, is_recurrent
 from plywise.compressors.modules.own_forward import is_own
 from plywise.compressors.modules.plain_layers import with_plain_layers
 from plywise.compressors.modules.projected_attention import refusal, with_projections
@@ -35,6 +35,7 @@ class Layer:
         leads: whether it decides for that group.
         reads: indices of the groups that its input channels come from.
         uncut: why its output channels cannot be cut, None where they can.
+        recurrent: whether it is a matrix of a recurrence, whose kernel takes it as one whatever it is stored as.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Layer:
     leads: bool
     reads: tuple[int, ...]
     uncut: str | None
+    recurrent: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +116,7 @@ class Network:
                 call.name in {group.leader for group in groups},
                 tuple(i for i, group in enumerate(groups) if any(s.module == call.name for s in group.consumers)),
                 uncut.get(call.name),
+                is_recurrent(folded.get_submodule(call.name)),
             )
             for call in usable
         )
@@ -186,10 +189,10 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
     skipped: dict[str, str] = {}
     by_name = {call.name: call for call in calls}
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            skipped[name] = refusal(module) or ""
-        if any(name.startswith(f"{attention}.") for attention in skipped):
-            continue  # its output projection, which it uses without calling it
+        if (reason := refusal(module)) is not None:
+            skipped[name] = reason
+        if any(name == whole or name.startswith(f"{whole}.") for whole in skipped):
+            continue  # of an attention the output projection, which it uses without calling it
         if is_parametrized(module):
             skipped[name] = (
                 "its weights are parametrized; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') "

@@ -10,7 +10,7 @@ from torch import nn
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
 from plywise.compressors.modules.branches import Branches
 from plywise.compressors.modules.channel_order import ChannelOrder
-from plywise.compressors.modules.layers import CONVOLUTIONS, TRANSPOSED, WEIGHTED, groups_of
+from plywise.compressors.modules.layers import CONVOLUTIONS, TRANSPOSED, WEIGHTED, groups_of, is_recurrent
 from plywise.compressors.modules.rectifier import Rectifier
 from plywise.compressors.modules.static_quantized import StaticQuantized
 
@@ -170,7 +170,7 @@ def _leaf(module: nn.Module, shape: Shape, integer: bool) -> Operation:
             module.out_features,
             shape,
             groups=groups_of(module),
-            bias=module.bias is not None,
+            bias=module.bias is not None or is_recurrent(module),  # kernels for recurrences add one in any case
             integer=integer,
         )
     if isinstance(module, nn.Embedding):

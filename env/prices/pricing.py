@@ -28,7 +28,7 @@ from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.statistics.channels import kept_count
 from plywise.compressors.structure.filter_pruning import FilterPruning
 from plywise.env.bank.bank import Bank
-from plywise.env.costs.chains import chain_of
+from plywise.env.costs.chains import chain_of, realised_chain
 from plywise.env.costs.energy import energy_mj
 from plywise.env.costs.latency import Chain
 from plywise.env.costs.network_latency import NetworkLatency
@@ -66,11 +66,10 @@ class Sizes:
     total: float
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Sizes":
-        """Splits the real packed bytes of a module."""
+    def of(cls, module: nn.Module, chain: Chain) -> "Sizes":
+        """Splits the real packed bytes of a module, which the runtime executes as a chain."""
         leaves = [leaf for leaf in module.modules() if isinstance(leaf, WEIGHTED)]
-        outputs = sum(weight_of(leaf).shape[0] for leaf in leaves)
-        weights = sum(weight_of(leaf).numel() for leaf in leaves)
+        weights, outputs = _counts(chain)
         per_output = sum(map(_bytes_besides_weights, leaves)) / outputs
         size = packed_size(module)
         fixed = min(32.0, max(0.0, size - per_output * outputs))
@@ -78,9 +77,14 @@ class Sizes:
 
     def bytes_of(self, chain: Chain) -> float:
         """Returns the bytes of the same recipe on a chain of other channel counts."""
-        weights = sum(int(np.prod(operation.weight_shape)) for operation in chain)
-        outputs = sum(operation.weight_shape[0] for operation in chain)
+        weights, outputs = _counts(chain)
         return STORAGE_MARGIN * (self.fixed + self.per_output * outputs + self.per_weight * weights)
+
+
+def _counts(chain: Chain) -> tuple[int, int]:
+    """Returns how many weights and rows of them a chain has."""
+    shapes = [operation.weight_shape for operation in chain]
+    return sum(map(math.prod, shapes)), sum(shape[0] for shape in shapes)
 
 
 def _bytes_besides_weights(leaf: nn.Module) -> int:
@@ -310,7 +314,7 @@ class Pricer:
             pruned = isinstance(cut, FilterPruning) and layer.group is not None
             state = ((layer.group, cut),) if pruned else ()
             module = self.bank.entry(layer.name, base, state)  # type: ignore[arg-type]
-            self._sizes[layer.name, base] = Sizes.of(module)
+            self._sizes[layer.name, base] = Sizes.of(module, realised_chain(module, layer))
         size = self._sizes[layer.name, base]
         extra = 0 if base == recipe else RANGES_BYTES
         return replace(size, fixed=size.fixed + extra, total=size.total + extra)

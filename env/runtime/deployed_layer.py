@@ -16,7 +16,9 @@ from plywise.compressors.modules.assembly import AroundLayer, answer_as
 from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.integer_layer import IntegerLayer
 from plywise.compressors.modules.layers import native_weight, weight_of
+from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
+from plywise.env.runtime.deployed_recurrence import DeployedRecurrence
 
 DOMAIN = "plywise"
 """Domain of the place-holders for stored weights, which `decoding` replaces by plain ONNX."""
@@ -40,9 +42,14 @@ def _deployed(module: nn.Module) -> nn.Module:
         return _DeployedChain(module)
     for name, child in module._modules.items():
         if child is not None:
-            module._modules[name] = new = _deployed(child)
+            # A recurrence multiplies out the matrices of a chain itself.
+            if type(module) is ProjectedRecurrence and isinstance(child, Chain):
+                new: nn.Module = nn.Sequential(*map(_deployed, child))
+            else:
+                new = _deployed(child)
+            module._modules[name] = new
             answer_as(new, child)
-    return module
+    return DeployedRecurrence(module) if type(module) is ProjectedRecurrence else module
 
 
 class _StoredLayer(AroundLayer):

@@ -1,5 +1,6 @@
 """A chain of operations as one ONNX graph with random weights, written as the export writes a layer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ OPSET = 21
 """The first operator set that can hold 4-bit tensors."""
 
 IR_VERSION = 10
+
+
+Directions = Sequence[tuple[Operation, Operation]]
+"""Of each direction of a layer of a recurrence what it does to the inputs and to the hidden states."""
 
 
 class _Builder:
@@ -129,6 +134,25 @@ class _Builder:
         product = self.node("MatMul", value, self.node("Transpose", weight, perm=[1, 0]))
         return self.node("Add", product, *bias) if bias else product
 
+    def recurrence(self, value: str, mode: str, layers: Sequence[Directions]) -> tuple[str, list[list[str]]]:
+        """Adds a recurrence over `(t, n, features)`; returns its outputs and the last states of each layer."""
+        ends = []
+        for directions in layers:
+            hidden, count = directions[0][1].in_channels, len(directions)
+            rows = directions[0][1].out_channels
+            matrices = [self.floats(count, rows, operation.in_channels) for operation in directions[0]]
+            names = [f"{self.prefix}n{len(self.nodes)}_{place}" for place in range(3 if mode == "LSTM" else 2)]
+            settings: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional" if count > 1 else "forward"}
+            if mode == "GRU":
+                settings["linear_before_reset"] = 1
+            inputs = [value, *matrices, self.floats(count, 2 * rows)]
+            self.nodes.append(helper.make_node(mode, inputs, names, name=names[0], **settings))
+            ends.append(names[1:])
+            # (t, directions, n, hidden) to (t, n, directions * hidden)
+            turned = self.node("Transpose", names[0], perm=[0, 2, 1, 3])
+            value = self.node("Reshape", turned, self.constant(np.array([0, 0, -1])))
+        return value, ends
+
     def grouped(self, operation: Operation, value: str, weight: str, *bias: str) -> str:
         groups, outputs, inputs = operation.groups, *operation.weight_shape
         blocks = self.node("Reshape", weight, self.constant(np.array([groups, outputs // groups, inputs])))
@@ -153,6 +177,27 @@ def chain_nodes(
     builder = _Builder(prefix)
     result = builder.chain(chain, value, relu_before, relu_behind)
     return builder.nodes, builder.constants, result
+
+
+def recurrence_nodes(
+    mode: str, layers: Sequence[Directions], value: str, prefix: str, results: Sequence[str]
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Returns nodes and constants that run a recurrence without initial states.
+
+    Args:
+        mode: `LSTM` or `GRU`.
+        layers: of each layer and direction the operations on the inputs and on the hidden states.
+        value: name of what it reads, `(t, n, features)`.
+        prefix: of all new names.
+        results: names for the outputs `(t, n, directions * hidden)` and for the last states of all layers.
+    """
+    builder = _Builder(prefix)
+    outputs, ends = builder.recurrence(value, mode, layers)
+    builder.nodes.append(helper.make_node("Identity", [outputs], [results[0]]))
+    for name, each in zip(results[1:], zip(*ends, strict=True), strict=True):
+        if name:  # read by something
+            builder.nodes.append(helper.make_node("Concat", each, [name], axis=0))
+    return builder.nodes, builder.constants
 
 
 def operation_graph(chain: tuple[Operation, ...]) -> bytes:

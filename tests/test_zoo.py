@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 from itertools import pairwise
 
@@ -9,11 +10,13 @@ from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.dataset import Split
 from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.families.zoo_task import changed, outputs_of, tensors_of
 from plywise.experiments.networks import zoo
-from plywise.experiments.networks.training import TrainingSettings, distorted, fit, reproducible
+from plywise.experiments.networks.training import TrainingSettings, distorted, fit, fit_task, reproducible
 from plywise.experiments.networks.zoo import ZOO, trained, untrained
 
-DIGITS = [name for name in ZOO if name.startswith("digits-")]
+DIGITS = [name for name in ZOO if ZOO[name].dataset == "digits"]
+TASKS = [name for name, entry in ZOO.items() if entry.make_task]
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
@@ -47,7 +50,7 @@ def test_zoo_is_large_enough():
     assert all(ZOO[name].training for name in DIGITS)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in TASKS])
 def test_every_network_maps_images_to_finite_logits(name):
     network = untrained(name).eval()
     images = torch.rand(3, *SHAPES[ZOO[name].dataset], generator=torch.Generator().manual_seed(0))
@@ -177,6 +180,91 @@ def test_accuracy_counts_right_answers(digits):
     right = samples(digits.test)
     answers = (right.labels + (torch.arange(len(right)) < 3)) % 10
     assert right.accuracy(nn.functional.one_hot(answers, 10)) == pytest.approx(100 * 357 / 360)
+
+
+# Networks with a task of their own
+
+TASK_FLOORS = {
+    "stdlib-gpt": -2.7,
+    "stdlib-gru": -2.5,
+    "stdlib-bert": 60,
+    "digits-unet": 70,
+    "digits-detector": 85,
+    "cancer-mlp": 93,
+    "diabetes-mlp": 0.4,
+    "tones-cnn": 80,
+}
+"""What a trained network reaches at least, on validation and on test items."""
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_few_steps_make_the_loss_smaller(name):
+    entry, network = ZOO[name], untrained(name)
+    assert 50_000 <= parameters(network) <= 500_000
+    batch = changed(entry.make_task().calibration[0], lambda each: each[:16])
+    task = dataclasses.replace(entry.make_task(), calibration=[batch])
+    before = task.loss(outputs_of(network, batch), batch).item()
+    with reproducible(0):
+        fit_task(network, task, dataclasses.replace(entry.training, epochs=6, batch_size=16), name)
+    assert not network.training
+    assert task.loss(outputs_of(network.train(), batch), batch).item() < 0.95 * before
+
+
+def test_training_on_a_task_is_reproducible_on_any_number_of_threads():
+    entry, digests = ZOO["digits-detector"], set()
+    task = dataclasses.replace(entry.make_task(), calibration=entry.make_task().calibration[:2])
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            network = untrained("digits-detector")
+            with reproducible(0):
+                fit_task(network, task, TrainingSettings(epochs=2, batch_size=16), "digits-detector")
+            digests.add(digest(network))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_metric_is_the_mean_of_its_values_and_the_same_each_time(name):
+    task = ZOO[name].make_task()
+    network, batches = untrained(name).eval(), task.validation[:2]
+    found = task.metric(network, batches)
+    value, values = found if isinstance(found, tuple) else (found, torch.tensor([found]))
+    assert value == pytest.approx(values.double().mean().item())
+    assert len(values) in (1, sum(len(tensors_of(batch)[0]) for batch in batches))
+    again = task.metric(network, batches)
+    assert value == (again[0] if isinstance(again, tuple) else again)
+    assert not any(module.training for module in network.modules())
+
+
+def test_a_network_with_a_task_is_trained_once(monkeypatch):
+    trained_once = trained("cancer-mlp")
+    monkeypatch.setattr(zoo, "write_tensors", None)
+    assert digest(trained("cancer-mlp")) == digest(trained_once)
+
+
+def test_tied_weights_are_kept(monkeypatch):
+    monkeypatch.setattr(zoo, "fit_task", lambda network, *rest: nn.init.ones_(network.head.weight))
+    trained("stdlib-gpt")
+    again = trained("stdlib-gpt")
+    assert again.embedding.weight is again.head.weight
+    assert (again.embedding.weight == 1).all()
+
+
+def test_a_network_with_a_task_takes_no_dataset(digits):
+    with pytest.raises(ModelError, match="'stdlib-gpt' is no classifier of images: it has a task and data of its own"):
+        trained("stdlib-gpt", digits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_every_network_with_a_task_is_good(name):
+    network, task = trained(name), ZOO[name].make_task()
+    for batches in (task.validation, task.test):
+        found = task.metric(network, batches)
+        assert (found[0] if isinstance(found, tuple) else found) >= TASK_FLOORS[name]
 
 
 def test_unknown_network_names_the_nearest():

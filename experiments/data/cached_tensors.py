@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -12,7 +13,9 @@ from plywise.compressors.atomic_file import write_atomically
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors to `path`; the file never holds half of them."""
-    write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    # Copies, for safetensors refuses tensors that share their memory, as tied weights do.
+    whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    write_atomically(path, save(whole))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor] | None:

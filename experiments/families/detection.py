@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from plywise.experiments.families.average_precision import mean_average_precision, overlaps
 from plywise.experiments.families.pasted_digits import SIDE, pasted_digits
+from plywise.experiments.families.zoo_task import ZooTask
 
 STRIDES = (4, 8)
 """Pixels of a cell, at each scale."""
@@ -114,3 +115,9 @@ def detection_divergence(outputs: Sequence[Tensor], original: Sequence[Tensor]) 
         boxes = F.smooth_l1_loss(after[:, 1:5], before[:, 1:5], reduction="none", beta=0.1).sum(1)
         total += (cells.clamp(min=0) + there * (digits + BOX_WEIGHT * boxes)).sum((1, 2))
     return total
+
+
+def make_task() -> ZooTask:
+    """Returns the task of finding digits and telling which they are."""
+    train, validation, test = scenes("train"), scenes("validation"), scenes("test")
+    return ZooTask(train, validation, test, average_precision, detection_loss, detection_divergence)

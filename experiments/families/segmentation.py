@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plywise.experiments.families.pasted_digits import pasted_digits
+from plywise.experiments.families.zoo_task import ZooTask
 
 CLASSES = 11
 """The background and ten digits."""
@@ -47,3 +48,8 @@ def pixel_divergence(logits: Tensor, original: Tensor) -> Tensor:
     """Returns the divergence of logits `(n, classes, h, w)` from the original's, mean over the pixels `(n,)`, nats."""
     after, before = F.log_softmax(logits, 1), F.log_softmax(original, 1)
     return F.kl_div(after, before, reduction="none", log_target=True).sum(1).mean((1, 2))
+
+
+def make_task() -> ZooTask:
+    """Returns the task of telling which digit each pixel belongs to."""
+    return ZooTask(masks("train"), masks("validation"), masks("test"), mean_iou, pixel_loss, pixel_divergence)

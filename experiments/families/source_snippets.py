@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from plywise.compressors.errors import DataError
 from plywise.experiments.families.bert import TextClasses
 from plywise.experiments.families.standard_library import folder, package_files
+from plywise.experiments.families.zoo_task import ZooTask
 
 PACKAGES = {
     "asyncio": ("asyncio",),
@@ -103,3 +104,8 @@ def accuracy(model: nn.Module, batches: Iterable[Snippets]) -> tuple[float, Tens
         outputs = ((model(batch["input_ids"], batch["attention_mask"]), batch["labels"]) for batch in batches)
         values = torch.cat([100.0 * (found.logits.argmax(1) == labels) for found, labels in outputs])
     return float(values.double().mean()), values
+
+
+def make_task() -> ZooTask:
+    """Returns the task of telling where sources come from."""
+    return ZooTask(snippets("train"), snippets("validation"), snippets("test"), accuracy, label_loss)

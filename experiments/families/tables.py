@@ -8,9 +8,14 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plywise.experiments.families.classification import accuracy, cross_entropy
+from plywise.experiments.families.zoo_task import ZooTask
+
 BATCH = 32
 SHARE = 5
 """A fifth of the rows each is for validation and test."""
+
+SPLITS = ("train", "validation", "test")
 
 Rows = tuple[Tensor, Tensor]
 
@@ -44,3 +49,15 @@ def r2(model: nn.Module, batches: Iterable[Rows]) -> float:
         pairs = [(model(columns)[:, 0], targets) for columns, targets in batches]
     found, wanted = (torch.cat(column).double() for column in zip(*pairs, strict=True))
     return float(1 - (found - wanted).square().sum() / (wanted - wanted.mean()).square().sum())
+
+
+def cancer_task() -> ZooTask:
+    """Returns the task of telling malignant tumours from benign ones."""
+    train, validation, test = (table("cancer", split) for split in SPLITS)
+    return ZooTask(train, validation, test, accuracy, cross_entropy)
+
+
+def diabetes_task() -> ZooTask:
+    """Returns the task of predicting how far a disease will be in a year."""
+    train, validation, test = (table("diabetes", split) for split in SPLITS)
+    return ZooTask(train, validation, test, r2, squared_error, unit="R2")

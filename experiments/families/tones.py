@@ -1,8 +1,11 @@
-"""Synthetic chords: which of the 24 major and minor triads is heard."""
+"""Synthetic chords: which of the 24 major and minor triads is heard; and a convolutional network that tells."""
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from plywise.experiments.families.classification import Labelled, accuracy, cross_entropy
+from plywise.experiments.families.zoo_task import ZooTask
 
 RATE = 2400
 """Samples a second."""
@@ -19,8 +22,6 @@ NOISE = 3.0
 COUNTS = {"train": 4096, "validation": 512, "test": 512}
 """Chords of each split."""
 BATCH = 64
-
-Labelled = tuple[Tensor, Tensor]
 
 
 def chords(split: str) -> list[Labelled]:
@@ -41,3 +42,32 @@ def chords(split: str) -> list[Labelled]:
             waves += loud[:, note, None] * np.sin(angle)
     inputs = torch.from_numpy(waves.astype(np.float32))[:, None]
     return list(zip(torch.split(inputs, BATCH), torch.split(torch.from_numpy(labels), BATCH), strict=True))
+
+
+def make_task() -> ZooTask:
+    """Returns the task of telling chords apart."""
+    return ZooTask(chords("train"), chords("validation"), chords("test"), accuracy, cross_entropy)
+
+
+class ToneCNN(nn.Module):
+    """Convolutions with BatchNorm and ReLU, mean over time, a linear layer.
+
+    Args:
+        width: filters of the first convolution; later ones have as many.
+        taps: of the first filters.
+        stride: of the first filters.
+        classes: number of logits.
+    """
+
+    def __init__(self, width: int, taps: int, stride: int, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels, size, step in ((1, taps, stride), (width, 5, 2), (width, 5, 2)):
+            layers += [nn.Conv1d(channels, width, size, step, size // 2, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool1d(1)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """Maps waves `(n, 1, samples)` to logits `(n, classes)`."""
+        return self.head(self.pool(self.features(waves)).flatten(1))  # type: ignore[no-any-return]

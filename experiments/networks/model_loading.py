@@ -15,7 +15,6 @@ from torch.nn.parameter import is_lazy
 
 from plywise.compressors.errors import ModelError
 from plywise.experiments.data.dataset import Dataset
-from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.networks.zoo import trained, untrained, zoo_entry
 
 NAMED_AT_MOST = 5
@@ -33,8 +32,9 @@ def load_model(spec: str, weights: str | Path | None = None, dataset: Dataset | 
         spec: `NAME` or `zoo:NAME` of the zoo; `package.module:factory` or `path/to/file.py:factory`, where the
             factory takes no arguments and returns an `nn.Module`. A factory is the user's code and is run.
         weights: a state dict, `.safetensors` or a torch file of tensors only; no code in it is run. Without it, a
-            digits network is trained on the spot and a factory's network is taken as it is.
-        dataset: what the network must run on; also what a digits network is trained on, else the digits.
+            network of the zoo is trained on the spot and a factory's network is taken as it is.
+        dataset: what the network must run on; also what a digits network is trained on, else the digits. A network of
+            the zoo that has a task of its own takes none.
 
     Raises:
         ConfigurationError: the zoo has no network of this name.
@@ -187,7 +187,7 @@ def _from_zoo(name: str, weights: str | Path | None, dataset: Dataset | None) ->
         return untrained(name)
     if entry.training is None:
         raise ModelError(f"network {name!r} needs weights for {entry.dataset}; give their file with --weights")
-    return trained(name, dataset or load_dataset("digits"))
+    return trained(name, dataset)
 
 
 def _from_factory(spec: str, location: str, name: str) -> nn.Module:

@@ -1,6 +1,6 @@
-"""A plain, fast training loop for small networks on small images."""
+"""A plain, fast training loop for small networks, on images that are distorted a little or on batches of a task."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from plywise.env.execution.progress import tracked
 from plywise.env.storage.timing_lock import pause, working
 from plywise.experiments.data.dataset import Split
+from plywise.experiments.families.zoo_task import ZooTask, changed, joined, outputs_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,11 @@ class TrainingSettings:
     """How a network is trained: AdamW under a one-cycle learning rate.
 
     Attributes:
-        epochs: passes over the training images.
-        batch_size: images of a step.
+        epochs: passes over the training items.
+        batch_size: items of a step.
         learning_rate: at its peak.
         weight_decay: of AdamW.
-        seed: of the initial weights, the order of the images and their distortions.
+        seed: of the initial weights, the order of the items and what is random in training.
     """
 
     epochs: int = 15
@@ -45,7 +46,6 @@ def reproducible(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@working()
 def fit(network: nn.Module, split: Split, settings: TrainingSettings, description: str) -> None:
     """Trains a network in place on images distorted a little at random; leaves it in eval mode.
 
@@ -57,26 +57,60 @@ def fit(network: nn.Module, split: Split, settings: TrainingSettings, descriptio
     """
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (split.mean, split.std))
     images, labels = split.images.to(torch.float32).div_(255), split.labels
+
+    def loss(chosen: Tensor) -> Tensor:
+        inputs = ((distorted(images[chosen]) - mean) / std).to(memory_format=torch.channels_last)
+        return F.cross_entropy(network(inputs), labels[chosen])
+
+    _minimise(loss, len(labels), network, settings, description)
+
+
+def fit_task(network: nn.Module, task: ZooTask, settings: TrainingSettings, description: str) -> None:
+    """Trains a network in place on the calibration batches of a task; leaves it in eval mode.
+
+    Args:
+        network: takes the batches.
+        task: says what is made small.
+        settings: how.
+        description: for the progress bar.
+    """
+    everything = joined(task.calibration)
+
+    def loss(chosen: Tensor) -> Tensor:
+        batch = changed(everything, lambda tensor: _laid_out(tensor[chosen]))
+        return task.loss(outputs_of(network, batch), batch)
+
+    _minimise(loss, len(tensors_of(everything)[0]), network, settings, description)
+
+
+@working()
+def _minimise(
+    loss: Callable[[Tensor], Tensor], count: int, network: nn.Module, settings: TrainingSettings, description: str
+) -> None:
+    """Trains a network by a loss of some of `count` items, given their indices `(batch_size,)`."""
     optimizer = torch.optim.AdamW(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
-    steps = len(labels) // settings.batch_size
+    steps = count // settings.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.epochs * steps
     )
     # The order of memory makes it up to twice as fast on few channels and pixels.
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for _ in tracked(range(settings.epochs), description):
-        # A last batch of few images would upset BatchNorm, so it is left out; every epoch leaves out others.
-        for batch in torch.randperm(len(labels))[: steps * settings.batch_size].view(steps, -1):
-            inputs = ((distorted(images[batch]) - mean) / std).to(memory_format=torch.channels_last)
-            loss = F.cross_entropy(network(inputs), labels[batch])
+        # A last batch of few items would upset BatchNorm, so it is left out; every epoch leaves out others.
+        for batch in torch.randperm(count)[: steps * settings.batch_size].view(steps, -1):
+            found = loss(batch)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            found.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             pause()
     network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def distorted(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The zoo: small networks that are trained on the spot on the digits, and well-known ones that need weights."""
+"""The zoo: small networks that are trained on the spot, and well-known ones that need weights."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,13 +12,21 @@ from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.code_digest import code_digest
 from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.data.normalisation import GIVEN
+from plywise.experiments.families import detection, language_modelling, segmentation, source_snippets, tables, tones
+from plywise.experiments.families.bert import Bert
+from plywise.experiments.families.detector import Detector
+from plywise.experiments.families.language_modelling import CONTEXT
+from plywise.experiments.families.language_models import GPT, GRULanguageModel
+from plywise.experiments.families.unet import UNet
+from plywise.experiments.families.zoo_task import ZooTask, tensors_of
 from plywise.experiments.networks.densenet import DenseNet
 from plywise.experiments.networks.lenet import DigitsLeNet, LeNet5
 from plywise.experiments.networks.mlp import mlp
 from plywise.experiments.networks.mobilenet import MobileNetV2, SeparableNet
 from plywise.experiments.networks.resnet import BasicBlock, OptionABlock, ResNet, cifar_resnet
-from plywise.experiments.networks.training import TrainingSettings, fit, reproducible
+from plywise.experiments.networks.training import TrainingSettings, fit, fit_task, reproducible
 from plywise.experiments.networks.vgg import POOL, VGG, VGG16_WIDTHS, AllConvolutional
 from plywise.experiments.networks.vision_transformer import VisionTransformer
 
@@ -29,10 +37,13 @@ class ZooEntry:
 
     Attributes:
         family: kind of architecture.
-        dataset: spec, or for data with a path the name, of the dataset that it is for.
+        dataset: spec, or for data with a path the name, of the dataset that it is for; in words where it has a task.
         description: one line for the listing.
-        network: builds it with random weights, for ten classes.
+        network: builds it with random weights.
         training: how it is trained on the spot; None where it needs a file of weights.
+        task: what it does, in words.
+        metric: what it is judged by, and the unit.
+        make_task: makes that task; None for the classes of a dataset's images.
     """
 
     family: str
@@ -40,6 +51,9 @@ class ZooEntry:
     description: str
     network: Callable[[], nn.Module]
     training: TrainingSettings | None = None
+    task: str = "image classes"
+    metric: str = "accuracy, %"
+    make_task: Callable[[], ZooTask] | None = None
 
 
 def _digits(
@@ -56,6 +70,8 @@ def _resnet(depth: int) -> ZooEntry:
 MOBILENET_STAGES = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 40, 2, 2))
 SEPARABLE_BLOCKS = ((64, 1), (128, 2), (128, 1), (192, 1))
 VGG_WIDTHS = (16, 16, POOL, 32, 32, POOL, 64, 64)
+
+LANGUAGE = ("language model", "bits per byte", language_modelling.make_task)
 
 ZOO: dict[str, ZooEntry] = {
     "digits-mlp": _digits(
@@ -108,6 +124,82 @@ ZOO: dict[str, ZooEntry] = {
     **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
     "vgg16-bn": ZooEntry("vgg", "cifar10", "VGG-16 with BatchNorm", partial(VGG, VGG16_WIDTHS, 3, 512)),
     "mobilenet-v2": ZooEntry("mobilenet", "cifar10", "MobileNet-V2 for 32x32 images", MobileNetV2),
+    "stdlib-gpt": ZooEntry(
+        "gpt",
+        "Python's library",
+        "2 blocks of width 64, RMSNorm, fused projections, tied head",
+        partial(GPT, 64, 2, 4, CONTEXT),
+        TrainingSettings(epochs=1, batch_size=8, weight_decay=0.01),
+        *LANGUAGE,
+    ),
+    "stdlib-gru": ZooEntry(
+        "recurrent",
+        "Python's library",
+        "160 gated recurrent units",
+        partial(GRULanguageModel, 64, 160),
+        TrainingSettings(epochs=1, batch_size=16),
+        *LANGUAGE,
+    ),
+    "stdlib-bert": ZooEntry(
+        "bert",
+        "Python's library",
+        "2 layers of width 64, padding masks, pooler",
+        partial(Bert, source_snippets.VOCABULARY, source_snippets.LENGTH, 64, 2, 4, len(source_snippets.PACKAGES)),
+        TrainingSettings(epochs=4, batch_size=32, learning_rate=2e-3),
+        "text classes",
+        "accuracy, %",
+        source_snippets.make_task,
+    ),
+    "digits-unet": ZooEntry(
+        "unet",
+        "pasted digits",
+        "16, 32 and 64 channels at three sizes",
+        partial(UNet, (16, 32, 64), segmentation.CLASSES),
+        TrainingSettings(epochs=4, batch_size=16, learning_rate=2e-2, weight_decay=0.05),
+        "segmentation",
+        "mean IoU, %",
+        segmentation.make_task,
+    ),
+    "digits-detector": ZooEntry(
+        "detector",
+        "pasted digits",
+        "one stage without anchors, two scales, SiLU",
+        partial(Detector, 16, detection.OUTPUTS),
+        TrainingSettings(epochs=10, batch_size=32, weight_decay=0.05),
+        "detection",
+        "AP at IoU 0.5, %",
+        detection.make_task,
+    ),
+    "cancer-mlp": ZooEntry(
+        "mlp",
+        "breast cancer",
+        "linear layers 30-256-192-2",
+        partial(mlp, (30, 256, 192, 2)),
+        TrainingSettings(epochs=30, batch_size=32, learning_rate=3e-3),
+        "table classes",
+        "accuracy, %",
+        tables.cancer_task,
+    ),
+    "diabetes-mlp": ZooEntry(
+        "mlp",
+        "diabetes",
+        "linear layers 10-256-192-1",
+        partial(mlp, (10, 256, 192, 1)),
+        TrainingSettings(epochs=6, batch_size=32, learning_rate=1e-3),
+        "table regression",
+        "R2",
+        tables.diabetes_task,
+    ),
+    "tones-cnn": ZooEntry(
+        "waves",
+        "chords",
+        "128-tap filters, then two convolutions of 5 taps",
+        partial(tones.ToneCNN, 64, 128, 8, 2 * tones.ROOTS),
+        TrainingSettings(epochs=5, weight_decay=0.05),
+        "wave classes",
+        "accuracy, %",
+        tones.make_task,
+    ),
 }
 
 
@@ -129,31 +221,37 @@ def untrained(name: str, seed: int = 0) -> nn.Module:
         return entry.network()
 
 
-def trained(name: str, dataset: Dataset) -> nn.Module:
-    """Returns a network in eval mode, trained on the dataset's training split now or in an earlier run.
+def trained(name: str, dataset: Dataset | None = None) -> nn.Module:
+    """Returns a network in eval mode, trained now or in an earlier run.
 
     Args:
         name: of a network that is trained on the spot.
-        dataset: what to train on, usually `load_dataset("digits")`.
+        dataset: on whose training split a classifier of images is trained, the digits where None; a network with a
+            task of its own takes none.
 
     Raises:
         ModelError: the network needs a file of weights, or the dataset has other images or classes.
         ConfigurationError: no network has this name.
     """
-    settings = trainable(name, dataset)
+    make_task = zoo_entry(name).make_task
+    data = dataset or (make_task() if make_task else load_dataset("digits"))
+    settings = trainable(name, data)
     network = untrained(name, settings.seed)
-    cached = cache_folder("zoo") / f"{name}-{_training_key(network, settings, dataset)}.safetensors"
+    cached = cache_folder("zoo") / f"{name}-{_training_key(network, settings, data)}.safetensors"
     weights = read_tensors(cached)
     if weights is None:
         with reproducible(settings.seed):
-            fit(network, dataset.train, settings, f"Training {name}")
+            if isinstance(data, ZooTask):
+                fit_task(network, data, settings, f"Training {name}")
+            else:
+                fit(network, data.train, settings, f"Training {name}")
         write_tensors(cached, network.state_dict())
     else:
         network.load_state_dict(weights)
     return network.eval()
 
 
-def trainable(name: str, dataset: Dataset) -> TrainingSettings:
+def trainable(name: str, data: Dataset | ZooTask) -> TrainingSettings:
     """Returns how a network is trained on the spot; raises as `trained` does."""
     entry = zoo_entry(name)
     if entry.training is None:
@@ -161,22 +259,35 @@ def trainable(name: str, dataset: Dataset) -> TrainingSettings:
             f"network {name!r} is not trained on the spot: give a file of weights with --weights, or choose one of "
             f"{', '.join(sorted(name for name, entry in ZOO.items() if entry.training))}"
         )
-    if dataset.input_shape != (1, 8, 8) or dataset.num_classes != 10:
+    if isinstance(data, ZooTask):
+        return entry.training
+    if entry.make_task is not None:
         raise ModelError(
-            f"network {name!r} is for the digits, images (1, 8, 8) of 10 classes; the dataset {dataset.name!r} has "
-            f"{dataset.input_shape} and {dataset.num_classes}"
+            f"network {name!r} is no classifier of images: it has a task and data of its own ({entry.task}: "
+            f"{entry.dataset}) and takes no dataset"
+        )
+    if data.input_shape != (1, 8, 8) or data.num_classes != 10:
+        raise ModelError(
+            f"network {name!r} is for the digits, images (1, 8, 8) of 10 classes; the dataset {data.name!r} has "
+            f"{data.input_shape} and {data.num_classes}"
         )
     return entry.training
 
 
-def _training_key(network: nn.Module, settings: TrainingSettings, dataset: Dataset) -> str:
-    # What a forward pass or the training loop does is in their code only.
-    code = {module for module in (type(network).__module__, fit.__module__) if module.startswith("plywise.")}
+def _training_key(network: nn.Module, settings: TrainingSettings, data: Dataset | ZooTask) -> str:
+    # What a forward pass, the training loop or a loss does is in their code only.
+    modules = [type(network).__module__, fit.__module__]
+    if isinstance(data, ZooTask):
+        modules.append(data.loss.__module__)
+        tensors = [tensor for batch in data.calibration for tensor in tensors_of(batch)]
+    else:
+        tensors = [data.train.images, data.train.labels]
+    code = {module for module in modules if module.startswith("plywise.")}
     digest = hashlib.sha256(f"{network}{settings}{code_digest(*sorted(code))}".encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-    for images in (dataset.train.images, dataset.train.labels):
-        digest.update(images.numpy().tobytes())
-    if dataset.normalisation.source == GIVEN:
-        digest.update(repr(dataset.normalisation).encode())
+    for values in tensors:
+        digest.update(values.numpy().tobytes())
+    if isinstance(data, Dataset) and data.normalisation.source == GIVEN:
+        digest.update(repr(data.normalisation).encode())
     return digest.hexdigest()[:16]

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 
 from plywise.agent.search.methods import SEARCH_METHODS
+from plywise.compressors.errors import ModelError
 from plywise.compressors.modules.projected_attention import with_projections
 from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence
 from plywise.compressors.packing.packed_file import load_packed, save_packed
@@ -81,6 +82,43 @@ class Started(Classifier):
     def forward(self, signals):
         state = torch.full((4, len(signals), 12), 0.1)
         return self.head(self.rnn(torch.relu(self.stem(signals)), (state, state))[0][:, -1])
+
+
+class Translated(nn.Module):
+    """The second recurrence starts where the first one ends; convolutions before, what both say is added."""
+
+    def __init__(self, kind=nn.LSTM):
+        super().__init__()
+        self.conv = nn.Conv1d(6, 8, 3, padding=1)
+        self.first, self.second = kind(8, 12), kind(12, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, signals):
+        hidden, state = self.first(torch.relu(self.conv(signals.transpose(1, 2))).permute(2, 0, 1))
+        return self.head((self.second(hidden, state)[0] + hidden).mean(0))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.rnn, self.head = nn.Linear(6, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 5)
+
+    def forward(self, signals):
+        hidden, state = self.rnn(torch.relu(self.stem(signals)))
+        return self.head(self.rnn(torch.tanh(hidden), state)[0][:, -1])
+
+
+class Padded(nn.Module):
+    """Packs signals of several lengths, which the data say."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 5)
+
+    def forward(self, signals):
+        lengths = 3 + (10 * signals[:, 0, 0].abs()).long() % 6
+        packed = pack_padded_sequence(signals, lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.rnn(packed)[1][0][-1])
 
 
 def made(network, *args, **settings):
@@ -237,6 +275,39 @@ def test_hidden_units_that_the_forward_counts_on_stay():
     network = Network.of(made(Started), inputs_of(Started, 4))
     assert [layer.name for layer in network.layers if layer.leads] == ["stem"]
     assert all("does not run with fewer channels" in layer.uncut for layer in network.layers if layer.recurrent)
+
+
+def test_recurrences_that_share_states_are_cut_together(tmp_path):
+    original = made(Translated)
+    bank, inputs = banked(original), inputs_of(original, 32, 2)
+    assert {group.leader: group.channels for group in bank.network.groups} == {"conv": 8, "first.input_l0": 12}
+    plan = plan_of(bank.network, "filter_pruning(ratio=0.5)")
+    compressed = bank.stitch(plan).model
+    assert compressed.first.hidden_size == compressed.second.hidden_size == compressed.second.input_size < 12
+    assert export_onnx(compressed, inputs[:4], tmp_path / "model.onnx")
+    assert torch.allclose(run_model(tmp_path / "model.onnx", inputs), outputs_of(compressed, inputs), atol=1e-5)
+    session = open_session(GraphTemplate(bank.network).filled(*shapes_of(bank.network, plan)))
+    assert run_session(session, random_inputs(session, (1, 9, 6))).shape == (1, 5)
+
+
+def test_a_recurrence_that_runs_twice_stays_whole_and_what_it_reads_as_well():
+    network = Network.of(made(Twice), inputs_of(Twice, 4))
+    assert {layer.name: layer.leads for layer in network.layers} == {"stem": False, "head": False}
+    assert "rnn.input_l0, which stays as it is" in network.layers[0].uncut
+    assert network.skipped["rnn.hidden_l0"] == "runs 2 times in one forward pass"
+
+
+def test_packed_sequences_are_compressed_but_not_exported(tmp_path):
+    original = made(Padded)
+    bank, inputs = banked(original), inputs_of(original, 32, 2)
+    compressed = bank.stitch(plan_of(bank.network, "uniform_quantization(bits=4)")).model
+    save_packed(compressed, original, tmp_path / "weights", {})
+    loaded = load_packed(tmp_path / "weights", original)
+    assert torch.equal(outputs_of(loaded, inputs), outputs_of(compressed, inputs))
+    with pytest.raises(ModelError, match="packed sequences"):
+        export_onnx(compressed, inputs[:4], tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="packed sequences"):
+        GraphTemplate(bank.network)
 
 
 @pytest.mark.parametrize(

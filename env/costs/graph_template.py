@@ -11,12 +11,14 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
+from plywise.compressors.errors import ModelError
 from plywise.compressors.modules.assembly import AroundLayer, assemble
 from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence, State
 from plywise.env.costs.latency import Chain
 from plywise.env.network.network import Layer, Network
 from plywise.env.network.recurrent_groups import StandIn
 from plywise.env.runtime.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats, strip_notes
+from plywise.env.runtime.deployed_recurrence import PACKED
 from plywise.env.runtime.onnx_export import exported
 from plywise.env.runtime.operation_graph import chain_nodes, recurrence_nodes
 
@@ -78,13 +80,13 @@ class GraphTemplate:
             if node.domain != DOMAIN:
                 proto.graph.node.append(node)
                 continue
-            layer, (value,) = self._layer(node), node.input
+            layer = self._layer(node)
             if node.op_type == "Recurrence":
                 nodes, constants = self._recurrence(layer.name.rpartition(".")[0], chains, node)
                 proto.graph.node.extend(nodes)
                 proto.graph.initializer.extend(constants)
                 continue
-            behind = layer.relu is not None
+            (value,), behind = node.input, layer.relu is not None
             nodes, constants, result = chain_nodes(chains[layer.name], value, f"{layer.name}/", value in relus, behind)
             proto.graph.node.extend([*nodes, onnx.helper.make_node("Identity", [result], [node.output[0]])])
             proto.graph.initializer.extend(constants)
@@ -106,7 +108,7 @@ class GraphTemplate:
             [(chains[f"{name}.input_{place}"][0], chains[f"{name}.hidden_{place}"][0]) for place in places]
             for places in recurrence.layers
         ]
-        return recurrence_nodes(recurrence.mode, layers, node.input[0], f"{name}/", node.output)
+        return recurrence_nodes(recurrence.mode, layers, node.input, f"{name}/", node.output)
 
     def _nearest(self) -> dict[str, str | None]:
         places: dict[str, int] = {}  # of the last gap that reaches a value
@@ -148,12 +150,14 @@ class _RecurrentGap(StandIn):
 
     def run(self, sequence: Tensor, sizes: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         """Returns results of the shapes that a recurrence gives."""
+        if sizes is not None:
+            raise ModelError(PACKED)
         count, steps = sequence.shape[:2]
         ends = (len(self.places), count, self.units)
         shapes = [(steps, count, len(self.sources) * self.units), ends, ends][: 3 if self.mode == "LSTM" else 2]
         name, dtypes = f"{DOMAIN}::Recurrence", [torch.float32] * len(shapes)
-        read = sequence.transpose(0, 1)
-        outputs, *states = symbolic_multi_out(name, (read,), {"place": self.place}, dtypes=dtypes, shapes=shapes)
+        read = (sequence.transpose(0, 1), *(state or ()))
+        outputs, *states = symbolic_multi_out(name, read, {"place": self.place}, dtypes=dtypes, shapes=shapes)
         return outputs.transpose(0, 1), tuple(states)
 
 

@@ -8,12 +8,13 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from plywise.compressors.errors import UnsupportedLayerError
 from plywise.compressors.modules.assembly import assemble
 from plywise.compressors.modules.layers import WEIGHTED, groups_of, is_depthwise, out_channels, weight_of, with_weights
 from plywise.compressors.statistics.channels import keep_inputs, keep_outputs
 from plywise.compressors.statistics.statistics import LayerStatistics
 from plywise.env.network.gradients import gradients
-from plywise.env.network.recurrent_groups import StandIn, stand_ins
+from plywise.env.network.recurrent_groups import Part, StandIn, stand_ins, taken_apart
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -196,13 +197,9 @@ def _group(
         makes = graph.is_out_channel_pruning_fn(item.dep.handler)
         if is_depthwise(module) and out_channels(module) != groups_of(module):
             reason = reason or f"shares channels with {target}, a depthwise convolution that multiplies channels"
-        if target in recurrences and not makes:
-            consumers.extend(Side(*each) for each in recurrences[target].readers(target, local, root))
-        elif own is not None and module in own.sources:
-            continue  # its layers follow below
-        elif isinstance(module, NORMS) or is_depthwise(module):
+        if isinstance(module, NORMS) or is_depthwise(module):
             producers.append(Side(target, local, root))
-        elif (
+        elif target in recurrences or (
             isinstance(module, WEIGHTED)
             and not isinstance(module, nn.Embedding)
             and groups_of(module) == 1
@@ -213,23 +210,19 @@ def _group(
             reason = reason or f"shares channels with {target} ({type(module).__name__})"
     if not consumers:
         reason = reason or "its channels are the network's outputs"
-    if own is not None:
-        makers, inside = own.units_of(names[id(layer)])
-        left_out = [leaf for leaf, *_ in makers if leaf not in order]
-        reason = f"shares its hidden units with {left_out[0]}, which stays as it is" if left_out else reason
-        producers = [*(Side(*each) for each in makers), *producers]
-        consumers = _merged([*(Side(*each) for each in inside), *consumers])
+    if any(side.module in recurrences for side in (*producers, *consumers)):
+        try:
+            apart = taken_apart(recurrences, order, map(_part, producers), map(_part, consumers))
+            producers, consumers = ([Side(*part) for part in parts] for parts in apart)
+        except UnsupportedLayerError as error:
+            reason = reason or str(error)
     # Layers are visited as they run, so the root is the first producer; only depthwise followers could not be roots.
     channels, unit = (out_channels(layer), 1) if own is None else (own.units, own.gates)
     return ChannelGroup(name, channels, tuple(producers), tuple(consumers), unit), reason
 
 
-def _merged(sides: Sequence[Side]) -> list[Side]:
-    """Returns one side for each module, with every channel once."""
-    roots: dict[str, dict[int, int]] = {}
-    for side in sides:
-        roots.setdefault(side.module, {}).update(zip(side.local.tolist(), side.root.tolist(), strict=True))
-    return [Side(name, torch.tensor(list(each)), torch.tensor(list(each.values()))) for name, each in roots.items()]
+def _part(side: Side) -> Part:
+    return side.module, side.local, side.root
 
 
 def _head_groups(modules: Mapping[str, nn.Module], order: Sequence[str]) -> dict[str, tuple[ChannelGroup, str | None]]:

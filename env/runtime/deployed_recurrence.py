@@ -13,6 +13,8 @@ from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence
 ORDERS = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 """Places of ONNX's gates (iofc, zrh) among those of torch (ifgo, rzn)."""
 
+PACKED = "packed sequences cannot be exported, for their lengths are data; give the recurrence padded ones"
+
 
 class DeployedRecurrence(ProjectedRecurrence):
     """Writes the ONNX nodes itself: torch's export makes a loop of the kernel first, which takes seconds."""
@@ -31,7 +33,7 @@ class DeployedRecurrence(ProjectedRecurrence):
     def run(self, sequence: Tensor, sizes: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         """Does what `ProjectedRecurrence.run` does."""
         if sizes is not None:
-            raise ModelError("packed sequences cannot be exported, for their lengths are data")
+            raise ModelError(PACKED)
         ends: list[State] = []
         sequence = sequence.transpose(0, 1)  # (t, n, features)
         for layer, places in enumerate(self.layers):

@@ -134,10 +134,12 @@ class _Builder:
         product = self.node("MatMul", value, self.node("Transpose", weight, perm=[1, 0]))
         return self.node("Add", product, *bias) if bias else product
 
-    def recurrence(self, value: str, mode: str, layers: Sequence[Directions]) -> tuple[str, list[list[str]]]:
+    def recurrence(
+        self, value: str, states: Sequence[str], mode: str, layers: Sequence[Directions]
+    ) -> tuple[str, list[list[str]]]:
         """Adds a recurrence over `(t, n, features)`; returns its outputs and the last states of each layer."""
         ends = []
-        for directions in layers:
+        for layer, directions in enumerate(layers):
             hidden, count = directions[0][1].in_channels, len(directions)
             rows = directions[0][1].out_channels
             matrices = [self.floats(count, rows, operation.in_channels) for operation in directions[0]]
@@ -145,7 +147,9 @@ class _Builder:
             settings: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional" if count > 1 else "forward"}
             if mode == "GRU":
                 settings["linear_before_reset"] = 1
-            inputs = [value, *matrices, self.floats(count, 2 * rows)]
+            bounds = [self.constant(np.array([place * count])) for place in (layer, layer + 1)]
+            first = [self.node("Slice", state, *bounds, self.constant(np.array([0]))) for state in states]
+            inputs = [value, *matrices, self.floats(count, 2 * rows), "", *first]
             self.nodes.append(helper.make_node(mode, inputs, names, name=names[0], **settings))
             ends.append(names[1:])
             # (t, directions, n, hidden) to (t, n, directions * hidden)
@@ -180,19 +184,19 @@ def chain_nodes(
 
 
 def recurrence_nodes(
-    mode: str, layers: Sequence[Directions], value: str, prefix: str, results: Sequence[str]
+    mode: str, layers: Sequence[Directions], inputs: Sequence[str], prefix: str, results: Sequence[str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Returns nodes and constants that run a recurrence without initial states.
+    """Returns nodes and constants that run a recurrence.
 
     Args:
         mode: `LSTM` or `GRU`.
         layers: of each layer and direction the operations on the inputs and on the hidden states.
-        value: name of what it reads, `(t, n, features)`.
+        inputs: names of what it reads, `(t, n, features)`, and of the states to begin with unless these are zeros.
         prefix: of all new names.
         results: names for the outputs `(t, n, directions * hidden)` and for the last states of all layers.
     """
     builder = _Builder(prefix)
-    outputs, ends = builder.recurrence(value, mode, layers)
+    outputs, ends = builder.recurrence(inputs[0], inputs[1:], mode, layers)
     builder.nodes.append(helper.make_node("Identity", [outputs], [results[0]]))
     for name, each in zip(results[1:], zip(*ends, strict=True), strict=True):
         if name:  # read by something

@@ -112,7 +112,7 @@ def test_plans_of_one_graph_take_one_time(tmp_path, monkeypatch: pytest.MonkeyPa
     taken = first.measured(one, norms)
     assert first.measured(dict(one), norms) == again.measured(one, norms) == taken
     assert first.measured(other, norms) != taken
-    assert first.measured(one, {"norm": 4}) != taken
+    assert first.measured(one, {"stem": nn.Conv2d(3, 4, 3)}) != taken
 
 
 def test_calibration_is_not_that_of_another_forward(tmp_path) -> None:

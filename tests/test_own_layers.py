@@ -21,7 +21,7 @@ class SameConv(nn.Conv2d):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.gain = nn.Parameter(torch.ones(1) * 1.5)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1) * 1.5)
 
     def forward(self, inputs):
         assert inputs.shape[1] == self.in_channels == self.weight.shape[1]
@@ -126,7 +126,7 @@ def test_plain_layers_inside_of_a_users_own_are_layers(bank):
     with torch.no_grad():
         assert torch.allclose(network.model(images()), network.original(images()), atol=1e-5)
     assert type(network.original.same) is SameConv
-    assert {group.leader for group in network.groups} == {"same.layer", "normed.layer", "bare", "mixed"}
+    assert {group.leader for group in network.groups} == {"same.layer", "normed.layer", "frozen.layer", "bare", "mixed"}
 
 
 def test_statistics_are_those_of_what_the_inner_layer_sees(bank):

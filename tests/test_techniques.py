@@ -198,9 +198,18 @@ def test_other_layers_are_refused_with_a_reason(technique):
 
 
 @pytest.mark.parametrize("kind", ["grouped", "depthwise"])
-@pytest.mark.parametrize("name", ["filter_pruning", "low_rank"])
-def test_structure_of_grouped_convolutions_is_refused(kind, name):
-    assert "grouped" in make_technique(name, {}).unsupported(layer_of(kind))
+def test_structure_of_grouped_convolutions_is_refused(kind):
+    assert "grouped" in make_technique("low_rank", {}).unsupported(layer_of(kind))
+
+
+def test_as_many_filters_of_each_group_stay():
+    assert "depthwise" in make_technique("filter_pruning", {}).unsupported(layer_of("depthwise"))
+    layer, _, statistics = prepared("grouped")
+    cut = make_technique("filter_pruning", {"ratio": 0.5}).compress(layer, statistics)
+    assert (cut.groups, cut.out_channels) == (layer.groups, layer.out_channels // 2)
+    rows = [int((layer.weight == row).flatten(1).all(1).nonzero()) for row in cut.weight]
+    places = [row // (layer.out_channels // layer.groups) for row in rows]
+    assert places == [group for group in range(layer.groups) for _ in range(len(rows) // layer.groups)]
 
 
 def test_too_low_a_rank_is_refused():

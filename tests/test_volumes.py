@@ -83,7 +83,7 @@ def test_plans_are_packed_and_exported(recipe, bank, tmp_path):
     assert np.abs(found - expected.numpy()).max() < 0.02 * float(expected.abs().max())
     if "filter" in recipe:
         chains = {layer.name: realised_chain(model.get_submodule(layer.name), layer) for layer in network.layers}
-        graph = GraphTemplate(network).filled(chains, {"tail": 8})
+        graph = GraphTemplate(network).filled(chains, {"tail": nn.BatchNorm3d(8)})
         run_session(open_session(graph), volumes(1).numpy())
 
 

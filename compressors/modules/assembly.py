@@ -42,9 +42,11 @@ def assemble(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Modu
     """Returns a network whose modules at the dotted names are the given ones.
 
     Only the containers on the way are copied (without their hooks); all other modules are the original's own. Each of
-    the given ones is made to answer as the module whose place it takes (`answer_as`).
+    the given ones is made to answer as the module whose place it takes (`answer_as`). One of them may hold others, or
+    be the network itself (its name is empty).
     """
-    return _assembled(model, {tuple(name.split(".")): module for name, module in replacements.items()})
+    inside = {tuple(name.split(".")): module for name, module in replacements.items() if name}
+    return _assembled(replacements.get("", model), inside)
 
 
 def _assembled(module: nn.Module, replacements: Mapping[tuple[str, ...], nn.Module]) -> nn.Module:

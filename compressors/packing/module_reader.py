@@ -13,9 +13,17 @@ from plywise.compressors.modules.layers import native_weight, weight_of
 from plywise.compressors.modules.own_forward import INSIDE, OwnForward, is_own
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
 from plywise.compressors.packing.byte_reader import ByteReader
-from plywise.compressors.packing.module_spec import CONTAINERS, LEAVES, build_leaf, is_count, leaf_settings
-from plywise.compressors.packing.packed_module import RANGES, is_range, tensor_names
+from plywise.compressors.packing.module_spec import (
+    CONTAINERS,
+    LEAVES,
+    build_leaf,
+    is_count,
+    leaf_settings,
+    tensor_names,
+)
+from plywise.compressors.packing.packed_module import RANGES, is_range
 from plywise.compressors.packing.packing import unpack_floats, unpack_symbols
+from plywise.compressors.packing.trimmed_module import KIND, is_trimmed_spec, trim
 
 _MAX_DEPTH = 6
 _FORMAT_FAILURES = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
@@ -53,6 +61,11 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
     Raises:
         FileFormatError: where the description or the tensors are not valid.
     """
+    if is_trimmed_spec(spec):
+        module = copy.deepcopy(original)
+        trim(name, spec, module)
+        fill(name, module, reader)
+        return module
     if not isinstance(spec, list) or not 2 <= len(spec) <= 3 or depth > _MAX_DEPTH:
         raise FileFormatError(f"the description of {name} is not valid: the file is damaged")
     kind, inside, *fmt = spec
@@ -69,7 +82,7 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
             parts.add_module(key, build(f"{name}.{key}", part, original, reader, depth + 1))
         return parts
     if kind == "OwnForward":
-        return _own_forward(name, inside, original, reader, depth)
+        return _own_forward(name, inside, original, reader, depth, fmt[0] if fmt else {})
     leaf = _bare_leaf(name, kind, inside, original)
     reader.spend(sum(tensor.numel() for tensor in leaf.state_dict().values()))
     fill(name, leaf, reader, fmt[0] if fmt else None)
@@ -77,12 +90,13 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
 
 
 def _own_forward(
-    name: str, inside: dict[str, Any], original: nn.Module, reader: PayloadReader, depth: int
+    name: str, inside: dict[str, Any], original: nn.Module, reader: PayloadReader, depth: int, shapes: Any
 ) -> OwnForward:
     others = {**dict(original.named_children()), INSIDE: nn.Module()}
     if not is_own(original) or list(inside) != list(others):
         raise FileFormatError(f"{name} is no layer of the user's own with these parts: the file is damaged")
     module = OwnForward(original)
+    trim(name, [KIND, shapes, {}], module)
     reader.spend(sum(tensor.numel() for tensor in module.state_dict().values()))
     fill(name, module, reader)
     for key, part in inside.items():

@@ -120,6 +120,12 @@ def unstorable(name: str, module: nn.Module) -> ModelError:
     )
 
 
+def tensor_names(module: nn.Module) -> list[str]:
+    """Returns the names of the module's own parameters and lasting buffers, in the order of the file."""
+    lasting = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
+    return [key for key in [*module._parameters, *lasting] if getattr(module, key) is not None]
+
+
 def module_mark(name: str, module: nn.Module) -> str:
     """Returns a text that two modules share if and only if a file of one fits the other in this place."""
     shapes = [(key, *tensor.shape) for key, tensor in module.named_parameters(recurse=False)]

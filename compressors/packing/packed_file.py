@@ -22,7 +22,7 @@ from plywise.compressors.modules.assembly import answer_as
 from plywise.compressors.modules.projected_attention import with_projections
 from plywise.compressors.packing.byte_reader import with_length
 from plywise.compressors.packing.module_reader import PayloadReader, build, fill
-from plywise.compressors.packing.module_spec import leaf_settings, module_mark, unstorable
+from plywise.compressors.packing.module_spec import leaf_settings, module_mark, tensor_names, unstorable
 from plywise.compressors.packing.packed_container import read_container, write_container
 from plywise.compressors.packing.packed_module import (
     PRESET,
@@ -32,8 +32,8 @@ from plywise.compressors.packing.packed_module import (
     own_blocks,
     parts_of,
     tensor_blocks,
-    tensor_names,
 )
+from plywise.compressors.packing.trimmed_module import describe_trimmed, is_trimmed, is_trimmed_spec, trim
 
 _GROWTH = 4
 """By what factor described modules may hold more numbers than the whole original."""
@@ -113,7 +113,11 @@ class _Writer:
             self._last = index
             self.blocks.extend(tensor_blocks(name, module))
             return
-        _check_same(name, original, module)
+        if is_trimmed(module, original):
+            self.entries.append([index - self._last, describe_trimmed(name, module, original)])
+            self._last = index
+        else:
+            _check_same(name, original, module)
         self.blocks.extend(own_blocks(name, module))
         for key, child in parts_of(original):
             self.visit(_join(name, key), child, getattr(module, key))
@@ -137,6 +141,9 @@ class _Loader:
         if id(original) in self._seen:
             return self._seen[id(original)][1]
         spec = self.entries.pop(len(self._seen), None)
+        if is_trimmed_spec(spec):
+            trim(name, spec, original)
+            spec = None
         # The original is kept, else its id could be that of another module later.
         self._seen[id(original)] = original, original
         if spec is not None:

@@ -21,18 +21,20 @@ from plywise.compressors.modules.layers import weight_of
 from plywise.compressors.modules.own_forward import INSIDE, OwnForward
 from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.compressors.packing.byte_reader import length_size, with_length
-from plywise.compressors.packing.module_spec import container_name, leaf_settings, unstorable
+from plywise.compressors.packing.module_spec import container_name, leaf_settings, tensor_names, unstorable
 from plywise.compressors.packing.packing import (
     floats_size,
     pack_floats,
     pack_symbols,
     symbols_size,
 )
+from plywise.compressors.packing.trimmed_module import describe_trimmed, is_trimmed, trimming
 
 Spec = list[Any]
 """A module in JSON: `[type or null for the original's, settings that differ, weight format]` for a leaf,
 `["Sequential" or "Branches", {name: spec}]` and `["StaticQuantized", spec, bits of input and output unless 8]` for the
-containers; `["OwnForward", {name: spec}]`, whose plain layer is described in full."""
+containers; `["OwnForward", {name: spec}, shapes of the user's tensors that have lost channels, if any]`, whose plain
+layer is described in full; and what `trimmed_module` says."""
 
 PRESET = (
     b'["Embedding",["ConvTranspose1d",["Conv1d",["BatchNorm2d",{"num_features":,"eps":1e-05,"momentum":0.1,'
@@ -80,7 +82,10 @@ def describe(name: str, module: nn.Module, original: nn.Module) -> Spec:
     if isinstance(module, OwnForward):
         others = {**dict(original.named_children()), INSIDE: nn.Module()}
         parts = {key: describe(f"{name}.{key}", part, others[key]) for key, part in parts_of(module)}
-        return [OwnForward.__name__, parts]
+        shapes = trimming(module, original)[0]
+        return [OwnForward.__name__, parts, shapes] if shapes else [OwnForward.__name__, parts]
+    if leaf_settings(original) is None and not list(module.children()) and is_trimmed(module, original):
+        return describe_trimmed(name, module, original)
     settings, known = leaf_settings(module), leaf_settings(original) or {}
     same_type = type(module) is type(original)
     if (settings is None and not same_type) or list(module.children()):
@@ -140,12 +145,6 @@ def float_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
         elif tensor.is_floating_point() or tensor.is_complex():
             raise ModelError(f"{name}.{key} is {tensor.dtype}; a packed file holds float32: call model.float() first")
     return found
-
-
-def tensor_names(module: nn.Module) -> list[str]:
-    """Returns the names of the module's own parameters and lasting buffers, in the order of the file."""
-    lasting = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
-    return [key for key in [*module._parameters, *lasting] if getattr(module, key) is not None]
 
 
 def is_range(scale: float, zero_point: int, bits: int) -> bool:

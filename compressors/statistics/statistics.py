@@ -45,7 +45,8 @@ class LayerStatistics:
         importance: for each of CRITERIA the importance of every output channel `(out,)`, summed over the layers that
             share the channel.
         frequency: `(rows,)` how often an embedding reads each of its rows, one on average; None for other layers.
-        unit: neighbouring output channels that stay or go together: those of a head in attention, else 1.
+        root: `(out,)` equal for output channels that stay or go together, such as those of a head in attention, counted
+            from 0; None where each stands alone.
     """
 
     covariance: Tensor
@@ -54,7 +55,7 @@ class LayerStatistics:
     outputs: Tensor
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     frequency: Tensor | None = None
-    unit: int = 1
+    root: Tensor | None = None
 
     @cached_property
     def feedback(self) -> ErrorFeedback:

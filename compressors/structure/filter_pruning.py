@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import nn
 
-from plywise.compressors.modules.layers import WEIGHTED, groups_of, out_channels
+from plywise.compressors.modules.layers import WEIGHTED, groups_of, is_depthwise, out_channels
 from plywise.compressors.recipes.hyperparameter import choice
 from plywise.compressors.recipes.technique import Stage, Technique
 from plywise.compressors.statistics.channels import keep_outputs, kept_channels
@@ -29,16 +30,22 @@ class FilterPruning(Technique):
     importance: str = choice("reconstruction", grid=CRITERIA, help="what ranks the channels")
 
     def unsupported(self, layer: nn.Module) -> str | None:
-        """Refuses grouped convolutions and layers of one channel."""
+        """Refuses depthwise convolutions and layers of one channel."""
         if not isinstance(layer, WEIGHTED) or isinstance(layer, nn.Embedding):
             return f"{type(layer).__name__} has no channels to remove"
-        if groups_of(layer) > 1:
-            return "the channels of a grouped convolution follow those of its input"
-        if out_channels(layer) < 2:
-            return "a layer of one channel has none to lose"
+        if is_depthwise(layer):
+            return "the channels of a depthwise convolution follow those of its input"
+        if out_channels(layer) // groups_of(layer) < 2:
+            return "a layer of one channel (in each of its groups) has none to lose"
         return None
 
     def compress(self, layer: nn.Module, statistics: LayerStatistics) -> nn.Module:
-        """Returns the layer with its most important channels; its readers are the caller's to cut."""
-        keep = kept_channels(statistics.importance[self.importance], self.ratio, statistics.unit)
+        """Returns the layer with its most important channels; its readers are the caller's to cut.
+
+        A convolution in groups keeps as many of each.
+        """
+        root, groups = statistics.root, groups_of(layer)
+        if root is None and groups > 1:
+            root = torch.arange(out_channels(layer)) % (out_channels(layer) // groups)
+        keep = kept_channels(statistics.importance[self.importance], self.ratio, root)
         return keep_outputs(layer, statistics, keep)[0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
@@ -22,7 +23,7 @@ from plywise.env.bank.bank_folder import BankFolder
 from plywise.env.bank.repair import FULL, Repair, repair
 from plywise.env.bank.repair_target import Target, find_targets
 from plywise.env.calibration.calibration import Calibration
-from plywise.env.network.channel_groups import NORMS, cut, cut_norm
+from plywise.env.network.channel_groups import NORMS, cut, cut_norm, trimmed
 from plywise.env.network.network import Layer, Network
 from plywise.env.storage.memory import ceiling_of_layers
 
@@ -120,8 +121,8 @@ class Bank:
         found = {}
         for index, pruning in state:
             statistics = self.calibration.statistics[self.network.groups[index].leader]
-            kept = kept_channels(statistics.importance[pruning.importance], pruning.ratio, statistics.unit)
-            found[index] = kept[:: statistics.unit] // statistics.unit
+            kept = kept_channels(statistics.importance[pruning.importance], pruning.ratio, statistics.root)
+            found[index] = torch.unique(self.network.groups[index].root[kept])
         return found
 
     def entry(self, name: str, recipe: Recipe, state: State = ()) -> nn.Module:
@@ -206,7 +207,7 @@ class Bank:
         for name, source in self.calibration.sources.items():
             if name in replaced and source in every:
                 join(every[source], replaced[name])
-        model = assemble(network.model, every)
+        model = assemble(network.model, {**trimmed(network.modules, network.groups, keep), **every})
         if replaced and settings:
             found = self._targets(settings.inputs)
             targets = {name: found[name].of(outputs[name]) if name in outputs else found[name] for name in replaced}

@@ -85,9 +85,9 @@ def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -
     covariances = {name: found.covariance for name, found in seen.items()}
     deviations = {name: outputs[name].deviation for name in covariances}
     importance = channel_importance(network, inputs, labels, covariances, deviations, seed)
-    units = {group.leader: group.unit for group in network.groups}
+    roots = {group.leader: group.root for group in network.groups}
     statistics = {
-        name: replace(found, importance=importance[name], unit=units.get(name, 1)) for name, found in seen.items()
+        name: replace(found, importance=importance[name], root=roots.get(name)) for name, found in seen.items()
     }
     return Calibration(inputs, statistics, outputs)
 

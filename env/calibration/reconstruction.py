@@ -21,7 +21,9 @@ from plywise.env.network.network import Network
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """One layer that reads the channels; its tensors change as channels go. Features of the group come first.
+    """A layer that reads the channels, or one group of a convolution; its tensors change as channels go.
+
+    Features of the channels come first.
 
     Attributes:
         weights: `(rows, features)` float64, refitted to what is left.
@@ -34,7 +36,7 @@ class Reader:
     size: int
 
     @classmethod
-    def of(cls, network: Network, side: Side, covariance: Tensor, channels: int) -> "Reader | None":
+    def of(cls, network: Network, side: Side, covariance: Tensor, channels: int, part: int) -> "Reader | None":
         """Prepares a layer, or returns None where it reads some channels more often than others.
 
         Args:
@@ -42,17 +44,21 @@ class Reader:
             side: the layer's inputs of the group.
             covariance: `(features, features)` of the layer's inputs.
             channels: of the group.
+            part: which one of the groups of a convolution.
         """
         module = network.modules[side.module]
-        order = side.root.argsort(stable=True)
-        times = torch.bincount(side.root, minlength=channels)
+        inputs = weight_of(module).shape[1]
+        inside = side.local // inputs == part
+        local, root = side.local[inside] - part * inputs, side.root[inside]
+        order = root.argsort(stable=True)
+        times = torch.bincount(root, minlength=channels)
         if int(times.min()) != int(times.max()):
             return None
-        positions = covariance.shape[0] // weight_of(module).shape[1]
-        first = (side.local[order][:, None] * positions + torch.arange(positions)).flatten()
+        positions = covariance.shape[0] // inputs
+        first = (local[order][:, None] * positions + torch.arange(positions)).flatten()
         rest = torch.ones(covariance.shape[0], dtype=torch.bool).index_fill_(0, first, False).nonzero().flatten()
         features = torch.cat([first, rest])
-        weights = weight_matrices(module)[0][:, features].double()
+        weights = weight_matrices(module)[part][:, features].double()
         metric = damped(covariance[None])[0][features][:, features]
         energy = ((weights @ metric) * weights).sum()
         weights = weights / energy.clamp(min=1e-300).sqrt()
@@ -89,7 +95,11 @@ def reconstruction_importance(network: Network, group: ChannelGroup, covariances
         covariances: by layer name, `(groups, features, features)`.
     """
     sides = [side for side in group.consumers if side.module in covariances]
-    found = [Reader.of(network, side, covariances[side.module][0], group.channels) for side in sides]
+    found = [
+        Reader.of(network, side, covariance, group.channels, part)
+        for side in sides
+        for part, covariance in enumerate(covariances[side.module])
+    ]
     readers = [reader for reader in found if reader is not None]
     importance, lost = torch.zeros(group.channels, dtype=torch.float64), 0.0
     there = torch.ones(group.channels, dtype=torch.bool)

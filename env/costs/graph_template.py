@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.modules.assembly import AroundLayer, assemble
+from plywise.compressors.modules.assembly import AroundLayer, answer_as, assemble
+from plywise.compressors.modules.layers import bias_of, channels_last, groups_of, is_depthwise, out_channels, weight_of
 from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence, State
+from plywise.compressors.statistics.channels import rebuilt
 from plywise.env.costs.latency import Chain
+from plywise.env.network.channel_groups import NORMS, channels_in
 from plywise.env.network.network import Layer, Network
-from plywise.env.network.recurrent_groups import StandIn
 from plywise.env.runtime.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats, strip_notes
 from plywise.env.runtime.deployed_recurrence import PACKED
 from plywise.env.runtime.onnx_export import exported
@@ -26,6 +28,9 @@ DOMAIN = "plywise.template"
 """Domain of the nodes that stand in the gaps."""
 
 RELUS = ("Relu", "Clip")
+
+Widths = list[tuple[int, int]]
+"""How many channels each layer reads and makes."""
 
 
 class GraphTemplate:
@@ -47,36 +52,30 @@ class GraphTemplate:
             ModelError: where the network cannot be traced.
         """
         self.layers = network.layers
+        self._network, self._batch = network, batch
         self._recurrences: dict[str, ProjectedRecurrence] = {}
-        gaps: dict[str, nn.Module] = {}
-        for place, layer in enumerate(network.layers):
-            owner = layer.name.rpartition(".")[0]
-            whole = network.modules[owner]
-            if not isinstance(whole, ProjectedRecurrence):
-                gaps[layer.name] = _Gap(place, layer, network.modules[layer.name])
-            elif owner not in gaps:
-                gaps[owner], self._recurrences[owner] = _RecurrentGap(place, whole), whole
-        self._proto = exported(assemble(network.model, gaps), network.example, batch)
-        strip_notes(self._proto)
+        self._proto = self._export(self._widths(network.operations), {})
         widths = {count for group in network.groups for count in (group.channels, group.channels * group.unit)}
-        _free_widths(self._proto, widths, batch)
+        self._follows = _free_widths(self._proto, widths, batch)
         self.nearest = self._nearest()
 
-    def filled(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = MappingProxyType({})) -> bytes:
+    def filled(self, chains: Mapping[str, Chain], others: Mapping[str, nn.Module] = MappingProxyType({})) -> bytes:
         """Returns a serialised model with random weights, for inputs of the batch.
 
         Args:
             chains: of each layer, by name.
-            norms: channels of the normalisations that have lost some, by name.
+            others: modules besides layers that have lost channels, by name.
         """
-        proto = copy.deepcopy(self._proto)
+        whole = self._graph(chains, others)
+        proto = copy.deepcopy(whole)
         for constant in proto.graph.initializer:
-            width = norms.get(constant.name.rpartition(".")[0])
-            if width is not None:
-                constant.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constant)[:width], constant.name))
-        relus = {node.output[0] for node in self._proto.graph.node if node.op_type in RELUS}
+            norm = others.get(constant.name.rpartition(".")[0])
+            if isinstance(norm, NORMS):
+                kept = numpy_helper.to_array(constant)[: norm.num_features]
+                constant.CopyFrom(numpy_helper.from_array(kept, constant.name))
+        relus = {node.output[0] for node in whole.graph.node if node.op_type in RELUS}
         del proto.graph.node[:]
-        for node in self._proto.graph.node:
+        for node in whole.graph.node:
             if node.domain != DOMAIN:
                 proto.graph.node.append(node)
                 continue
@@ -95,6 +94,32 @@ class GraphTemplate:
         drop_idle_relus(proto)
         keep_floats(proto)
         return bytes(proto.SerializeToString())
+
+    def _graph(self, chains: Mapping[str, Chain], others: Mapping[str, nn.Module]) -> onnx.ModelProto:
+        """Returns the graph to fill: the one that there is, unless it does not follow the channels by itself."""
+        widths = self._widths(chains)
+        cut = widths != self._widths(self._network.operations)
+        if not any(not isinstance(module, NORMS) for module in others.values()) and (self._follows or not cut):
+            return self._proto
+        return self._export(widths, others)
+
+    def _widths(self, chains: Mapping[str, Chain]) -> Widths:
+        """Returns how many channels each layer reads and makes."""
+        chain_of_each = (chains[layer.name] for layer in self.layers)
+        return [(chain[0].in_channels, _made_by(chain)) for chain in chain_of_each]
+
+    def _export(self, widths: Widths, others: Mapping[str, nn.Module]) -> onnx.ModelProto:
+        gaps = dict(others)
+        for place, (layer, (inputs, outputs)) in enumerate(zip(self.layers, widths, strict=True)):
+            owner = layer.name.rpartition(".")[0]
+            whole = self._network.modules[owner]
+            if not isinstance(whole, ProjectedRecurrence):
+                gaps[layer.name] = _Gap(place, layer, _narrowed(self._network.modules[layer.name], inputs, outputs))
+            elif owner not in gaps:
+                gaps[owner], self._recurrences[owner] = _RecurrentGap(place, whole, outputs // whole.gates), whole
+        proto = exported(assemble(self._network.model, gaps), self._network.example, self._batch)
+        strip_notes(proto)
+        return proto
 
     def _layer(self, node: onnx.NodeProto) -> Layer:
         place: int = node.attribute[0].i
@@ -133,7 +158,8 @@ class _Gap(AroundLayer):
         super().__init__()
         self.layer = module
         self.place = place
-        self.shape = layer.output_shape
+        self.shape = list(layer.output_shape)
+        self.shape[-1 if channels_last(module) else 0] = out_channels(module)
 
     def forward(self, inputs: Tensor) -> Tensor:
         shape = (inputs.shape[0], *self.shape)
@@ -141,12 +167,16 @@ class _Gap(AroundLayer):
         return result
 
 
-class _RecurrentGap(StandIn):
+class _RecurrentGap(ProjectedRecurrence):
     """Exports as one node that knows the place of the first layer of a recurrence, which begins with zeros there."""
 
-    def __init__(self, place: int, recurrence: ProjectedRecurrence) -> None:
-        super().__init__(recurrence)
-        self.place = place
+    def __init__(self, place: int, recurrence: ProjectedRecurrence, units: int) -> None:
+        nn.Module.__init__(self)
+        answer_as(self, recurrence)
+        self.place, self.units, self.features = place, units, recurrence.input_size
+
+    def _reads(self, name: str) -> int:
+        return self.features if name == "input_l0" else self.units
 
     def run(self, sequence: Tensor, sizes: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         """Returns results of the shapes that a recurrence gives."""
@@ -154,18 +184,37 @@ class _RecurrentGap(StandIn):
             raise ModelError(PACKED)
         count, steps = sequence.shape[:2]
         ends = (len(self.places), count, self.units)
-        shapes = [(steps, count, len(self.sources) * self.units), ends, ends][: 3 if self.mode == "LSTM" else 2]
+        shapes = [(steps, count, len(self.layers[0]) * self.units), ends, ends][: 3 if self.mode == "LSTM" else 2]
         name, dtypes = f"{DOMAIN}::Recurrence", [torch.float32] * len(shapes)
         read = (sequence.transpose(0, 1), *(state or ()))
         outputs, *states = symbolic_multi_out(name, read, {"place": self.place}, dtypes=dtypes, shapes=shapes)
         return outputs.transpose(0, 1), tuple(states)
 
 
-def _free_widths(model: onnx.ModelProto, widths: Collection[int], batch: int) -> None:
+def _made_by(chain: Chain) -> int:
+    """Returns how many channels a layer makes."""
+    last = chain[-1]
+    return last.output_shape[-1 if last.kind in ("linear", "embedding", "features") else 0]
+
+
+def _narrowed(module: nn.Module, inputs: int, outputs: int) -> nn.Module:
+    """Returns a layer of the same settings with other numbers of channels; what it computes means nothing."""
+    if isinstance(module, nn.Embedding) or (inputs, outputs) == (channels_in(module), out_channels(module)):
+        return module
+    groups = outputs if is_depthwise(module) else groups_of(module)
+    weight = torch.zeros(outputs, inputs // groups, *weight_of(module).shape[2:])
+    return rebuilt(module, weight, None if bias_of(module) is None else torch.zeros(outputs), groups)
+
+
+def _free_widths(model: onnx.ModelProto, widths: Collection[int], batch: int) -> bool:
     """Lets shapes follow the channels: where one entry alone can change with them, the runtime works it out.
 
     That is the only entry but the batch, or the only one that is a width of the network.
+
+    Returns:
+        Whether this is clear for all shapes.
     """
+    clear = True
     shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
     for constant in model.graph.initializer:
         if constant.name not in shapes:
@@ -175,9 +224,12 @@ def _free_widths(model: onnx.ModelProto, widths: Collection[int], batch: int) ->
         free = np.flatnonzero(~known)
         if len(free) > 1:
             free = np.flatnonzero(~known & np.isin(shape, list(widths)))
-        if len(free) == 1:
+        if len(free) == 1 and not (shape == -1).any():
             shape[free] = -1
             constant.CopyFrom(numpy_helper.from_array(shape, constant.name))
+        else:
+            clear = clear and not len(free)
+    return clear
 
 
 def _skip_identities(model: onnx.ModelProto) -> None:

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
+from torch import nn
 
 from plywise.compressors.errors import ModelError
+from plywise.compressors.packing.trimmed_module import trimming
 from plywise.env.arrays import Doubles
 from plywise.env.costs.graph_template import GraphTemplate
 from plywise.env.costs.latency import Chain, Latencies, LatencyTable, chain_key, tell_rough
@@ -37,7 +40,7 @@ is scored, and of one plan among many to calibrate on."""
 ORIGINAL_WEIGHT = 10.0
 """How many other graphs the original counts for: ceilings are shares of it."""
 
-NO_NORMS: Mapping[str, int] = MappingProxyType({})
+WHOLE: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -116,17 +119,17 @@ class NetworkLatency:
         found: Doubles = self._parts(plans) @ np.array(list(asdict(self.overhead).values())[:-1])
         return found
 
-    def measured(self, chains: Mapping[str, Chain], norms: Mapping[str, int] = NO_NORMS) -> float:
+    def measured(self, chains: Mapping[str, Chain], others: Mapping[str, nn.Module] = WHOLE) -> float:
         """Returns the milliseconds of a plan: of its whole graph, interleaved with the original's, where that can run.
 
         Args:
             chains: of each layer, by name.
-            norms: channels of the normalisations that have lost some, by name.
+            others: modules besides layers that have lost channels, by name.
         """
         original = self.overhead.original
         if original is not None:
             try:
-                return self._timed_share(chains, norms) * original
+                return self._timed_share(chains, others) * original
             except ModelError as error:
                 warnings.warn(
                     f"{self.network.name}: latencies of some plans are estimated from those of their layers, for the "
@@ -135,24 +138,28 @@ class NetworkLatency:
                 )
         return float(self.predicted([chains])[0])
 
-    def _timed_share(self, chains: Mapping[str, Chain], norms: Mapping[str, int]) -> float:
+    def _timed_share(self, chains: Mapping[str, Chain], others: Mapping[str, nn.Module]) -> float:
         """Returns the time of a plan's graph over that of the original's; each graph is timed once and kept.
 
         Plans that differ in what is decoded when the file is loaded have the same graph: another measurement of it
         would tell them apart by its noise.
         """
         shapes = [[name, chain_key(chain)] for name, chain in sorted(chains.items())]
-        content = json.dumps([self._digest, repr(self.overhead), shapes, sorted(norms.items())])
+        content = json.dumps([self._digest, repr(self.overhead), shapes, self._lost(others)])
         graph = hashlib.sha256(content.encode()).hexdigest()[:24]
         assert isinstance(self.latency, LatencyTable)
         store, key = self._store(self.latency), f"{self.latency.device.fingerprint}/graph/{graph}"
         found = store.get(key)
         if found is not None:
             return float(found)
-        share, varied = self._share((chains, norms), PRECISELY, LOADS)
+        share, varied = self._share((chains, others), PRECISELY, LOADS)
         tell_rough(int(varied > NOISY), 1, f"{self.network.name}: the latency of 1 of 1 whole graphs varies")
         store.put(key, share)
         return share
+
+    def _lost(self, others: Mapping[str, nn.Module]) -> list[Any]:
+        modules = self.network.modules
+        return [[name, *trimming(module, modules[name])] for name, module in sorted(others.items())]
 
     @staticmethod
     def _store(latency: LatencyTable) -> ResultStore:
@@ -170,7 +177,7 @@ class NetworkLatency:
 
     @cached_property
     def _original(self) -> bytes:
-        return self._template.filled(self.network.operations, NO_NORMS)
+        return self._template.filled(self.network.operations, WHOLE)
 
     @cached_property
     def _template(self) -> GraphTemplate:

@@ -4,21 +4,22 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plywise.compressors.modules.layers import groups_of, is_depthwise, out_channels, weight_of
+from plywise.compressors.packing.trimmed_module import is_trimmed
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.statistics.channels import kept_count
 from plywise.compressors.structure.filter_pruning import FilterPruning
 from plywise.env.costs.chains import chain_of
 from plywise.env.costs.latency import Chain
-from plywise.env.network.channel_groups import NORMS, cut
+from plywise.env.network.channel_groups import NORMS, cut, cut_norm, trimmed
 from plywise.env.network.menu import legal_recipes
 from plywise.env.network.network import Network
 
-Shapes = tuple[Mapping[str, Chain], Mapping[str, int]]
-"""What runs: the chain of each layer, and the channels of normalisations that lost some, by name."""
+Shapes = tuple[Mapping[str, Chain], Mapping[str, nn.Module]]
+"""What runs: the chain of each layer, and other modules that have lost channels, by name."""
 
 
 def random_plans(network: Network, count: int, seed: int = 0) -> Iterator[Plan]:
@@ -39,7 +40,8 @@ def random_plans(network: Network, count: int, seed: int = 0) -> Iterator[Plan]:
 
 def shapes_of(network: Network, plan: Plan) -> Shapes:
     """Returns what the runtime executes for a plan of this network."""
-    inputs, outputs = cut(network.modules, network.groups, first_channels(network, plan))
+    keep = first_channels(network, plan)
+    inputs, outputs = cut(network.modules, network.groups, keep)
     chains = {}
     for name, (operation,) in network.operations.items():
         module = network.modules[name]
@@ -49,8 +51,17 @@ def shapes_of(network: Network, plan: Plan) -> Shapes:
         else:
             left_in = len(inputs[name]) if name in inputs else weight_of(module).shape[1] * groups_of(module)
         chains[name] = chain_of((operation,), plan[name], left_in, left_out, module)
-    norms = {name: len(kept) for name, kept in outputs.items() if isinstance(network.modules[name], NORMS)}
-    return chains, norms
+    modules = trimmed(network.modules, network.groups, keep)
+    norms = {name: kept for name, kept in outputs.items() if isinstance(network.modules[name], NORMS)}
+    modules |= {name: cut_norm(network.modules[name], kept) for name, kept in norms.items()}
+    return chains, modules
+
+
+def trimmed_in(network: Network, model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the modules of a network, layers apart, that have lost channels in what it has become, by name."""
+    layers = {layer.name for layer in network.layers}
+    found = {name: module for name, module in model.named_modules() if name in network.modules and name not in layers}
+    return {name: module for name, module in found.items() if is_trimmed(module, network.modules[name])}
 
 
 def first_channels(network: Network, plan: Plan) -> dict[int, Tensor]:

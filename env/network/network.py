@@ -16,8 +16,9 @@ from plywise.compressors.modules.plain_layers import with_plain_layers
 from plywise.compressors.modules.projected_attention import refusal, with_projections
 from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.structure.filter_pruning import FilterPruning
-from plywise.env.network.channel_groups import ChannelGroup, find_groups
+from plywise.env.network.channel_groups import ChannelGroup
 from plywise.env.network.folding import fold_batch_norms
+from plywise.env.network.group_finding import find_groups
 from plywise.env.network.operation import Operation, operations
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
 from plywise.env.network.trace import Call, trace
@@ -104,7 +105,7 @@ class Network:
         if not usable:
             reasons = "; ".join(map(": ".join, skipped.items())) or "it has no weights"
             raise ModelError(f"{name} has no layer that can be compressed: {reasons}")
-        groups, uncut = find_groups(folded, example, [call.name for call in usable])
+        groups, uncut = find_groups(folded, lambda network: network(example), [call.name for call in usable])
         produced = {side.module: index for index, group in enumerate(groups) for side in group.producers}
         layers = tuple(
             Layer(

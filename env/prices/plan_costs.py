@@ -11,7 +11,7 @@ from plywise.env.bank.bank import Stitched
 from plywise.env.costs.chains import realised_chain
 from plywise.env.costs.energy import energy_mj
 from plywise.env.costs.network_latency import NetworkLatency
-from plywise.env.network.channel_groups import NORMS
+from plywise.env.costs.trial_graphs import trimmed_in
 from plywise.env.network.network import Network
 
 
@@ -32,8 +32,7 @@ class PlanCosts:
         modules = self._realised(stitched)
         chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in self._network.layers}
         storage = float(self.packed_bytes(stitched.model))
-        norms = {name: norm.num_features for name, norm in stitched.replaced.items() if isinstance(norm, NORMS)}
-        latency = self._whole.measured(chains, norms)
+        latency = self._whole.measured(chains, trimmed_in(self._network, stitched.model))
         units = self._whole.latency.device.energies
         return storage, latency, sum(energy_mj(chain, units) for chain in chains.values())
 

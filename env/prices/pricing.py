@@ -32,6 +32,7 @@ from plywise.env.costs.chains import chain_of, realised_chain
 from plywise.env.costs.energy import energy_mj
 from plywise.env.costs.latency import Chain
 from plywise.env.costs.network_latency import NetworkLatency
+from plywise.env.network.channel_groups import channels_in
 from plywise.env.network.menu import is_uniform, legal_recipes, undominated
 from plywise.env.network.network import Layer, Network
 from plywise.env.network.operation import WEIGHTLESS
@@ -325,16 +326,14 @@ class Pricer:
 
     def _chain(self, layer: Layer, recipe: Recipe, in_level: int, out_level: int) -> Chain:
         module = self.network.modules[layer.name]
-        outputs, inputs, *_ = weight_of(module).shape
+        outputs, inputs = weight_of(module).shape[0], channels_in(module)
         if is_depthwise(module):
             multiplier = outputs // groups_of(module)
             outputs = self._left(outputs, self._groups_of_outputs(layer), max(in_level, out_level))
             inputs = outputs // multiplier
-        elif groups_of(module) == 1:
+        else:
             inputs = self._left(inputs, self._inputs_by_group(layer), in_level)
             outputs = self._left(outputs, self._groups_of_outputs(layer), out_level)
-        else:
-            inputs *= groups_of(module)
         # Only what decides about shapes: thousands of chains are asked for, and most are the same.
         base = Recipe(tuple(t for t in recipe.techniques if t.stage in (Stage.STRUCTURE, Stage.ACTIVATIONS)))
         key = (layer.name, base, bool(recipe.techniques), inputs, outputs)
@@ -357,7 +356,10 @@ class Pricer:
         return {g: sum(s.local.numel() for s in groups[g].consumers if s.module == layer.name) for g in layer.reads}
 
     def _groups_of_outputs(self, layer: Layer) -> dict[int, int]:
-        return {} if layer.group is None else {layer.group: out_channels(self.network.modules[layer.name])}
+        if layer.group is None:
+            return {}
+        sides = self.network.groups[layer.group].producers
+        return {layer.group: sum(side.local.numel() for side in sides if side.module == layer.name)}
 
     def _in_share(self) -> NDArray[np.float32]:
         share = np.zeros((len(self.network.layers), max(1, len(self.network.groups))), np.float32)
@@ -366,7 +368,7 @@ class Pricer:
             if is_depthwise(module) and layer.group is not None:
                 share[row, layer.group] = 1.0
             for group, channels in self._inputs_by_group(layer).items():
-                share[row, group] = channels / weight_of(module).shape[1]
+                share[row, group] = channels / channels_in(module)
         return share
 
     def _nearest(self) -> NDArray[np.int64]:

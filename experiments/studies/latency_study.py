@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from scipy.stats import spearmanr
-from torch import nn
 
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.arrays import Doubles
@@ -22,9 +21,8 @@ from plywise.env.calibration.calibration import calibrate
 from plywise.env.costs.chains import realised_chain
 from plywise.env.costs.latency import LatencyTable
 from plywise.env.costs.network_latency import PRECISELY, NetworkLatency
-from plywise.env.costs.trial_graphs import Shapes, random_plans
+from plywise.env.costs.trial_graphs import Shapes, random_plans, trimmed_in
 from plywise.env.execution.progress import tracked
-from plywise.env.network.channel_groups import NORMS
 from plywise.env.network.network import Network
 from plywise.env.prices.pricing import Pricer
 from plywise.env.runtime.onnx_export import export_onnx
@@ -185,12 +183,7 @@ def _exported(network: Network, plan: Plan, file: Path) -> Shapes:
     export_onnx(model, network.example, file)
     modules = dict(model.named_modules())
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in network.layers}
-    return chains, {name: _width(module) for name, module in modules.items() if isinstance(module, NORMS)}
-
-
-def _width(norm: nn.Module) -> int:
-    assert isinstance(norm, NORMS)
-    return norm.num_features
+    return chains, trimmed_in(network, model)
 
 
 def _fit(values: Doubles, measured: Doubles, kind: str) -> tuple[str, str, str]:

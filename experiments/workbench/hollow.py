@@ -12,7 +12,7 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.statistics.channels import rebuilt
 from plywise.env.costs.trial_graphs import first_channels
-from plywise.env.network.channel_groups import NORMS, cut, cut_norm
+from plywise.env.network.channel_groups import NORMS, cut, cut_norm, trimmed
 from plywise.env.network.network import Layer, Network
 
 STEP = 0.02
@@ -20,8 +20,9 @@ STEP = 0.02
 
 def hollow(network: Network, plan: Plan) -> nn.Module:
     """Returns the network in the shapes and formats of a plan; what it computes means nothing."""
-    inputs, outputs = cut(network.modules, network.groups, first_channels(network, plan))
-    replaced: dict[str, nn.Module] = {}
+    keep = first_channels(network, plan)
+    inputs, outputs = cut(network.modules, network.groups, keep)
+    replaced = trimmed(network.modules, network.groups, keep)
     for layer in network.layers:
         if plan[layer.name].techniques or layer.name in inputs or layer.name in outputs:
             small = _cut(network.modules[layer.name], inputs.get(layer.name), outputs.get(layer.name))
@@ -39,7 +40,7 @@ def _cut(module: nn.Module, inputs: torch.Tensor | None, outputs: torch.Tensor |
         weight, bias = weight[outputs], None if bias is None else bias[outputs]
         groups = len(outputs) if is_depthwise(module) else groups
     if inputs is not None and not is_depthwise(module):
-        weight = weight[:, inputs]
+        weight = weight[:, : len(inputs) // groups]
     return rebuilt(module, weight, torch.zeros(len(weight)) if bias is None else bias, groups)
 
 

@@ -188,7 +188,7 @@ class Table(nn.Module):
         (lambda maps: torch.cat(maps.split([6, 10], 1), 1), "does not run with fewer channels"),
         (Table(), "meets.factors, a buffer that no file holds"),
         (written_into, "written into a part of another tensor"),
-        (lambda maps: F.linear(maps.movedim(1, -1), torch.eye(16)).movedim(-1, 1), "only go together"),
+        (lambda maps: F.linear(maps.movedim(1, -1), torch.eye(16)).movedim(-1, 1), "runs bmm"),
     ],
 )
 def test_what_cannot_follow_says_why_and_the_rest_is_cut(meets, reason):

@@ -10,14 +10,6 @@ from plywise.compressors.packing.module_spec import is_count, tensor_names
 KIND = "Trimmed"
 """First entry of the description: `["Trimmed", {tensor: shape}, {attribute: count}]`."""
 
-SIZES = ("normalized_shape", "num_channels", "num_groups", "num_features", "num_parameters", "all_head_size")
-
-
-def counts_channels(attribute: str) -> bool:
-    """Returns whether an attribute of this name may count channels, groups of them or heads, and shrink with them."""
-    heads = "head" in attribute and not any(word in attribute for word in ("dim", "size", "width"))
-    return attribute in SIZES or heads
-
 
 def is_trimmed(module: nn.Module, original: nn.Module) -> bool:
     """Returns whether a module has lost channels against the original of the same kind."""
@@ -67,7 +59,7 @@ def trim(name: str, spec: Any, original: nn.Module) -> None:
         setattr(original, key, nn.Parameter(new, old.requires_grad) if key in original._parameters else new)
     for attribute, count in spec[2].items():
         old = vars(original).get(attribute)
-        known = _as_list(old) if counts_channels(attribute) else None
+        known = None if attribute.startswith("_") else _as_list(old)
         if known is None or not _is_smaller(_as_list(count), known):
             raise FileFormatError(f"{name}.{attribute!s:.60} cannot be {count!r:.60}: the file is damaged")
         setattr(original, attribute, tuple(count) if isinstance(old, tuple) else count)
@@ -80,11 +72,11 @@ def trimming(module: nn.Module, original: nn.Module) -> tuple[dict[str, list[int
         for key in tensor_names(module)
         if getattr(original, key, None) is not None and getattr(module, key).shape != getattr(original, key).shape
     }
-    counts = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in vars(module).items()
-        if counts_channels(name) and _as_list(value) is not None and value != vars(original).get(name)
-    }
+    counts = {}
+    for name, value in vars(module).items():
+        now, before = _as_list(value), _as_list(vars(original).get(name))
+        if not name.startswith("_") and before is not None and now != before and _is_smaller(now, before):
+            counts[name] = list(value) if isinstance(value, tuple) else value
     return shapes, counts
 
 

@@ -35,8 +35,8 @@ class Labels:
         return torch.arange(start, start + count)
 
     def is_bare(self, labels: Tensor) -> bool:
-        """Returns whether labels are those of bare parameters alone."""
-        return bool(self._bare[narrow(labels)].all())
+        """Returns whether labels are those of bare parameters alone, or none."""
+        return bool((self._bare[narrow(labels)] | (narrow(labels) == 0)).all())
 
     def classes(self, labels: Tensor) -> Tensor:
         """Returns for each entry the least label that it is united with."""

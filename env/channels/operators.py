@@ -144,6 +144,12 @@ def _same(context: _Context) -> Found:
     return [context.of(context.step.first)]
 
 
+def _strided(context: _Context) -> Found:
+    """Another layout of the same entries in memory."""
+    first = context.step.first
+    return [context.of(first)] if context.made[0].shape == first.shape else None
+
+
 def _nothing(context: _Context) -> Found:
     return [None] * len(context.made)
 
@@ -153,6 +159,7 @@ def _reshape(context: _Context) -> Found:
     after = before.reshape(out.shape)
     for axes in split_axes(before.shape, out.shape):
         context.found.grids.append((after, axes))
+    context.found.shapes.append((context.owner[0], after))
     return [after]
 
 
@@ -176,6 +183,10 @@ def split_axes(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, .
 
 
 def _move(context: _Context) -> Found:
+    return [*_moved(context)]
+
+
+def _moved(context: _Context) -> list[Tensor]:
     step = context.step
     arguments = dict(step.arguments)
     subject = step.function._schema.arguments[0].name  # `self`, or the list of tensors; the others are indices
@@ -189,18 +200,18 @@ def _move(context: _Context) -> Found:
 
 def _parts(context: _Context) -> Found:
     """Equal parts of an axis lose the same channels each."""
-    step, found = context.step, _move(context)
-    assert found is not None
+    step, found = context.step, _moved(context)
     sizes, axis = {tensor.shape for tensor in context.made}, step.arguments.get("dim", 0)
     if len(sizes) == 1 and len(found) > 1:
-        every = torch.stack([part for part in found if part is not None])
+        every = torch.stack(found)
         context.labels.unite_along(every, [0] if context.labels.varies(context.of(step.first), [axis]) else [])
-    return found
+    context.found.shapes.extend((context.owner[0], part) for part in found)
+    return [*found]
 
 
 def _slice(context: _Context) -> Found:
     """A part of an axis that is the same again and again, or every second entry: the others lose the same channels."""
-    step, found = context.step, _move(context)
+    step, found = context.step, _moved(context)
     whole, axis, every = context.of(step.first), step.axes()[0], step.arguments["step"]
     length, size = context.made[0].shape[axis], whole.shape[axis]
     start = min(max(step.arguments.get("start") or 0, -size) % max(size, 1), size)
@@ -209,7 +220,8 @@ def _slice(context: _Context) -> Found:
             context.labels.unite_along(_unfolded(whole, axis, size // length, length), [axis])
         elif every == size // length:
             context.labels.unite_along(_unfolded(whole, axis, length, every), [axis + 1])
-    return found
+    context.found.shapes.extend((context.owner[0], part) for part in found)
+    return [*found]
 
 
 def _shuffle(context: _Context) -> Found:
@@ -299,8 +311,10 @@ def _product(context: _Context) -> Found:
     arguments, name = context.step.arguments, context.step.name
     names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}.get(name, ("self", "mat2"))
     a, b = (context.of(arguments[each]) for each in names)  # (..., i, k) and (..., k, j)
-    if any(context.labels.is_bare(each) and bool((narrow(each) != 0).any()) for each in (a, b)):
-        return None
+    if any(context.labels.is_bare(each) for each in (a, b)):  # or without channels
+        along = ((a, [a.dim() - 1]), (b, [b.dim() - 2]))
+        if any(context.labels.varies(*each) for each in along):
+            return None
     small_a, small_b = narrow(a).unsqueeze(-1), narrow(b).unsqueeze(-3)
     if math.prod(map(max, small_a.shape, small_b.shape)) > MOST:
         return None
@@ -390,6 +404,7 @@ _RULES: Mapping[str, Callable[[_Context], Found]] = {
     ),
     **dict.fromkeys(("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"), _attention),
     "slice": _slice,
+    "as_strided": _strided,
     "channel_shuffle": _shuffle,
     "native_channel_shuffle": _shuffle,
     "glu": _glu,

@@ -43,6 +43,7 @@ class Channels:
         tensors: labels of bare parameters and buffers, in their shapes, by names of module and tensor.
         counts: labels `(n,)` of what an attribute of a module counts, by names of module and attribute.
         grids: labels and some of their axes: what stays along these must be a grid, for the network splits them so.
+        shapes: labels of what was reshaped or split, and the module that did it: its attributes may say into how many.
         statistics: labels over which something is averaged, as a norm does.
         frozen: labels that cannot be cut, with the reason, the first one first.
     """
@@ -54,6 +55,7 @@ class Channels:
     tensors: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     counts: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     grids: list[tuple[Tensor, tuple[int, ...]]] = field(default_factory=list)
+    shapes: list[tuple[str, Tensor]] = field(default_factory=list)
     statistics: list[Tensor] = field(default_factory=list)
     frozen: list[tuple[Tensor, str]] = field(default_factory=list)
 
@@ -236,6 +238,12 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         axis, labels = -1 if channels_last(module) else 1, self.found.labels
         made = labels.fresh(out_channels(module))
         if not isinstance(module, nn.Embedding):
+            others = [place for place in range(reads.dim()) if place != axis % reads.dim()]
+            if not labels.varies(reads, [axis % reads.dim()]) and labels.varies(reads, others):
+                self._freeze(made, "it mixes the positions of channels, which stay what they are")
+                self.found.outputs[name] = made
+                self._known[id(output)] = reads.narrow(axis, 0, 1).expand(output.shape)
+                return
             read, groups = self._channels_of(reads, axis), groups_of(module)
             if is_depthwise(module) and len(made) != len(read):
                 reason = f"shares channels with {name}, a depthwise convolution that multiplies channels"

@@ -183,7 +183,12 @@ def channels_out(module: nn.Module) -> int:
 def cut_norm(norm: nn.Module, keep: Tensor) -> nn.Module:
     """Returns a BatchNorm of the features `keep` only."""
     assert isinstance(norm, NORMS)
-    new = type(norm)(keep.numel(), norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    state = {key: value if value.dim() == 0 else value[keep] for key, value in norm.state_dict().items()}
-    new.load_state_dict(state)
-    return new.train(norm.training)
+    new = _shell(norm)  # a user's own norm may do more
+    for key, parameter in norm._parameters.items():
+        if parameter is not None:
+            new._parameters[key] = nn.Parameter(parameter.detach()[keep], parameter.requires_grad)
+    for key, buffer in norm._buffers.items():
+        if buffer is not None and buffer.dim():
+            new._buffers[key] = buffer[keep]
+    vars(new)["num_features"] = keep.numel()
+    return new

@@ -1,7 +1,8 @@
 """Finds channels that must be removed together: by labels that a forward pass carries, each group proved by a cut."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.modules.assembly import assemble
-from plywise.compressors.modules.layers import groups_of, is_depthwise, weight_of, with_weights
-from plywise.compressors.packing.trimmed_module import counts_channels
-from plywise.compressors.statistics.channels import keep_inputs, keep_outputs
-from plywise.compressors.statistics.statistics import LayerStatistics
+from plywise.compressors.modules.layers import bias_of, groups_of, is_depthwise, weight_of, with_weights
+from plywise.compressors.statistics.channels import rebuilt
 from plywise.env.channels.tracing import Channels, Run, run_silenced, tensors_in, trace_channels
 from plywise.env.network.channel_groups import (
     NORMS,
@@ -95,14 +94,29 @@ class _Finder:
         return group, self._refusal(group, set(roots), np.bincount(root))
 
     def variants(self, group: ChannelGroup) -> list[ChannelGroup]:
-        """Returns the group as it is, and with the numbers of heads that the module around its leader knows."""
-        owner = group.leader.rpartition(".")[0]
-        counts = []
-        for name, value in vars(self.modules[owner]).items():
-            if counts_channels(name) and type(value) is int and value and value % group.channels == 0:
-                root = torch.arange(group.channels).repeat(value // group.channels)
-                counts.append(Count(owner, name, root))
-        return [group, *([replace(group, counts=(*group.counts, *counts))] if counts else [])]
+        """Returns the group as it is, and with the attributes that say how tensors are reshaped or split, if any."""
+        roots = dict(zip(self._classes(self.traced.outputs[group.leader]).tolist(), group.root.tolist(), strict=True))
+        found = {}
+        for owner, attribute, labels in self._sizes:
+            _, root = _found(self._classes(labels), roots)
+            if len(root):
+                found[owner, attribute] = Count(owner, attribute, root)
+        return [group, *([replace(group, counts=(*group.counts, *found.values()))] if found else [])]
+
+    @cached_property
+    def _sizes(self) -> list[tuple[str, str, Tensor]]:
+        """Attributes that are as large as an axis that their module makes, and the labels `(n,)` along that."""
+        found = []
+        for owner, labels in self.traced.shapes:
+            known = {name: value for name, value in vars(self.modules[owner]).items() if type(value) is int}
+            for axis, size in enumerate(labels.shape):
+                names = [name for name, value in known.items() if value == size and not name.startswith("_")]
+                if size > 1 and names and self.traced.labels.varies(labels, [axis]):
+                    # Where a head is as wide as there are heads, the number is meant.
+                    plain = [name for name in names if not any(word in name for word in ("dim", "size", "width"))]
+                    along = labels.movedim(axis, 0).reshape(size, -1)[:, 0]
+                    found += [(owner, name, along) for name in plain or names]
+        return found
 
     def _refusal(self, group: ChannelGroup, classes: set[int], times: Any) -> str | None:
         for labels, reason in self.traced.frozen:
@@ -211,21 +225,27 @@ class _Proof:
 
 def _silenced(module: nn.Module, keep: Tensor) -> nn.Module:
     """Returns a layer that reads all channels, those that are not kept with weights of zero."""
-    gone = torch.ones(channels_in(module), dtype=torch.bool).index_fill_(0, keep, False)
-    weight, groups = weight_of(module).clone(), groups_of(module)
-    parts = weight.view(groups, -1, *weight.shape[1:])
-    for part, lost in zip(parts, gone.view(groups, -1), strict=True):
-        part[:, lost] = 0.0
+    weight = weight_of(module).clone()
+    for rows, stays in _blocks(module, weight, keep):
+        rows[:, ~stays] = 0.0
     return with_weights(module, weight)
 
 
 def _cut(module: nn.Module, reads: Tensor | None, makes: Tensor | None) -> nn.Module:
-    statistics = LayerStatistics.white(module)
+    weight, bias, groups = weight_of(module), bias_of(module), groups_of(module)
     if reads is not None and not is_depthwise(module):
-        module, statistics = keep_inputs(module, statistics, reads)
+        weight = torch.cat([rows[:, stays] for rows, stays in _blocks(module, weight, reads)])
     if makes is not None:
-        module, statistics = keep_outputs(module, statistics, makes)
-    return module
+        weight, bias = weight[makes], None if bias is None else bias[makes]
+        groups = len(makes) if is_depthwise(module) else groups
+    return rebuilt(module, weight, bias, groups)
+
+
+def _blocks(module: nn.Module, weight: Tensor, keep: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the rows of each group of a layer and which of its inputs are kept."""
+    groups = groups_of(module)
+    stays = torch.zeros(channels_in(module), dtype=torch.bool).index_fill_(0, keep, True)
+    return zip(weight.view(groups, -1, *weight.shape[1:]), stays.view(groups, -1), strict=True)
 
 
 def _same_cut(actual: Tensor, expected: Tensor, outputs: Tensor) -> bool:

@@ -83,7 +83,7 @@ class Subject:
         self.network = Network.of(model, calibration.inputs[:4], name)
         self.validation = validation.shuffled().laid_out(self.network.memory_format)
         self.latency: Latencies = latency or LatencyTable()
-        self.key = key_of(model, calibration, validation, seed, repair)
+        self.key = key_of(self.network.original, calibration, validation, seed, repair)
         laid_out = calibration.laid_out(self.network.memory_format)
         with working():
             calibrated = calibrate(self.network, laid_out.inputs, laid_out.labels, seed)

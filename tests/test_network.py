@@ -7,7 +7,6 @@ import torch
 from tiny_networks import NETWORKS, Plain, Reused, build, images
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
 
 from plywise.compressors.errors import ModelError
 from plywise.compressors.modules.assembly import assemble
@@ -187,15 +186,6 @@ class OnlyNorm(nn.Module):
 
     def forward(self, inputs):
         return self.norm(inputs).flatten(1)
-
-
-def test_parametrized_layers_are_left_alone_with_a_hint():
-    normed = weight_norm(nn.Linear(192, 16))
-    found = Network.of(nn.Sequential(nn.Flatten(), normed, nn.Linear(16, 5)), images(4))
-    assert [layer.name for layer in found.layers] == ["2"]
-    assert "remove_parametrizations" in found.skipped["1"]
-    with pytest.raises(ModelError, match=r"no layer that can be compressed: 1: its weights are parametrized"):
-        Network.of(nn.Sequential(nn.Flatten(), normed), images(4))
 
 
 def test_images_run_with_their_channels_last_where_that_gives_the_same_outputs():

@@ -123,7 +123,7 @@ def test_layers_before_the_change_do_not_run_again():
     for layer in bank.network.layers:
         bank.network.modules[layer.name].register_forward_hook(lambda *_, name=layer.name: ran.append(name))
     scorer.run(plans[1])
-    assert set(ran) == {"head"}  # "b2" is another module now
+    assert not ran  # "b2" and "head", which is repaired, are other modules now
 
 
 @pytest.mark.parametrize("kind", [Plain, InPlace])

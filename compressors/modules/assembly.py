@@ -5,15 +5,25 @@ A forward may ask a layer for its settings, so what takes its place answers as i
 
 import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from plywise.compressors.errors import ModelError
 from plywise.compressors.modules.branches import Branches
 from plywise.compressors.modules.layers import WEIGHTED, bias_of
 
 READ, MADE = ("in_channels", "in_features"), ("out_channels", "out_features", "embedding_dim")
 """Names of settings that say how many channels a layer reads and how many it makes."""
+
+
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+)
+"""Attributes of a module that hold what others want to be told of its runs."""
 
 
 class AroundLayer(nn.Module):
@@ -41,32 +51,66 @@ class AroundLayer(nn.Module):
 def assemble(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
     """Returns a network whose modules at the dotted names are the given ones.
 
-    Only the containers on the way are copied (without their hooks); all other modules are the original's own. Each of
-    the given ones is made to answer as the module whose place it takes (`answer_as`). One of them may hold others, or
-    be the network itself (its name is empty).
+    Only the containers on the way are copied (without their hooks); all other modules are the original's own. A module
+    that has several names is exchanged under all of them. One of the given ones may hold others, or be the network
+    itself (its name is empty). Each is made to answer as the module whose place it takes (`answer_as`).
     """
-    inside = {tuple(name.split(".")): module for name, module in replacements.items() if name}
-    return _assembled(replacements.get("", model), inside)
+    made = {model.get_submodule(name): module for name, module in replacements.items()}
+    for original, module in made.items():
+        answer_as(module, original)
+    around = {name[:end] for name in replacements for end in range(len(name)) if end == 0 or name[end] == "."}
+    holding = {original: made.pop(original) for original in map(model.get_submodule, around & {*replacements})}
+    new = _assembled(model, made, holding)
+    return _bare(new) if new is model else new
 
 
-def _assembled(module: nn.Module, replacements: Mapping[tuple[str, ...], nn.Module]) -> nn.Module:
+def _assembled(
+    module: nn.Module, made: dict[nn.Module, nn.Module], holding: Mapping[nn.Module, nn.Module]
+) -> nn.Module:
+    """Returns what becomes of a module, and notes it in `made`; some become others `holding` what is exchanged."""
+    if module not in made:
+        base = holding.get(module, module)
+        parts = {name: part and _assembled(part, made, holding) for name, part in base._modules.items()}
+        made[module] = base
+        if any(part is not base._modules[name] for name, part in parts.items()):
+            made[module] = _bare(base)
+            made[module]._modules = parts
+    return made[module]
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """Returns a copy without hooks that shares tensors and parts with the module."""
     new = copy.copy(module)
     new._modules = dict(module._modules)
-    new._forward_hooks = type(module._forward_hooks)()
-    new._forward_pre_hooks = type(module._forward_pre_hooks)()
-    inside: dict[str, dict[tuple[str, ...], nn.Module]] = {}
-    for path, replacement in replacements.items():
-        if len(path) == 1:
-            if path[0] in module._modules:
-                answer_as(replacement, module.get_submodule(path[0]))
-            new._modules[path[0]] = replacement
-        else:
-            inside.setdefault(path[0], {})[path[1:]] = replacement
-    for name, below in inside.items():
-        child = new._modules[name]
-        assert child is not None, f"no module {name!r} to replace something in"
-        new._modules[name] = _assembled(child, below)
+    for name in HOOKS:
+        setattr(new, name, type(getattr(module, name))())
     return new
+
+
+def copied(model: nn.Module, known: Mapping[int, Any] = MappingProxyType({})) -> nn.Module:
+    """Returns a deep copy of a network without hooks; tensors that a forward or a hook has kept lose their graph.
+
+    Args:
+        model: left untouched.
+        known: copies of some of its parts, by the `id` of the part.
+
+    Raises:
+        ModelError: where something in it cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        memo |= {id(getattr(module, name)): type(getattr(module, name))() for name in HOOKS}
+        for value in tree_leaves(list(vars(module).values())):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    memo.update(known)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # objects of a user's own may raise anything
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); keep what cannot be copied, "
+            "such as locks, files and connections, outside of the network's attributes"
+        ) from error
 
 
 def answer_as(module: nn.Module, original: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """Modules from the bytes of a file that may be hostile: nothing is trusted, nothing is executed."""
 
-import copy
 import math
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.errors import FileFormatError
 from plywise.compressors.formats.weight_format import WeightFormat, weight_formats
+from plywise.compressors.modules.assembly import copied
 from plywise.compressors.modules.layers import native_weight, weight_of
 from plywise.compressors.modules.own_forward import INSIDE, OwnForward, is_own
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
@@ -62,7 +62,7 @@ def build(name: str, spec: Any, original: nn.Module, reader: PayloadReader, dept
         FileFormatError: where the description or the tensors are not valid.
     """
     if is_trimmed_spec(spec):
-        module = copy.deepcopy(original)
+        module = copied(original)
         trim(name, spec, module)
         fill(name, module, reader)
         return module
@@ -148,7 +148,7 @@ def _bare_leaf(name: str, kind: Any, changed: dict[str, Any], original: nn.Modul
     if kind is None and settings is not None:
         return build_leaf(type(original).__name__, {**settings, **changed})
     if kind is None and not changed and type(original) is not nn.Module and not list(original.children()):
-        return copy.deepcopy(original)
+        return copied(original)
     if not isinstance(kind, str) or kind not in LEAVES:
         raise FileFormatError(f"{name} is of type {kind!r:.60}; allowed are {', '.join(LEAVES)}")
     return build_leaf(kind, changed)

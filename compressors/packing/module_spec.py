@@ -120,15 +120,22 @@ def unstorable(name: str, module: nn.Module) -> ModelError:
     )
 
 
+def parameter_names(module: nn.Module) -> list[str]:
+    """Returns the names of the module's own parameters; what was folded or pruned may hold them in any order."""
+    first = ("weight", "bias")
+    return [key for key in first if key in module._parameters] + [key for key in module._parameters if key not in first]
+
+
 def tensor_names(module: nn.Module) -> list[str]:
     """Returns the names of the module's own parameters and lasting buffers, in the order of the file."""
     lasting = [key for key in module._buffers if key not in module._non_persistent_buffers_set]
-    return [key for key in [*module._parameters, *lasting] if getattr(module, key) is not None]
+    return [key for key in [*parameter_names(module), *lasting] if getattr(module, key) is not None]
 
 
 def module_mark(name: str, module: nn.Module) -> str:
     """Returns a text that two modules share if and only if a file of one fits the other in this place."""
-    shapes = [(key, *tensor.shape) for key, tensor in module.named_parameters(recurse=False)]
+    own = module._parameters
+    shapes = [(key, *tensor.shape) for key in parameter_names(module) if (tensor := own[key]) is not None]
     return f"{name} {type(module).__name__} {leaf_settings(module)} {shapes}"
 
 

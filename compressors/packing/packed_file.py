@@ -6,7 +6,6 @@ that differ from it, then all tensors. The network's code is not in the file: th
 The attention of torch counts as the linear layers that it was taken apart into, see `projected_attention`.
 """
 
-import copy
 import json
 import struct
 import zlib
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from plywise.compressors.errors import FileFormatError, ModelError
-from plywise.compressors.modules.assembly import answer_as
+from plywise.compressors.modules.assembly import answer_as, copied
 from plywise.compressors.modules.projected_attention import with_projections
 from plywise.compressors.packing.byte_reader import with_length
 from plywise.compressors.packing.module_reader import PayloadReader, build, fill
@@ -82,7 +81,7 @@ def load_packed(path: str | Path, skeleton: nn.Module) -> nn.Module:
     reader = PayloadReader(payload, _GROWTH * numbers + _SPARE)
     _check_skeleton(reader.take(4), reader.block(), skeleton)
     loader = _Loader(reader, _entries(reader.block(), limit=2**16 + 2**12 * len(list(skeleton.modules()))))
-    model = loader.visit("", copy.deepcopy(skeleton))
+    model = loader.visit("", copied(skeleton))
     if loader.entries or len(reader):
         raise FileFormatError(f"{path} holds more than this network: the file is damaged or of another network")
     return model.eval()

@@ -1,6 +1,5 @@
 """Every (layer, recipe) compressed once, in the shapes that upstream choices give; plans are stitched from them."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
-from plywise.compressors.modules.assembly import assemble
+from plywise.compressors.modules.assembly import assemble, copied
 from plywise.compressors.modules.layers import is_depthwise
 from plywise.compressors.modules.static_quantized import join
 from plywise.compressors.recipes.plan import Plan
@@ -199,7 +198,7 @@ class Bank:
             changed = bool(plan[layer.name].techniques) or touched
             behind = behind or changed
             if layer.name not in known and (changed or (behind and settings)):
-                replaced[layer.name] = copy.deepcopy(self.entry(layer.name, plan[layer.name], state))
+                replaced[layer.name] = copied(self.entry(layer.name, plan[layer.name], state))
         for name in outputs:
             if name not in known and isinstance(network.modules[name], NORMS):
                 replaced[name] = cut_norm(network.modules[name], outputs[name])

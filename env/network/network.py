@@ -7,7 +7,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from plywise.compressors.errors import ModelError
 from plywise.compressors.modules.layers import WEIGHTED, is_recurrent
@@ -20,6 +19,7 @@ from plywise.env.network.channel_groups import ChannelGroup
 from plywise.env.network.folding import fold_batch_norms
 from plywise.env.network.group_finding import find_groups
 from plywise.env.network.operation import Operation, operations
+from plywise.env.network.preparation import evaluating, prepare, studied
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
 from plywise.env.network.trace import Call, trace
 
@@ -56,7 +56,7 @@ class Network:
 
     Attributes:
         name: what to call it.
-        original: as given, in eval mode; never changed.
+        original: a copy of what was given, see `preparation.py`; never changed.
         model: the same function with BatchNorms merged into the layers before them and torch's attention taken apart
             into linear layers.
         layers: the compressible ones, in execution order.
@@ -64,6 +64,8 @@ class Network:
         skipped: for modules with weights that stay as they are, the reason.
         example: one batch of inputs `(n, ...)`.
         memory_format: in which `model` takes its inputs: images with their channels last where it can, which is faster.
+        notes: what `original` has other than what was given, a sentence each.
+        dtypes: which floats its parameters and buffers were, by name, where not float32.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Network:
     skipped: Mapping[str, str]
     example: Tensor
     memory_format: torch.memory_format
+    notes: tuple[str, ...]
+    dtypes: Mapping[str, torch.dtype]
 
     @classmethod
     def of(cls, model: nn.Module, example: Tensor, name: str = "network") -> "Network":
@@ -87,7 +91,8 @@ class Network:
         Raises:
             ModelError: if the network does not run on `example` or has nothing to compress.
         """
-        model.eval()
+        own = prepare(model)
+        given, model, example = model, own.model, studied(example)
         prepared = attending = with_projections(model)
         try:
             prepared = with_plain_layers(attending, lambda network: network(example))
@@ -97,6 +102,13 @@ class Network:
                 f"{name} does not run on inputs of shape {tuple(example.shape)}: {error}. "
                 "Check that the data fit the network (channels, height, width)."
             ) from error
+        if own.hooked and not own.dtypes:
+            with evaluating(given), torch.no_grad():
+                if not _alike(model(example), given(example)):
+                    raise ModelError(
+                        f"{name} computes something else without the hooks of {', '.join(own.hooked)}, which a file "
+                        "cannot hold; write what they do into the forward"
+                    )
         if attending is not model:
             _check_same(model, prepared, example, name)
         folded = fold_batch_norms(prepared, calls)
@@ -121,7 +133,8 @@ class Network:
             )
             for call in usable
         )
-        return cls(name, model, folded, layers, tuple(groups), skipped, example, _memory_format(folded, example))
+        memory_format = _memory_format(folded, example)
+        return cls(name, model, folded, layers, tuple(groups), skipped, example, memory_format, own.notes, own.dtypes)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -194,19 +207,15 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
             skipped[name] = reason
         if any(name == whole or name.startswith(f"{whole}.") for whole in skipped):
             continue  # of an attention the output projection, which it uses without calling it
-        if is_parametrized(module):
-            skipped[name] = (
-                "its weights are parametrized; torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') "
-                "makes them plain ones, which can be compressed"
-            )
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        if is_own(module) and name not in skipped:
+        if is_own(module):
             skipped[name] = (
                 f"{type(module).__name__} is a layer of the user's own that does more than to run one plain layer with "
                 "its own weights, which it shares with none"
             )
-        if name in skipped or any(True for _ in module.children()):
+            continue
+        if any(True for _ in module.children()):
             continue
         if not isinstance(module, WEIGHTED):
             skipped[name] = f"{type(module).__name__}: no technique for this kind of layer"

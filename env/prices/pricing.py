@@ -402,9 +402,13 @@ class Pricer:
 
 
 def original_storage(network: Network) -> float:
-    """Returns the bytes of the original's file: float32 weights, headers included."""
-    state = {name: value.contiguous() for name, value in network.original.state_dict().items()}
-    return float(len(save_tensors({name: value.clone() for name, value in state.items()})))
+    """Returns the bytes of the original's file: weights in the precision that they were given in, headers included."""
+    once: dict[int, str] = {}  # tensors that several modules share
+    state = network.original.state_dict(keep_vars=True)
+    for name, value in state.items():
+        once.setdefault(id(value), name)
+    stored = {name: state[name].detach().to(network.dtypes.get(name), copy=True) for name in once.values()}
+    return float(len(save_tensors({name: value.contiguous() for name, value in stored.items()})))
 
 
 def _level(recipe: Recipe) -> int:

@@ -1,6 +1,5 @@
 """A compressed network in a form that can be trained and keeps what compression promised."""
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from plywise.compressors.formats.weight_format import (
     takes_gain,
     weight_format,
 )
+from plywise.compressors.modules.assembly import copied
 from plywise.compressors.modules.layers import native_weight, weight_matrices, weight_of, with_weights
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Stage
@@ -45,7 +45,7 @@ class TrainableNetwork:
 
     def __init__(self, bank: Bank, plan: Plan) -> None:
         """Stitches a plan; raises as `Bank.stitch` does."""
-        self.model = copy.deepcopy(bank.stitch(plan).model).eval()
+        self.model = copied(bank.stitch(plan).model).eval()
         self.parameters = {
             name: parameter.detach().clone().requires_grad_()
             for name, parameter in self.model.named_parameters()

@@ -12,7 +12,7 @@ from torch.onnx.ops import symbolic
 from plywise.compressors.formats.grouped_format import GroupedFormat
 from plywise.compressors.formats.level_format import LevelFormat
 from plywise.compressors.formats.weight_format import UniformFormat, WeightFormat, weight_format
-from plywise.compressors.modules.assembly import AroundLayer, answer_as
+from plywise.compressors.modules.assembly import AroundLayer, answer_as, copied
 from plywise.compressors.modules.composition import Chain
 from plywise.compressors.modules.integer_layer import IntegerLayer
 from plywise.compressors.modules.layers import native_weight, weight_of
@@ -26,7 +26,7 @@ DOMAIN = "plywise"
 
 def deployed(model: nn.Module) -> nn.Module:
     """Returns a copy of `model` whose compressed layers export as small weights and integer kernels."""
-    return _deployed(copy.deepcopy(model).eval())
+    return _deployed(copied(model).eval())
 
 
 def _deployed(module: nn.Module) -> nn.Module:

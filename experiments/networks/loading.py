@@ -6,6 +6,7 @@ from torch import nn
 
 from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.packing.packed_file import load_packed, read_metadata
+from plywise.env.network.preparation import prepare
 from plywise.experiments.networks.model_loading import load_model
 from plywise.experiments.networks.zoo import ZOO, untrained
 
@@ -17,7 +18,8 @@ def load_compressed(path: Path, model: nn.Module | str | None = None) -> nn.Modu
 
     Args:
         path: a hand-over folder or the packed file in it.
-        model: the original architecture, or what `load_model` finds it by; None for networks of the zoo.
+        model: the original architecture as it was given to be compressed, or what `load_model` finds it by; None for
+            networks of the zoo.
 
     Raises:
         FileFormatError: if the file is missing or damaged.
@@ -33,7 +35,8 @@ def load_compressed(path: Path, model: nn.Module | str | None = None) -> nn.Modu
                 "(plywise.load(path, model), or --model on the command line)"
             )
         model = untrained(name)
-    return load_packed(file, architecture(model) if isinstance(model, str) else model)
+    original = architecture(model) if isinstance(model, str) else model
+    return load_packed(file, prepare(original, numbers=False).model)
 
 
 def architecture(model: str) -> nn.Module:

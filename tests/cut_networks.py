@@ -240,6 +240,34 @@ class Cardinal(nn.Module):
         return self.head(out.mean((2, 3)))
 
 
+class Signed(nn.BatchNorm2d):
+    """A norm as users write it, which may do more."""
+
+    def __init__(self, features, power=1):
+        super().__init__(features)
+        self.power = power
+
+    def forward(self, maps):
+        return super().forward(maps).sign() * super().forward(maps).abs() ** self.power
+
+
+class Counted(nn.Module):
+    """Splits and reshapes by numbers that are written down, and mixes positions."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.width, self.hidden_dim = width, 2 * width
+        self.stem, self.norm = nn.Conv2d(3, 2 * width, 2, 2), Signed(2 * width, 0.5)
+        self.part, self.merge = nn.Conv2d(width, width, 1), nn.Conv2d(2 * width, 2 * width, 1)
+        self.positions, self.head = nn.Linear(16, 16), nn.Linear(2 * width, 5)
+
+    def forward(self, images):
+        first, second = self.norm(self.stem(images)).split(self.width, 1)
+        maps = F.relu(self.merge(torch.cat([first, F.relu(self.part(second))], 1)))
+        rows = maps.reshape(len(maps), self.hidden_dim, -1)
+        return self.head((rows + F.relu(self.positions(rows))).mean(2))
+
+
 class Selected(nn.Module):
     """A softmax tells which of two convolutions counts more, for each channel; another one goes over all channels."""
 
@@ -271,4 +299,4 @@ def rms():
     return Vision(Bert, nn.RMSNorm)
 
 
-CUT_NETWORKS = (Bare, Normed, Vision, bert, llama, rms, Convolutional, Chunked, Shuffled, Cardinal, Selected)
+CUT_NETWORKS = (Bare, Normed, Vision, bert, llama, rms, Convolutional, Chunked, Shuffled, Cardinal, Counted, Selected)

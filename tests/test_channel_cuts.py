@@ -50,9 +50,16 @@ GROUPS = {
     "Chunked": {"stem": (16, 1), "split": (8, 2), "merge": (16, 1)},
     "Shuffled": {"stem": (8, 2), "last": (16, 1)},
     "Cardinal": {"stem": (16, 1), "up": (4, 4), "grouped": (4, 4)},
+    "Counted": {"stem": (8, 2), "part": (8, 1), "merge": (16, 1)},
     "Selected": {"stem": (8, 1), "a": (8, 1)},
 }
 """By network the leaders, with the number of their channels and of the outputs that make up one."""
+
+UNCUT = {
+    "Counted": {"positions": "it mixes the positions of channels, which stay what they are"},
+    "Selected": {"over": "shares channels with the network (Selected), which runs _softmax"},
+}
+"""By network the layers besides the last one that cannot be cut, and why."""
 
 
 def cut_in_half(bank, *leaders):
@@ -87,9 +94,7 @@ def test_all_that_is_tied_is_found(kind, bank):
     assert {group.leader: (group.channels, group.unit) for group in network.groups} == GROUPS[kind.__name__]
     reasons = {layer.name: layer.uncut for layer in network.layers if layer.uncut}
     assert reasons.pop("head") == OUTPUTS
-    assert reasons == (
-        {"over": "shares channels with the network (Selected), which runs _softmax"} if kind is Selected else {}
-    )
+    assert reasons == UNCUT.get(kind.__name__, {})
 
 
 def test_a_cut_network_is_smaller_and_kept_in_a_file(kind, bank, tmp_path):

@@ -63,6 +63,16 @@ def test_only_norms_that_alone_read_a_layer_are_folded():
     assert folded.linear.bias is not None
 
 
+def test_a_norm_of_the_users_own_is_not_folded():
+    class Rectified(nn.BatchNorm2d):
+        def forward(self, maps):
+            return super().forward(maps).relu()
+
+    model = build(lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Rectified(3)))
+    with torch.no_grad():
+        assert torch.equal(folded_of(model)(images()), model(images()))
+
+
 def test_a_layer_that_runs_twice_is_not_folded():
     class Twice(nn.Module):
         def __init__(self):

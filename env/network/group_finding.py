@@ -52,7 +52,6 @@ def find_groups(model: nn.Module, run: Run, order: Sequence[str]) -> tuple[list[
         if name in seen or is_depthwise(modules[name]):
             continue
         if isinstance(modules[name], nn.Embedding):
-            reasons[name] = "the vectors of an embedding are made thinner by low_rank, not cut"
             continue
         group, reason = finder.group(name)
         members = [side.module for side in group.producers if side.module in order]
@@ -65,6 +64,8 @@ def find_groups(model: nn.Module, run: Run, order: Sequence[str]) -> tuple[list[
             groups.append(group)
         else:
             reasons.update(dict.fromkeys(members, reason))
+    tables = [name for name in order if isinstance(modules[name], nn.Embedding)]
+    reasons |= dict.fromkeys(tables, "the vectors of an embedding are made thinner by low_rank, not cut")
     return groups, reasons
 
 

@@ -22,6 +22,6 @@ class Branches(nn.ModuleList):
         found = [bias for branch in self if (bias := bias_of(branch)) is not None]
         return torch.cat(found) if len(found) == len(self) else None
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Maps `(n, in, ...)` to `(n, sum of the parts' outputs, ...)`."""
-        return torch.cat([branch(inputs) for branch in self], 1)
+        return torch.cat([branch(input) for branch in self], 1)

@@ -80,15 +80,15 @@ class ProjectedRecurrence(nn.Module):
     def flatten_parameters(self) -> None:
         """Does nothing: torch puts its weights side by side for graphics cards."""
 
-    def forward(self, inputs: Steps, hx: Tensor | State | None = None) -> tuple[Steps, Tensor | State]:
+    def forward(self, input: Steps, hx: Tensor | State | None = None) -> tuple[Steps, Tensor | State]:
         """Arguments and results are those of `nn.LSTM` or `nn.GRU`."""
         state = (hx,) if isinstance(hx, Tensor) else hx
-        if isinstance(inputs, PackedSequence):
-            data, sizes, order, back = inputs
+        if isinstance(input, PackedSequence):
+            data, sizes, order, back = input
             hidden, ends = self.run(data, sizes, _picked(state, order))
             return PackedSequence(hidden, sizes, order, back), self._given(_picked(ends, back))
-        single, swap = inputs.dim() == 2, not self.batch_first and inputs.dim() == 3
-        sequence = inputs[None] if single else inputs.transpose(0, 1) if swap else inputs
+        single, swap = input.dim() == 2, not self.batch_first and input.dim() == 3
+        sequence = input[None] if single else input.transpose(0, 1) if swap else input
         if single and state is not None:
             state = tuple(each[:, None] for each in state)
         hidden, ends = self.run(sequence, None, state)

@@ -107,16 +107,16 @@ class StaticQuantized(AroundLayer):
         self.output_range = output_range
         self.rounds_inputs = True
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Maps what `layer` maps, `(n, ...)`, with inputs and outputs rounded to their ranges."""
-        integers = None if self._in_floats(inputs) else IntegerLayer.of(self.layer, self.input_range.scale)
+        integers = None if self._in_floats(input) else IntegerLayer.of(self.layer, self.input_range.scale)
         if integers is not None:
             factor = integers.scale * self.input_range.scale / self.output_range.scale
             span = self.input_range
-            read = span.codes(inputs) if self.rounds_inputs else inputs.div(span.scale).round_()
+            read = span.codes(input) if self.rounds_inputs else input.div(span.scale).round_()
             codes = integers(self.layer, read, factor)
             return self.output_range.clipped(codes).mul_(self.output_range.scale)
-        outputs: Tensor = self.layer(self.input_range(inputs) if self.rounds_inputs else inputs)
+        outputs: Tensor = self.layer(self.input_range(input) if self.rounds_inputs else input)
         return self.output_range.take(outputs)  # a tenth of the time goes into memory for another tensor
 
     def _in_floats(self, inputs: Tensor) -> bool:

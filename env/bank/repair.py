@@ -24,6 +24,7 @@ from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.env.bank.least_squares import refit, refits
 from plywise.env.bank.repair_target import Target, places_of, rows_of, watched
 from plywise.env.calibration.calibration import Moments, moments
+from plywise.env.network.trace import read_by
 
 TRUST = 0.05
 """Relative disturbance of a channel's output at which half of the correction of its deviation is applied."""
@@ -101,20 +102,21 @@ def repair(
     alongside: dict[str, Tensor] = {}
 
     def correct(leaf: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], outputs: Tensor) -> Tensor:
-        if leaf not in left:  # runs a second time
+        inputs = read_by(args, keywords)
+        if leaf not in left or inputs is None or not outputs.numel():  # runs a second time, or on nothing
             return outputs
         name, channels = left.pop(leaf)
         target = targets[name].of(channels)
         last = target.last
         # What else a layer is given, such as the size of its outputs, may change which inputs they see.
-        plain = refits(leaf) and len(target.rows) and len(args) == 1 and not keywords
+        plain = refits(leaf) and len(target.rows) and len(args) + len(keywords) == 1
         if settings.least_squares and plain and (target.shortcut is None or name in alongside):
             places = places_of(outputs, last, len(target.rows))
             missing = target.rows - rows_of(outputs, places, last)
             if target.shortcut is not None:
                 missing = missing - alongside[name][:, channels]
-            if refit(leaf, args[0], missing, float(target.moments.deviation.square().sum()), places):
-                outputs = leaf.forward(args[0])
+            if refit(leaf, inputs, missing, float(target.moments.deviation.square().sum()), places):
+                outputs = leaf.forward(inputs)
         found = moments(outputs, last)
         factor, shift = _correction(found, target.moments, settings.deviations and _may_scale(leaf))
         shift = shift if settings.means else found.mean * (1.0 - factor)

@@ -15,6 +15,7 @@ from plywise.env.calibration.calibration import Moments, moments
 from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
 from plywise.env.network.shortcuts import Shortcut
+from plywise.env.network.trace import read_by
 
 MOST_ROWS = 4096
 """Places of a layer's outputs that are kept, at most."""
@@ -87,12 +88,13 @@ def watched(
         found: gets `(rows, out)` at `places_of` the outputs.
     """
 
-    def look(layer: str, tensor: Tensor) -> None:
+    def look(layer: str, tensor: Tensor | None) -> None:
         _, last, rows = shortcuts[layer]
+        assert tensor is not None, f"nothing is added to the outputs of {layer}"
         found[layer] = rows_of(tensor, places_of(tensor, last, rows), last)
 
     def before(layer: str) -> Any:
-        return lambda module, args: look(layer, args[0])
+        return lambda module, args, keywords: look(layer, read_by(args, keywords))
 
     def after(layer: str) -> Any:
         return lambda module, args, output: look(layer, output)
@@ -102,7 +104,7 @@ def watched(
         for layer, (place, _, _) in shortcuts.items():
             module = model.get_submodule(place.module)
             if place.read:
-                handles.append(module.register_forward_pre_hook(before(layer)))
+                handles.append(module.register_forward_pre_hook(before(layer), with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(after(layer)))
         yield

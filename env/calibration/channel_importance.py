@@ -58,6 +58,9 @@ def channel_importance(
         random: a control.
         reconstruction: see `env/calibration/reconstruction.py`; zeros for layers whose channels cannot be cut.
 
+    Where no gradient reaches a layer (it runs under `no_grad`, or nothing reads its outputs), the variance of its
+    outputs stands for the three of gradients.
+
     Args:
         network: what is ranked.
         inputs, labels: calibration data, `(n, ...)` and `(n,)`.
@@ -66,7 +69,8 @@ def channel_importance(
         seed: of the control.
     """
     generator = torch.Generator().manual_seed(seed)
-    own = _gate_importance(network, inputs, labels)
+    gates = _gate_importance(network, inputs, labels)
+    own = {layer.name: gates.get(layer.name) or _without_gradient(deviations[layer.name]) for layer in network.layers}
     for name, known in own.items():
         module = network.modules[name]
         weight = weight_of(module)
@@ -114,23 +118,36 @@ def _gate_importance(network: Network, inputs: Tensor, labels: Tensor) -> dict[s
     return {name: {"taylor": squares[name] / inputs.shape[0], **memory[name]} for name in squares}
 
 
-def _gate_gradients(network: Network, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Returns for each layer the gradient of each sample's loss by a factor on each channel, `(samples, out)`."""
-    names = {layer.name for layer in network.layers}
-    kept: dict[str, Tensor] = {}
+def _without_gradient(deviation: Tensor) -> dict[str, Tensor]:
+    return dict.fromkeys(("taylor", "taylor_batch", "taylor_second"), deviation.square())
 
-    def keep(name: str, module: nn.Module, _: Tensor, outputs: Tensor) -> None:
-        if name in names:
-            kept[name] = outputs
+
+def _gate_gradients(network: Network, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Returns for each layer the gradient of each sample's loss by a factor on each channel, `(samples, out)`.
+
+    Samples of several runs count one by one; layers that no gradient reaches are left out.
+    """
+    names = {layer.name for layer in network.layers}
+    kept: list[tuple[str, Tensor]] = []
+
+    def keep(name: str, module: nn.Module, _: Tensor, outputs: Tensor) -> Tensor | None:
+        if name not in names or not outputs.requires_grad:
+            return None
+        kept.append((name, outputs))
+        return outputs.clone()  # the network may write over it
 
     with gradients(network.model), layer_outputs(network, keep):
         loss = F.cross_entropy(network.model(inputs), labels, reduction="sum")
-        found_gradients = torch.autograd.grad(loss, list(kept.values()), materialize_grads=True)
-    found = {}
-    for (name, outputs), gradient in zip(kept.items(), found_gradients, strict=True):
+        read = [outputs for _, outputs in kept] if loss.requires_grad else []
+        found_gradients = torch.autograd.grad(loss, read, allow_unused=True) if read else ()
+    found: dict[str, list[Tensor]] = {}
+    for (name, outputs), gradient in zip(kept, found_gradients, strict=bool(read)):
+        if gradient is None:
+            continue
         product = (outputs * gradient).detach()
         if channels_last(network.modules[name]):
-            found[name] = product.reshape(product.shape[0], -1, product.shape[-1]).sum(1)
+            gates = product.reshape(product.shape[0], -1, product.shape[-1]).sum(1)
         else:
-            found[name] = product.flatten(2).sum(2)
-    return found
+            gates = product.flatten(2).sum(2)
+        found.setdefault(name, []).append(gates)
+    return {name: torch.cat(runs) for name, runs in found.items()}

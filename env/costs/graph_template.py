@@ -137,7 +137,7 @@ class GraphTemplate:
 
     def _nearest(self) -> dict[str, str | None]:
         places: dict[str, int] = {}  # of the last gap that reaches a value
-        found: dict[str, str | None] = {}
+        found: dict[str, str | None] = dict.fromkeys(layer.name for layer in self.layers)  # also where nothing reads it
         for node in self._proto.graph.node:
             last = max((places.get(name, -1) for name in node.input), default=-1)
             if node.domain == DOMAIN:
@@ -161,9 +161,9 @@ class _Gap(AroundLayer):
         self.shape = list(layer.output_shape)
         self.shape[-1 if channels_last(module) else 0] = out_channels(module)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        shape = (inputs.shape[0], *self.shape)
-        result: Tensor = symbolic(f"{DOMAIN}::Gap", (inputs,), {"place": self.place}, dtype=torch.float32, shape=shape)
+    def forward(self, input: Tensor) -> Tensor:
+        shape = (input.shape[0], *self.shape)
+        result: Tensor = symbolic(f"{DOMAIN}::Gap", (input,), {"place": self.place}, dtype=torch.float32, shape=shape)
         return result
 
 

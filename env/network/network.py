@@ -198,6 +198,7 @@ def _memory_format(model: nn.Module, example: Tensor) -> torch.memory_format:
 def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, str]]:
     """Splits modules with weights into those that can be compressed and the others with their reasons."""
     times = Counter(call.name for call in calls)
+    calls = [call for call in calls if call.numbers]
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     usable: list[Call] = []
     skipped: dict[str, str] = {}
@@ -222,7 +223,9 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
         elif isinstance(module, nn.Embedding) and module.max_norm is not None:
             skipped[name] = "scales its vectors while it runs (max_norm)"
         elif times[name] == 0:
-            skipped[name] = "its forward is never called (the network uses its weights directly)"
+            skipped[name] = "it is never called: the network uses its weights directly, or in training only"
+        elif name not in by_name:
+            skipped[name] = "no input of the example reaches it (it is called on empty batches)"
         elif times[name] > 1:
             skipped[name] = f"runs {times[name]} times in one forward pass"
         elif owners[id(module.weight)] > 1:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from plywise.env.network.trace import read_by
+
 
 @dataclass(frozen=True)
 class Shortcut:
@@ -40,8 +42,8 @@ def find_shortcuts(model: nn.Module, example: Tensor, layers: Collection[str]) -
     handles: list[Any] = []
     for name, module in model.named_modules():
         if name:
-            handles.append(module.register_forward_pre_hook(watch.entering(name)))
-            handles.append(module.register_forward_hook(watch.leaving(name)))
+            handles.append(module.register_forward_pre_hook(watch.entering(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(watch.leaving(name), with_kwargs=True))
     try:
         with torch.no_grad(), watch:
             model(example.clone())
@@ -75,17 +77,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: list[Tensor] = []  # ids stay unique only while the tensors live
 
     def entering(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             self._runs[name] += 1
-            if args and isinstance(args[0], Tensor):
-                self._see(args[0], Shortcut(name, True))
+            read = read_by(args, keywords)
+            if read is not None:
+                self._see(read, Shortcut(name, True))
             self._began[name] = next(self._turns)
 
         return hook
 
     def leaving(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor) and not (args and output is args[0]):
+        def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            if isinstance(output, Tensor) and output is not read_by(args, keywords):
                 self._see(output, Shortcut(name, False))
                 if name in self._layers:
                     self._makers[id(output)] = name

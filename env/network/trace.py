@@ -1,6 +1,6 @@
 """One forward pass, watched: which modules run, in which order, on what, and what reads their outputs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ class Call:
     Attributes:
         name: its dotted name.
         input_shape, output_shape: without the batch dimension.
+        numbers: that it reads, of all inputs.
         readers: names of the operators that read the output, in order.
         reading_modules: leaf modules that take the output as it is.
         relu: `(low, high)` of the ReLU that directly follows, or None.
@@ -29,6 +30,7 @@ class Call:
     name: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    numbers: int
     readers: list[str] = field(default_factory=list)
     reading_modules: list[str] = field(default_factory=list)
     relu: tuple[float, float] | None = None
@@ -94,35 +96,41 @@ def operators(model: nn.Module, example: Tensor) -> list[str]:
     return names.found
 
 
+def read_by(args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor | None:
+    """Returns the tensor that a module with these arguments reads: the first one."""
+    return next((value for value in (*args, *keywords.values()) if isinstance(value, Tensor)), None)
+
+
 @contextmanager
 def _hooks(model: nn.Module, calls: list[Call], watch: _Watch) -> Iterator[None]:
     handles = []
 
     def before(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            call = watch.produced.get(id(args[0])) if args else None
+        def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            call = watch.produced.get(id(read_by(args, keywords)))
             if call is not None:
                 call.reading_modules.append(name)
 
         return hook
 
     def after(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+        def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            read = read_by(args, keywords)
+            if read is None or not isinstance(output, Tensor):
                 return
-            if output is args[0] and id(output) in watch.produced:
+            if output is read and id(output) in watch.produced:
                 return  # nn.Identity or an in-place ReLU: what follows reads the call before it
-            call = Call(name, tuple(args[0].shape[1:]), tuple(output.shape[1:]))
+            call = Call(name, tuple(read.shape[1:]), tuple(output.shape[1:]), read.numel())
             calls.append(call)
             watch.produced[id(output)] = call
-            watch.alive.extend((args[0], output))
+            watch.alive.extend((read, output))
 
         return hook
 
     for name, module in model.named_modules():
         if not any(True for _ in module.children()):
-            handles.append(module.register_forward_pre_hook(before(name)))
-            handles.append(module.register_forward_hook(after(name)))
+            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(after(name), with_kwargs=True))
     try:
         yield
     finally:

@@ -84,8 +84,8 @@ class _StoredLayer(AroundLayer):
         )
         return native_weight(self.layer, weight)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return _call(self.layer, self.weight, inputs)
+    def forward(self, input: Tensor) -> Tensor:
+        return _call(self.layer, self.weight, input)
 
 
 class _DeployedChain(AroundLayer):
@@ -96,8 +96,8 @@ class _DeployedChain(AroundLayer):
         self.layer = chain
         self.parts = nn.Sequential(*(_deployed(copy.deepcopy(part)) for part in chain))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.parts(inputs)
+    def forward(self, input: Tensor) -> Tensor:
+        outputs: Tensor = self.parts(input)
         return outputs
 
 
@@ -131,12 +131,12 @@ class _IntegerLayer(AroundLayer):
         weight: Tensor = symbolic("DequantizeLinear", stored, {"axis": 0}, dtype=torch.float32, shape=self.codes.shape)
         return weight
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        if not isinstance(self.layer, nn.Linear) or inputs.dim() == 2:
-            return _call(self.layer, self.weight, inputs)
+    def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(self.layer, nn.Linear) or input.dim() == 2:
+            return _call(self.layer, self.weight, input)
         # The runtime has an integer kernel with a bias for matrices only.
-        outputs = _call(self.layer, self.weight, inputs.flatten(0, -2))  # (rows, out)
-        return outputs.view(*inputs.shape[:-1], outputs.shape[-1])
+        outputs = _call(self.layer, self.weight, input.flatten(0, -2))  # (rows, out)
+        return outputs.view(*input.shape[:-1], outputs.shape[-1])
 
 
 class _RoundedLayer(AroundLayer):
@@ -148,8 +148,8 @@ class _RoundedLayer(AroundLayer):
         self.layer = layer
         self.after = _Rounding(after, cut_first=False)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.after(self.layer(self.before(inputs)))
+    def forward(self, input: Tensor) -> Tensor:
+        outputs: Tensor = self.after(self.layer(self.before(input)))
         return outputs
 
 

@@ -8,7 +8,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 LAYERS = {
     "compressors": "modules statistics formats recipes packing structure sparsity quantization",
-    "env": "storage execution channels network calibration runtime costs bank prices score walk recovery",
+    "env": "storage execution task channels network calibration runtime costs bank prices score walk recovery",
     "agent": "learning search",
     "experiments": "commands data families handover networks studies workbench",
 }

@@ -3,15 +3,14 @@
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.bank.scorer import Scorer
 from plywise.env.prices.plan_costs import PlanCosts
-from plywise.env.prices.sensitivity import divergence
-from plywise.env.score.early_stopping import EarlyStopping, Hopeless, InterimResult
+from plywise.env.score.early_stopping import EarlyStopping, Hopeless, InterimResult, can_stop
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject_key import digest_of
+from plywise.env.task.metrics import Score
+from plywise.env.task.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -19,13 +18,11 @@ class Measured:
     """A plan looked at for real.
 
     Attributes:
-        accuracy: on the validation samples, percent.
-        divergence: of its outputs from the original's, nats.
+        accuracy: on the validation samples, points.
         cost: storage bytes, latency ms, energy mJ.
     """
 
     accuracy: float
-    divergence: float
     cost: tuple[float, float, float]
 
 
@@ -36,7 +33,8 @@ class ExactMeasurement:
         self,
         scorer: Scorer,
         costs: PlanCosts,
-        original: Tensor,
+        samples: Samples,
+        original: Score,
         store: ResultStore,
         key: str,
         measures: tuple[str, ...],
@@ -44,14 +42,15 @@ class ExactMeasurement:
         """Prepares.
 
         Args:
-            scorer: of plans, on the validation samples.
+            scorer: of plans.
+            samples: validation samples.
             costs: of the network.
-            original: outputs of the original, `(n, classes)`.
+            original: score of the original on them.
             store: where results are kept.
             key: of the network under study.
             measures: what latencies rest on: figures of another measurement must not meet them.
         """
-        self._scorer, self._costs, self._original = scorer, costs, original
+        self._scorer, self._samples, self._costs, self._original = scorer, samples, costs, original
         self._store, self._key, self._measures = store, key, measures
 
     def measure(self, plan: Plan) -> Measured:
@@ -72,14 +71,21 @@ class ExactMeasurement:
         found: dict[str, Any] = self._store.get(whole) or self._store.get(part) or {"looks": []}
         stopped = next((look for look in (InterimResult(*each) for each in found["looks"]) if hopeless(look)), None)
         if stopped is None and "cost" not in found:
-            stopping = EarlyStopping(self._scorer.samples.labels, self._original, hopeless)
-            stitched, logits = self._scorer.run(plan, enough=stopping)
-            stopped, found = stopping.stopped, {"looks": [astuple(look) for look in stopping.looks]}
+            stopping = self._stopping(hopeless)
+            stitched, score = self._scorer.run(plan, lambda model: self._samples.score(model, stopping))
+            if stopping is not None:
+                stopped, found = stopping.stopped, {"looks": [astuple(look) for look in stopping.looks]}
             if stopped is None:
-                found |= {"accuracy": self._scorer.samples.accuracy(logits), "cost": self._costs.measure(stitched)}
-                found["divergence"] = divergence(self._original, logits)
+                found |= {"accuracy": score.value, "cost": self._costs.measure(stitched)}
             self._store.put(whole if stopped is None else part, found)
         if stopped is not None:
             return stopped
         storage, latency, energy = found["cost"]
-        return Measured(found["accuracy"], found["divergence"], (storage, latency, energy))
+        return Measured(found["accuracy"], (storage, latency, energy))
+
+    def _stopping(self, hopeless: Hopeless) -> EarlyStopping | None:
+        """Returns what stops plans early, None where nothing can tell that they are hopeless."""
+        before, bounds = self._original.values, self._samples.judge.bounds
+        if before is None or not self._samples.even or not can_stop(before, bounds):
+            return None
+        return EarlyStopping(before, hopeless, bounds)

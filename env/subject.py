@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from plywise.compressors.errors import DataError, FileFormatError, ModelError
+from plywise.compressors.errors import ConfigurationError, DataError, FileFormatError, ModelError
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.bank.bank import Bank, Stitched
@@ -20,7 +20,6 @@ from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.exact_measurement import ExactMeasurement, Measured
 from plywise.env.execution.progress import Tracker, untracked
 from plywise.env.network.network import Layer, Network
-from plywise.env.network.samples import Samples
 from plywise.env.prices.plan_costs import PlanCosts
 from plywise.env.prices.price_file import load_prices, save_prices
 from plywise.env.prices.prices import Baseline, PriceTable
@@ -34,6 +33,15 @@ from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.storage.timing_lock import working
 from plywise.env.subject_key import digest_of, key_of
+from plywise.env.task.judge import Reference, Silenced
+from plywise.env.task.outputs import floats_in
+from plywise.env.task.samples import Samples
+
+EXAMPLE = 4
+"""Items that a network is traced on."""
+
+WHOLE = 100.0
+"""Points that count as the room of a metric for which nobody knows what guessing reaches."""
 
 
 class Subject:
@@ -45,7 +53,7 @@ class Subject:
     Attributes:
         network, bank: see their classes.
         validation: held-out samples that plans are scored on, in random order.
-        accuracy: of the original on them, percent.
+        accuracy: of the original on them, points.
         latency: of the device.
         key, store: what all figures are kept under, and where.
     """
@@ -64,9 +72,9 @@ class Subject:
         """Studies a network; what an earlier run has found is read from the cache.
 
         Args:
-            model: maps `(n, ...)` to `(n, classes)`.
-            calibration: training samples, a few hundred; they run as one batch.
-            validation: samples that the network was not trained on.
+            model: any network.
+            calibration: training samples, a few hundred, held in memory.
+            validation: samples that the network was not trained on, with the same judge.
             name: what to call it.
             latency: of the device; this machine's where None.
             track: shows progress.
@@ -80,19 +88,22 @@ class Subject:
         for samples, what in ((calibration, "calibration"), (validation, "validation")):
             if len(samples) == 0:
                 raise DataError(f"there are no {what} samples; at least a few hundred are needed")
-        self.network = Network.of(model, calibration.inputs[:4], name)
+        judge = calibration.judge
+        self.network = Network.of(model, calibration.joined(EXAMPLE), name, judge.forward)
         self.validation = validation.shuffled().laid_out(self.network.memory_format)
         self.latency: Latencies = latency or LatencyTable()
         self.key = key_of(self.network.original, calibration, validation, seed, repair)
         laid_out = calibration.laid_out(self.network.memory_format)
         with working():
-            calibrated = calibrate(self.network, laid_out.inputs, laid_out.labels, seed)
+            calibrated = calibrate(self.network, laid_out, seed)
         self.bank = Bank(self.network, calibrated, BankFolder.cached(self.key), repair)
         self.store = ResultStore(cache_folder() / "results.sqlite")
-        self._original = self.validation.logits(self.network.model)
-        if not self._original.isfinite().all():
-            raise ModelError(f"{name}: some outputs are no numbers on the validation samples; are its weights?")
-        self.accuracy = self.validation.accuracy(self._original)
+        self._reference = Reference(self.network.model, judge.forward)
+        for batch in self.validation:
+            if not all(bool(tensor.isfinite().all()) for tensor in floats_in(self._reference(batch))):
+                raise ModelError(f"{name}: some outputs are no numbers on the validation samples; are its weights?")
+        self._original = self.validation.score(self.network.model)
+        self.accuracy = self._original.value
         self._track = track
 
     def price(self) -> PriceTable:
@@ -152,16 +163,29 @@ class Subject:
 
     def _priced_anew(self) -> PriceTable:
         pricer = Pricer(self.bank, self.whole)
-        probed = ProbeSamples.of(self.validation, self._original)
+        probed = ProbeSamples.of(self.validation, self._reference)
         steps = surveyed(Survey(pricer, probed, self.store, self.key))
         looked_at = self._track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers))
         found = {each.layer: each.sensitivity for each in looked_at}
-        chance = 100.0 / self._original.shape[1]
-        baseline = Baseline(self.accuracy, min(chance, self.accuracy), len(self.validation))
-        tried = TrialPlans(self._scorer, self._costs, self.store, self.key).run(pricer, found, self._track)
+        baseline = Baseline(self.accuracy, min(self._chance, self.accuracy), len(self.validation))
+        tried = TrialPlans(self._scorer, self.validation, self._costs, self.store, self.key).run(
+            pricer, found, self._track
+        )
         drops = baseline.accuracy - tried.accuracies
         points = points_per_nat(tried.nats, drops, baseline.room, baseline.samples)
         return pricer.price(found, points, tried.bytes_outside, baseline)
+
+    @property
+    def _chance(self) -> float:
+        """What guessing reaches, points: where the metric does not know it, the original with zeros for outputs."""
+        judge, (first,) = self.validation.judge, self.validation.first(1)
+        known = judge.metric.chance(self._reference(first))
+        if known is not None:
+            return known
+        try:
+            return self.validation.score(Silenced(self.network.model)).value
+        except ConfigurationError:  # a user's metric may take no such outputs
+            return self.accuracy - WHOLE
 
     @property
     def _table_path(self) -> Path:
@@ -175,7 +199,7 @@ class Subject:
 
     @cached_property
     def _scorer(self) -> Scorer:
-        return Scorer(self.bank, self.validation)
+        return Scorer(self.bank)
 
     @cached_property
     def _costs(self) -> PlanCosts:
@@ -183,4 +207,6 @@ class Subject:
 
     @cached_property
     def _exact(self) -> ExactMeasurement:
-        return ExactMeasurement(self._scorer, self._costs, self._original, self.store, self.key, self._measures)
+        return ExactMeasurement(
+            self._scorer, self.validation, self._costs, self._original, self.store, self.key, self._measures
+        )

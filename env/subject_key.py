@@ -8,8 +8,8 @@ from plywise.compressors.recipes.entry_points import load_entry_points
 from plywise.compressors.recipes.technique import Technique
 from plywise.env.bank.repair import Repair
 from plywise.env.network.menu import catalogue
-from plywise.env.network.samples import Samples, model_digest
 from plywise.env.storage.code_digest import code_digest
+from plywise.env.task.samples import Samples, model_digest
 
 CODE = ("plywise.env.subject", "plywise.compressors")
 """What decides the figures of a subject; techniques are found by the folder that they are in, not by imports."""
@@ -23,7 +23,7 @@ def key_of(model: nn.Module, calibration: Samples, validation: Samples, seed: in
     outside = (technique.__module__ for technique in load_entry_points(Technique))
     return digest_of(
         code_digest(*CODE, *outside),
-        model_digest(model, calibration.inputs[:DIGESTED]),
+        model_digest(model, calibration.joined(DIGESTED), calibration.judge),
         calibration.digest(),
         validation.digest(),
         digest_of(*map(str, catalogue())),

@@ -5,7 +5,7 @@ import torch
 from tiny_networks import images
 
 from plywise.env.costs.device import Device
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 
 
 class FakeLatency:
@@ -20,4 +20,4 @@ class FakeLatency:
 def samples(model, count, seed):
     inputs = images(count, seed)
     with torch.no_grad():
-        return Samples(inputs, model(inputs).argmax(1))
+        return labelled(inputs, model(inputs).argmax(1))

@@ -32,7 +32,7 @@ from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.costs.roofline import Roofline, moved_bytes, needed_bytes
 from plywise.env.network.network import Network
 from plywise.env.network.operation import operations
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import Samples, labelled
 from plywise.env.runtime import energy_counter, target_program
 from plywise.env.runtime.energy_counter import card_counter, processor_counter
 from plywise.env.runtime.operation_graph import operation_graph
@@ -482,7 +482,7 @@ def test_cards_without_counters_say_so(monkeypatch) -> None:
 
 
 def samples(count: int, seed: int) -> Samples:
-    return Samples(images(count, seed), labels(count, seed))
+    return labelled(images(count, seed), labels(count, seed))
 
 
 def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatch) -> None:

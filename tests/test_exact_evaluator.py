@@ -11,7 +11,7 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.network.menu import catalogue
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.score.demand import Demand
 from plywise.env.score.early_stopping import InterimResult
 from plywise.env.score.score import judge
@@ -199,6 +199,6 @@ def stored(subject):
 
 
 def test_no_samples_are_refused(subject):
-    nothing = Samples(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
+    nothing = labelled(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(DataError, match="no validation samples"):
         Subject(build(Plain), subject.validation, nothing)

@@ -19,7 +19,7 @@ from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packing.packed_file import load_packed, read_metadata
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Stage
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.runtime.runtime import accuracy_onnx, run_model
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
@@ -165,7 +165,7 @@ def same_shapes(recipe, integer):
 def test_energy_is_the_same_in_price_score_and_report(tmp_path, monkeypatch, unexported, text):
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / "cache"))
     indices = torch.randint(40, (48, 8), generator=torch.Generator().manual_seed(0))
-    some = Samples(indices, indices.sum(1) % 5)
+    some = labelled(indices, indices.sum(1) % 5)
     subject = Subject(build(Reading), some, some, "reading", FakeLatency())
     table, wanted = subject.price(), ("uniform_quantization(bits=2)", text, text)
     plan = Plan("reading", {name: Recipe.parse(each) for name, each in zip(table.layers, wanted, strict=True)})
@@ -368,7 +368,7 @@ def test_a_network_that_cannot_be_exported_leaves_the_other_files(unexported, fi
 )
 def test_a_network_that_has_lost_much_may_differ_by_more(here, images, told, monkeypatch):
     labels = torch.arange(150) % 5
-    test = Samples(torch.zeros(150, 1), labels)
+    test = labelled(torch.zeros(150, 1), labels)
     outputs = F.one_hot(labels, 5).float()
     wrong = round(150 * (1 - here / 100))
     outputs[:wrong] = outputs[:wrong].roll(1, 1)

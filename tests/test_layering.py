@@ -15,6 +15,7 @@ PACKAGES = (
         "env.arrays",
         "env.storage",
         "env.execution",
+        "env.task",
         "env.channels",
         "env.network",
         "env.calibration",

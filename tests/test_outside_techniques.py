@@ -84,10 +84,10 @@ assert declared <= set(map(str, catalogue()))
 
 from torch import nn
 from tiny_networks import images, labels
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.subject import Subject
 latency = open_device("raspberry-pi-4")  # nothing is measured
-samples = Samples(images(), labels())
+samples = labelled(images(), labels())
 subject = Subject(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), samples, samples, latency=latency)
 assert "one_bit" in subject.price().recipes[0], subject.price().recipes
 

@@ -20,7 +20,7 @@ from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.network.menu import is_uniform, legal_recipes, undominated
 from plywise.env.network.network import Network
 from plywise.env.network.operation import operations
-from plywise.env.network.samples import Samples, model_digest
+from plywise.env.task.samples import labelled, model_digest
 from plywise.env.prices.price_file import load_prices, save_prices
 from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES
 from plywise.env.prices.pricing import KEEP_LEVELS, Pricer
@@ -30,7 +30,7 @@ from plywise.env.subject import Subject
 
 
 def samples(count, seed):
-    return Samples(images(count, seed), labels(count, seed))
+    return labelled(images(count, seed), labels(count, seed))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_a_second_study_reads_the_first(subjects, monkeypatch):
 
 def test_no_samples_are_refused():
     with pytest.raises(DataError, match="no validation samples"):
-        Subject(build(Plain), samples(8, 1), Samples(torch.zeros(0, 3, 8, 8), torch.zeros(0).long()))
+        Subject(build(Plain), samples(8, 1), labelled(torch.zeros(0, 3, 8, 8), torch.zeros(0).long()))
 
 
 # The parts

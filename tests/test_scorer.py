@@ -22,7 +22,7 @@ from plywise.env.bank.scorer import Scorer
 from plywise.env.bank.unit import find_units
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.storage import memory as memory_module
 from plywise.env.storage.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory, share
 
@@ -81,7 +81,7 @@ def walk(network, steps, seed=0):
         recipes = {**recipes, name: chooser.choice(fits)}
 
 
-SAMPLES = Samples(images(100, 5), labels(100, 6))
+SAMPLES = labelled(images(100, 5), labels(100, 6))
 
 
 class CountingMemory(ActivationMemory):

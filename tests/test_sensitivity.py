@@ -12,7 +12,7 @@ from plywise.env.bank.bank import Bank
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.menu import legal_recipes
 from plywise.env.network.network import Network
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.prices.sensitivity import PROBES, ProbeSamples, Probing, _line, divergence
 
 HARM = {"uniform_quantization": 1.0, "step_quantization": 0.1, "magnitude_pruning": 5.0, "low_rank": 30.0}
@@ -45,7 +45,7 @@ def studied(request):
     recipes = {layer.name: legal_recipes(layer, network.modules[layer.name]) for layer in network.layers}
 
     def found(store):
-        some = Samples(images(8), labels()[:8])
+        some = labelled(images(8), labels()[:8])
         probed = ProbeSamples.of(some, some.logits(network.model))
         probing = Probing(bank, recipes, probed, store, "key")
         return {layer.name: probing.sensitivity(layer) for layer in network.layers}
@@ -155,7 +155,7 @@ def confident():
     generator = torch.Generator().manual_seed(0)
     lead = 20.0 * torch.rand(1000, 1, generator=generator) * torch.eye(10).repeat(100, 1)
     logits = lead + 0.5 * torch.randn(1000, 10, generator=generator)
-    return Samples(torch.arange(1000.0)[:, None], torch.zeros(1000, dtype=torch.int64)), logits
+    return labelled(torch.arange(1000.0)[:, None], torch.zeros(1000, dtype=torch.int64)), logits
 
 
 def test_few_samples_tell_the_divergence_of_all(confident):
@@ -187,6 +187,6 @@ def test_where_there_are_few_samples_all_are_probed(confident):
 
 def test_an_original_that_is_sure_of_everything_can_be_probed():
     logits = 1000.0 * torch.eye(10).repeat(30, 1)
-    probed = ProbeSamples.of(Samples(torch.zeros(300, 1), torch.zeros(300, dtype=torch.int64)), logits, 50)
+    probed = ProbeSamples.of(labelled(torch.zeros(300, 1), torch.zeros(300, dtype=torch.int64)), logits, 50)
     assert len(probed.samples) == 50
     assert float(probed.weights.sum()) == pytest.approx(1.0)

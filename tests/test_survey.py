@@ -8,7 +8,7 @@ from tiny_networks import Residual, build, images, labels
 
 from plywise.compressors.errors import ModelError
 from plywise.compressors.structure.low_rank import LowRank
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.prices.pricing import Pricer
 from plywise.env.prices.sensitivity import ProbeSamples
 from plywise.env.prices.survey import Survey, surveyed
@@ -23,8 +23,8 @@ def survey_in(tmp_path, monkeypatch):
         monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / name))
         subject = Subject(
             build(Residual),
-            Samples(images(48, 1), labels(48, 1)),
-            Samples(images(64, 3), labels(64, 3)),
+            labelled(images(48, 1), labels(48, 1)),
+            labelled(images(64, 3), labels(64, 3)),
             latency=FakeLatency(),
         )
         logits = subject.validation.logits(subject.network.model)

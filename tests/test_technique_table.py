@@ -12,7 +12,7 @@ from plywise.compressors.errors import ConfigurationError, DataError, ModelError
 from plywise.compressors.recipes.technique import Recipe, Stage, techniques
 from plywise.compressors.structure.low_rank import LowRank
 from plywise.env.network.network import Network
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model
 from plywise.env.subject import Subject
@@ -39,7 +39,7 @@ def subject_of(kind):
 def samples(model, count, seed):
     inputs = images(count, seed)
     with torch.no_grad():
-        return Samples(inputs, model(inputs).argmax(1))
+        return labelled(inputs, model(inputs).argmax(1))
 
 
 def test_every_technique_has_a_row():

@@ -1,6 +1,6 @@
 """A runtime that nothing has to be exported for: torch runs what would have been."""
 
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.runtime.runtime import Timing
 from plywise.experiments.handover import files, measuring
 
@@ -26,5 +26,5 @@ class TorchRuntime:
         return True
 
     def run(self, path, images, optimised=True):
-        outputs = Samples(images, images).logits(self.networks[path])
+        outputs = labelled(images, images).logits(self.networks[path])
         return self.changed(path, outputs) if optimised else outputs

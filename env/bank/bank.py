@@ -80,6 +80,7 @@ class Bank:
         self._layers = {layer.name: layer for layer in network.layers}
         self._prepared = lru_cache(PREPARED)(self._prepare)
         self._targets = lru_cache(2)(self._find_targets)
+        self._batch = lru_cache(2)(calibration.samples.joined)
 
     def state(self, plan: Plan) -> State:
         """Returns what a plan prunes, in the form that entries are kept under.
@@ -208,13 +209,13 @@ class Bank:
                 join(every[source], replaced[name])
         model = assemble(network.model, {**trimmed(network.modules, network.groups, keep), **every})
         if replaced and settings:
-            found = self._targets(settings.inputs)
+            found, batch = self._targets(settings.inputs), self._batch(settings.inputs)
             targets = {name: found[name].of(outputs[name]) if name in outputs else found[name] for name in replaced}
-            repair(through(model), self.calibration.inputs[: settings.inputs], targets, replaced, settings)
+            repair(through(model), lambda model: network.forward(model, batch), targets, replaced, settings)
         return Stitched(model, every)
 
     def _find_targets(self, inputs: int) -> dict[str, Target]:
-        return find_targets(self.network, self.calibration.inputs[:inputs])
+        return find_targets(self.network, self._batch(inputs))
 
     def _stored_or_made(self, layer: Layer, recipe: Recipe, touching: State) -> nn.Module:
         # What wraps the layer in roundings costs less than to read it.

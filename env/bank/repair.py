@@ -25,6 +25,7 @@ from plywise.env.bank.least_squares import refit, refits
 from plywise.env.bank.repair_target import Target, places_of, rows_of, watched
 from plywise.env.calibration.calibration import Moments, moments
 from plywise.env.network.trace import read_by
+from plywise.env.task.forward import Run
 
 TRUST = 0.05
 """Relative disturbance of a channel's output at which half of the correction of its deviation is applied."""
@@ -79,7 +80,7 @@ def make_repair(parts: Sequence[str]) -> Repair:
 
 def repair(
     model: nn.Module,
-    inputs: Tensor,
+    run: Run,
     targets: Mapping[str, Target],
     replaced: Mapping[str, nn.Module],
     settings: Repair = FULL,
@@ -88,7 +89,7 @@ def repair(
 
     Args:
         model: the compressed network, in eval mode.
-        inputs: `(n, ...)` calibration inputs, run as one batch.
+        run: runs it on calibration inputs, as one batch.
         targets: of the original, for each name in `replaced`, already reduced to the channels that stay.
         replaced: by name, layers (or chains, or `StaticQuantized`) and BatchNorms of `model`.
         settings: what to do.
@@ -134,7 +135,7 @@ def repair(
     handles = [leaf.register_forward_hook(correct, with_kwargs=True) for leaf in left]
     try:
         with torch.no_grad(), watched(model, shortcuts, alongside):
-            model(inputs)
+            run(model)
     finally:
         for handle in handles:
             handle.remove()

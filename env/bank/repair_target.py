@@ -16,6 +16,7 @@ from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
 from plywise.env.network.shortcuts import Shortcut
 from plywise.env.network.trace import read_by
+from plywise.env.task.batch import Batch
 
 MOST_ROWS = 4096
 """Places of a layer's outputs that are kept, at most."""
@@ -48,8 +49,8 @@ class Target:
         return Target(found, self.last, self.rows[:, channels], self.shortcut)
 
 
-def find_targets(network: Network, inputs: Tensor) -> dict[str, Target]:
-    """Runs the original over `inputs` `(n, ...)`, as one batch, and returns the target of each layer and BatchNorm."""
+def find_targets(network: Network, batch: Batch) -> dict[str, Target]:
+    """Runs the original over calibration inputs, one batch, and returns the target of each layer and BatchNorm."""
     modules = {layer.name: network.modules[layer.name] for layer in network.layers}
     refitted = {name: module for name, module in modules.items() if refits(module)}
     most = MOST_BYTES // (4 * max(1, sum(map(out_channels, refitted.values()))))
@@ -72,7 +73,7 @@ def find_targets(network: Network, inputs: Tensor) -> dict[str, Target]:
         if name in counts
     }
     with torch.no_grad(), layer_outputs(network, record), watched(network.model, places, alongside):
-        network.model(inputs)
+        network.forward(network.model, batch)
     return found
 
 

@@ -69,7 +69,7 @@ class _Watch:
             handles.append(module.register_forward_hook(self._leave(name), with_kwargs=True))
         try:
             with torch.no_grad():
-                network.model(network.example.clone())
+                network.run(network.model)
         finally:
             for handle in handles:
                 handle.remove()

@@ -19,7 +19,8 @@ from plywise.env.calibration.channel_importance import channel_importance
 from plywise.env.calibration.row_moments import RowMoments
 from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
-from plywise.env.network.samples import BATCH
+from plywise.env.task.batch import items_in
+from plywise.env.task.samples import Samples
 
 ROWS = 16384
 """Patches that a layer's moments are taken from."""
@@ -40,12 +41,12 @@ class Calibration:
     """What was recorded.
 
     Attributes:
-        inputs: `(n, ...)` the calibration inputs, normalised.
+        samples: that were looked at.
         statistics: by layer name.
         outputs: moments of each layer's and remaining BatchNorm's output, by name.
     """
 
-    inputs: Tensor
+    samples: Samples
     statistics: dict[str, LayerStatistics]
     outputs: dict[str, Moments]
 
@@ -65,31 +66,31 @@ class Calibration:
         return found
 
 
-def calibrate(network: Network, inputs: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
+def calibrate(network: Network, samples: Samples, seed: int = 0) -> Calibration:
     """Runs the network over calibration data, once forwards and once backwards (for the importance of channels).
 
     Args:
         network: what to calibrate.
-        inputs: `(n, ...)` normalised training inputs.
-        labels: `(n,)`.
+        samples: of the training data.
         seed: of the choice of patches and values, and of the random importance.
 
     Raises:
         ModelError: if activations are not finite.
     """
-    recorder = _Recorder(network, len(inputs), seed)
+    recorder = _Recorder(network, seed)
     with torch.no_grad(), layer_outputs(network, recorder.record):
-        for start in range(0, len(inputs), BATCH):
-            network.model(inputs[start : start + BATCH])
+        for batch in samples:
+            recorder.share = items_in(batch) / len(samples)
+            network.forward(network.model, batch)
     seen, outputs = recorder.statistics(), {name: _joined(found) for name, found in recorder.outputs.items()}
     covariances = {name: found.covariance for name, found in seen.items()}
     deviations = {name: outputs[name].deviation for name in covariances}
-    importance = channel_importance(network, inputs, labels, covariances, deviations, seed)
+    importance = channel_importance(network, samples, covariances, deviations, seed)
     roots = {group.leader: group.root for group in network.groups}
     statistics = {
         name: replace(found, importance=importance[name], root=roots.get(name)) for name, found in seen.items()
     }
-    return Calibration(inputs, statistics, outputs)
+    return Calibration(samples, statistics, outputs)
 
 
 def _content(values: Tensor) -> bytes:
@@ -120,15 +121,16 @@ class _Recorder:
 
     Attributes:
         outputs: for each layer and BatchNorm, by name, the moments of each batch and how many inputs it had.
+        share: of all samples, those in the batch under way.
     """
 
-    def __init__(self, network: Network, inputs: int, seed: int) -> None:
+    def __init__(self, network: Network, seed: int) -> None:
         self.layers = {layer.name: layer for layer in network.layers}
         self.modules = network.modules
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.outputs: dict[str, list[tuple[int, Moments]]] = {}
-        self._inputs = inputs
+        self.share = 1.0
         self._rows: dict[str, RowMoments] = {}
         self._values: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         self._counts: dict[str, Tensor] = {}
@@ -141,7 +143,7 @@ class _Recorder:
         layer = self.layers.get(name)
         if layer is None:
             return
-        share = len(inputs) / self._inputs
+        share = self.share
         if isinstance(module, nn.Embedding):
             self._counts[name] = self._counts.get(name, 0) + row_counts(module, inputs)
         else:

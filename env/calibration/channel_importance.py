@@ -5,18 +5,18 @@ from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from plywise.compressors.modules.layers import channels_last, weight_of
 from plywise.env.calibration.reconstruction import reconstruction_importance
 from plywise.env.network.gradients import gradients
 from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
+from plywise.env.task.batch import Batch, items_in
+from plywise.env.task.judge import Judge
+from plywise.env.task.samples import Samples
 
 MEMORY = 0.9
 """Share of the earlier batches in the running mean over batches (Molchanov et al., 2019, section 4)."""
-
-BATCH = 64
 
 
 class ChannelImportance(Mapping[str, Tensor]):
@@ -38,8 +38,7 @@ class ChannelImportance(Mapping[str, Tensor]):
 
 def channel_importance(
     network: Network,
-    inputs: Tensor,
-    labels: Tensor,
+    samples: Samples,
     covariances: Mapping[str, Tensor],
     deviations: Mapping[str, Tensor],
     seed: int,
@@ -63,13 +62,13 @@ def channel_importance(
 
     Args:
         network: what is ranked.
-        inputs, labels: calibration data, `(n, ...)` and `(n,)`.
+        samples: calibration data.
         covariances: of each layer's inputs, `(groups, features, features)`, by name.
         deviations: of each layer's output channels, `(out,)`, by name.
         seed: of the control.
     """
     generator = torch.Generator().manual_seed(seed)
-    gates = _gate_importance(network, inputs, labels)
+    gates = _gate_importance(network, samples, seed)
     own = {layer.name: gates.get(layer.name) or _without_gradient(deviations[layer.name]) for layer in network.layers}
     for name, known in own.items():
         module = network.modules[name]
@@ -103,19 +102,19 @@ def _filter_importance(weight: Tensor) -> dict[str, Tensor]:
     return {"l1": rows.abs().sum(1), "l2": rows.norm(dim=1), "median": distances.sum(1).float()}
 
 
-def _gate_importance(network: Network, inputs: Tensor, labels: Tensor) -> dict[str, dict[str, Tensor]]:
+def _gate_importance(network: Network, samples: Samples, seed: int) -> dict[str, dict[str, Tensor]]:
     """Returns for each layer what the gradients of its channels' gates say, summed up batch by batch."""
     squares: dict[str, Tensor] = {}
     memory: dict[str, dict[str, Tensor]] = {}
-    for start in range(0, inputs.shape[0], BATCH):
-        batch = slice(start, start + BATCH)
-        for name, gates in _gate_gradients(network, inputs[batch], labels[batch]).items():
+    generator = torch.Generator().manual_seed(seed)
+    for batch in samples:
+        for name, gates in _gate_gradients(network, samples.judge, batch, generator).items():
             fisher, mean = gates.square().mean(0), gates.mean(0)
             squares[name] = squares.get(name, 0.0) + gates.square().sum(0)
             new = {"taylor_batch": mean.square(), "taylor_second": (fisher / 2 - mean).square()}
             old = memory.get(name, new)
             memory[name] = {key: MEMORY * old[key] + (1 - MEMORY) * new[key] for key in new}
-    return {name: {"taylor": squares[name] / inputs.shape[0], **memory[name]} for name in squares}
+    return {name: {"taylor": squares[name] / len(samples), **memory[name]} for name in squares}
 
 
 def _without_gradient(deviation: Tensor) -> dict[str, Tensor]:
@@ -137,9 +136,9 @@ def _gate_gradients(network: Network, inputs: Tensor, labels: Tensor) -> dict[st
         return outputs.clone()  # the network may write over it
 
     with gradients(network.model), layer_outputs(network, keep):
-        loss = F.cross_entropy(network.model(inputs), labels, reduction="sum")
-        read = [outputs for _, outputs in kept] if loss.requires_grad else []
-        found_gradients = torch.autograd.grad(loss, read, allow_unused=True) if read else ()
+        objective = judge.objective(network.forward(network.model, batch), batch, generator) * items_in(batch)
+        read = [outputs for _, outputs in kept] if objective.requires_grad else []
+        found_gradients = torch.autograd.grad(objective, read, allow_unused=True) if read else ()
     found: dict[str, list[Tensor]] = {}
     for (name, outputs), gradient in zip(kept, found_gradients, strict=bool(read)):
         if gradient is None:

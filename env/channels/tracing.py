@@ -8,7 +8,7 @@ the network does in between: concatenations, parts, shuffles, heads. What is not
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,9 +21,8 @@ from plywise.compressors.modules.layers import WEIGHTED, channels_last, groups_o
 from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence
 from plywise.env.channels.labels import Labels, compact, narrow
 from plywise.env.channels.operators import Step, follow, kept_statistics
-
-Run = Callable[[nn.Module], Any]
-"""Runs a network on some batch and returns its outputs."""
+from plywise.env.task.batch import tensors_in
+from plywise.env.task.forward import Run
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 OPAQUE = (*WEIGHTED, ProjectedRecurrence)
@@ -95,17 +94,6 @@ def run_silenced(model: nn.Module, run: Run, order: Collection[str], classes: Te
         gone: `(labels,)` which labels count for nothing.
     """
     return _Tracing(model, order, classes, gone).run(run)
-
-
-def tensors_in(outputs: Any) -> list[Tensor]:
-    """Returns the tensors in any nesting of tuples, lists, mappings and dataclasses."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(outputs):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif is_dataclass(leaf):
-            found.extend(tensors_in(list(vars(leaf).values())))
-    return found
 
 
 class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plywise.compressors.modules.assembly import assemble
 from plywise.compressors.modules.layers import bias_of, groups_of, is_depthwise, weight_of, with_weights
 from plywise.compressors.statistics.channels import rebuilt
-from plywise.env.channels.tracing import Channels, Run, run_silenced, tensors_in, trace_channels
+from plywise.env.channels.tracing import Channels, run_silenced, trace_channels
 from plywise.env.network.channel_groups import (
     NORMS,
     ChannelGroup,
@@ -24,6 +24,8 @@ from plywise.env.network.channel_groups import (
     cut_norm,
     trimmed,
 )
+from plywise.env.task.batch import tensors_in
+from plywise.env.task.forward import Run
 
 
 def find_groups(model: nn.Module, run: Run, order: Sequence[str]) -> tuple[list[ChannelGroup], dict[str, str]]:

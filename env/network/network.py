@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from plywise.env.network.operation import Operation, operations
 from plywise.env.network.preparation import evaluating, prepare, studied
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
 from plywise.env.network.trace import Call, trace
+from plywise.env.task.batch import Batch, mapped, shapes_of, tensors_in
+from plywise.env.task.forward import Forward, arguments_of, rule_for, Run
+from plywise.env.task.outputs import floats_in
+from plywise.env.task.samples import is_image, laid_out
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Network:
         layers: the compressible ones, in execution order.
         groups: channels that are cut together.
         skipped: for modules with weights that stay as they are, the reason.
-        example: one batch of inputs `(n, ...)`.
+        example: a small batch.
+        forward: runs a network on a batch.
         memory_format: in which `model` takes its inputs: images with their channels last where it can, which is faster.
         notes: what `original` has other than what was given, a sentence each.
         dtypes: which floats its parameters and buffers were, by name, where not float32.
@@ -74,50 +80,57 @@ class Network:
     layers: tuple[Layer, ...]
     groups: tuple[ChannelGroup, ...]
     skipped: Mapping[str, str]
-    example: Tensor
+    example: Batch
+    forward: Forward
     memory_format: torch.memory_format
     notes: tuple[str, ...]
     dtypes: Mapping[str, torch.dtype]
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor, name: str = "network") -> "Network":
+    def of(cls, model: nn.Module, example: Batch, name: str = "network", forward: Forward | None = None) -> "Network":
         """Finds the layers and channel groups of `model`.
 
         Args:
-            model: any network that maps one tensor `(n, ...)`, of floats or of indices, to `(n, classes)`.
-            example: a few real inputs `(n, ...)`.
+            model: any network.
+            example: a real batch of a few items.
             name: what to call it in plans and reports.
+            forward: runs a network on a batch; by `rule_for` where None.
 
         Raises:
             ModelError: if the network does not run on `example` or has nothing to compress.
         """
         own = prepare(model)
-        given, model, example = model, own.model, studied(example)
+        given, model, example = model, own.model, mapped(example, studied)
         prepared = attending = with_projections(model)
+        forward = rule_for(model, example) if forward is None else forward
+
+        def run(network: nn.Module) -> Any:
+            return forward(network, mapped(example, Tensor.clone))  # a forward may write over its inputs
+
         try:
-            prepared = with_plain_layers(attending, lambda network: network(example))
-            calls = trace(prepared, example)
+            prepared = with_plain_layers(attending, run)
+            calls = trace(prepared, run)
         except Exception as error:  # a user's forward may raise anything
             raise ModelError(
-                f"{name} does not run on inputs of shape {tuple(example.shape)}: {error}. "
-                "Check that the data fit the network (channels, height, width)."
+                f"{name} does not run on {shapes_of(example)}: {error}. Check that the data fit the network (channels, "
+                "height, width, names of entries)."
             ) from error
         if own.hooked and not own.dtypes:
             with evaluating(given), torch.no_grad():
-                if not _alike(model(example), given(example)):
+                if not _alike(run(model), run(given)):
                     raise ModelError(
                         f"{name} computes something else without the hooks of {', '.join(own.hooked)}, which a file "
                         "cannot hold; write what they do into the forward"
                     )
         if attending is not model:
-            _check_same(model, prepared, example, name)
+            _check_same(model, prepared, run, name)
         folded = fold_batch_norms(prepared, calls)
-        calls = trace(folded, example)
+        calls = trace(folded, run)
         usable, skipped = _usable(folded, calls)
         if not usable:
             reasons = "; ".join(map(": ".join, skipped.items())) or "it has no weights"
             raise ModelError(f"{name} has no layer that can be compressed: {reasons}")
-        groups, uncut = find_groups(folded, lambda network: network(example), [call.name for call in usable])
+        groups, uncut = find_groups(folded, run, [call.name for call in usable])
         produced = {side.module: index for index, group in enumerate(groups) for side in group.producers}
         layers = tuple(
             Layer(
@@ -133,8 +146,33 @@ class Network:
             )
             for call in usable
         )
-        memory_format = _memory_format(folded, example)
-        return cls(name, model, folded, layers, tuple(groups), skipped, example, memory_format, own.notes, own.dtypes)
+        memory_format = _memory_format(folded, example, forward)
+        return cls(
+            name,
+            model,
+            folded,
+            layers,
+            tuple(groups),
+            skipped,
+            example,
+            forward,
+            memory_format,
+            own.notes,
+            own.dtypes,
+        )
+
+    def run(self, model: nn.Module) -> Any:
+        """Returns the outputs of a network on the example, of which it gets a copy."""
+        return self.forward(model, mapped(self.example, Tensor.clone))
+
+    @cached_property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model is called with on the example: positional arguments and those by keyword.
+
+        Raises:
+            ModelError: where it is called several times, or not itself but in parts.
+        """
+        return arguments_of(self.model, self.forward, self.example)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -154,7 +192,7 @@ class Network:
     @cached_property
     def shortcuts(self) -> Mapping[str, Shortcut]:
         """What is added to the outputs of a layer, by its name."""
-        return find_shortcuts(self.model, self.example, {layer.name for layer in self.layers})
+        return find_shortcuts(self.model, self.run, {layer.name for layer in self.layers})
 
     def unsupported(self, name: str, recipe: Recipe) -> str | None:
         """Returns why the layer of a name cannot take a recipe, or None where it can."""
@@ -168,9 +206,9 @@ class Network:
         return recipe.unsupported(self.modules[name])
 
 
-def _check_same(model: nn.Module, prepared: nn.Module, example: Tensor, name: str) -> None:
+def _check_same(model: nn.Module, prepared: nn.Module, run: Run, name: str) -> None:
     with torch.no_grad():
-        same = _alike(prepared(example), model(example))
+        same = _alike(run(prepared), run(model))
     if not same:
         raise ModelError(
             f"{name} gives other outputs once its attention is taken apart into linear layers. Where nn."
@@ -179,17 +217,22 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Tensor, name: st
         )
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
+def _alike(found: Any, expected: Any) -> bool:
+    pairs = zip(floats_in(found), floats_in(expected), strict=True)
+    return all(a.shape == b.shape and _close(a, b) for a, b in pairs if b.numel())
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def _memory_format(model: nn.Module, example: Tensor) -> torch.memory_format:
+def _memory_format(model: nn.Module, example: Batch, forward: Forward) -> torch.memory_format:
     """Returns channels last for networks over images that give the same outputs so."""
-    if example.dim() != 4:
+    if not any(map(is_image, tensors_in(example))):
         return torch.contiguous_format
     with torch.no_grad():
         try:
-            same = _alike(model(example.to(memory_format=torch.channels_last)), model(example))
+            same = _alike(forward(model, laid_out(example, torch.channels_last)), forward(model, example))
         except Exception:  # a user's forward may raise anything: `view`, for one, refuses other strides
             return torch.contiguous_format
     return torch.channels_last if same else torch.contiguous_format

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from plywise.env.network.trace import read_by
+from plywise.env.task.forward import Run
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Shortcut:
     read: bool
 
 
-def find_shortcuts(model: nn.Module, example: Tensor, layers: Collection[str]) -> Mapping[str, Shortcut]:
+def find_shortcuts(model: nn.Module, run: Run, layers: Collection[str]) -> Mapping[str, Shortcut]:
     """Watches one forward pass and returns what is added to the outputs of a layer, by its name.
 
     Only where nothing else reads these, and where the other addend is known when the layer runs.
 
     Args:
         model: the network.
-        example: `(n, ...)`.
+        run: runs it on some batch that may be written over.
         layers: names of leaf modules.
     """
     watch = _Watch(layers)
@@ -46,7 +47,7 @@ def find_shortcuts(model: nn.Module, example: Tensor, layers: Collection[str]) -
             handles.append(module.register_forward_hook(watch.leaving(name), with_kwargs=True))
     try:
         with torch.no_grad(), watch:
-            model(example.clone())
+            run(model)
     finally:
         for handle in handles:
             handle.remove()

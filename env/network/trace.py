@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from plywise.env.task.forward import Run
+
 RELUS = ("relu", "relu_", "hardtanh", "hardtanh_", "clamp", "clamp_min")
 """Names of the operators that a ReLU or ReLU6 becomes."""
 
@@ -63,11 +65,11 @@ def _bounds(name: str, args: tuple[Any, ...]) -> tuple[float, float] | None:
     return (0.0, float(high)) if isinstance(low, int | float) and low == 0 else None
 
 
-def trace(model: nn.Module, example: Tensor) -> list[Call]:
-    """Runs `model` once on `example` `(n, ...)` and returns the calls of its leaf modules in order."""
+def trace(model: nn.Module, run: Run) -> list[Call]:
+    """Runs `model` once by `run` and returns the calls of its leaf modules in order."""
     calls: list[Call] = []
     with torch.no_grad(), _Watch() as watch, _hooks(model, calls, watch):
-        model(example)
+        run(model)
     for call in calls:
         # A ReLU decides the range only where nothing else reads the raw output; in place, all read it after.
         if call.relu is not None and len(call.readers) > 1 and not call.readers[0].endswith("_"):
@@ -88,11 +90,11 @@ class _Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def operators(model: nn.Module, example: Tensor) -> list[str]:
-    """Returns what a forward pass on `example` `(n, ...)` runs, in order: what decides about time besides modules."""
+def operators(model: nn.Module, run: Run) -> list[str]:
+    """Returns what a forward pass by `run` runs, in order: what decides about time besides modules."""
     names = _Names()
     with torch.no_grad(), names:
-        model(example)
+        run(model)
     return names.found
 
 

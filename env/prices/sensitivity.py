@@ -1,7 +1,7 @@
 """How much each recipe on its own disturbs the network: a few probes for each layer, the rest in between.
 
-The disturbance is the mean Kullback-Leibler divergence from the original's outputs to the compressed network's. It
-needs no labels, is never negative, and over layers it adds up (facts: the sum of single-layer loss increases ranks
+The disturbance is the mean distance of the compressed network's outputs from the original's: of logits, their
+Kullback-Leibler divergence. It needs no labels, is never negative, and over layers it adds up (facts: the sum of single-layer loss increases ranks
 random mixed plans with Spearman 0.98). What lies between probes is read off a monotone line over the relative
 output error, which the bank knows in closed fmt. Probes run on the samples that tell the most, see `ProbeSamples`.
 """
@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from plywise.compressors.modules.layers import weight_matrices
 from plywise.compressors.recipes.plan import Plan
@@ -26,9 +26,11 @@ from plywise.compressors.structure.filter_pruning import FilterPruning
 from plywise.env.bank.bank import Bank, State
 from plywise.env.bank.scorer import Scorer
 from plywise.env.network.network import Layer, Network
-from plywise.env.network.samples import Samples
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.storage.timing_lock import pause, working
+from plywise.env.task.batch import Batch, items_in
+from plywise.env.task.outputs import logits_in
+from plywise.env.task.samples import Samples
 
 Probe = Callable[[str, Recipe], float]
 """Measures the divergence that a recipe on the layer of a name causes."""
@@ -65,51 +67,55 @@ class Sensitivity:
     divergence: NDArray[np.float64]
 
 
-def divergence(original: Tensor, changed: Tensor) -> float:
-    """Returns the mean Kullback-Leibler divergence from `original` to `changed` logits `(n, classes)`, in nats."""
-    return float(_divergences(original, changed).mean())
-
-
-def _divergences(original: Tensor, changed: Tensor) -> Tensor:
-    """Returns the divergence of each sample, `(n,)`."""
-    after, before = F.log_softmax(changed, 1), F.log_softmax(original, 1)
-    return F.kl_div(after, before, reduction="none", log_target=True).sum(1)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbeSamples:
     """Some samples, whose weighted sum of divergences estimates the mean over all.
 
-    A change moves the outputs the more the less certain the original is: where the logits change by independent
-    amounts, the divergence is in proportion to `1 - sum(p ** 2)` over its probabilities `p`. Samples are therefore
-    drawn with a chance in that proportion and count by its inverse (Horvitz and Thompson, A Generalization of Sampling
-    Without Replacement from a Finite Universe, 1952). Drawn systematically in the order of their uncertainty, 128 tell
-    as much as 512 that come first.
+    A change moves logits the more the less certain the original is: where they change by independent amounts, the
+    divergence is in proportion to `1 - sum(p ** 2)` over its probabilities `p`. Samples are therefore drawn with a chance
+    in that proportion and count by its inverse (Horvitz and Thompson, A Generalization of Sampling Without Replacement
+    from a Finite Universe, 1952). Drawn systematically in the order of their uncertainty, 128 tell as much as 512 that
+    come first. Of other outputs all samples have the same chance; of samples that are not even, the first ones count.
 
     Attributes:
         samples: `n` of them.
-        logits: `(n, classes)` of the original.
+        outputs: of the original, for each batch.
         weights: `(n,)`, how much each counts.
     """
 
     samples: Samples
-    logits: Tensor
+    outputs: tuple[Any, ...]
     weights: Tensor
 
     @classmethod
-    def of(cls, samples: Samples, logits: Tensor, count: int = PROBE_SAMPLES) -> "ProbeSamples":
-        """Draws up to `count` of the samples, always the same; `logits` `(n, classes)` are the original's."""
-        uncertainty = 1.0 - logits.double().softmax(1).square().sum(1)
+    def of(cls, samples: Samples, reference: Callable[[Batch], Any], count: int = PROBE_SAMPLES) -> "ProbeSamples":
+        """Draws up to `count` of the samples, always the same; `reference` gives the original's outputs on a batch."""
+        if not samples.even:
+            some = samples.first(count)
+            return cls(some, tuple(map(reference, some)), torch.full((len(some),), 1.0 / len(some)))
+        uncertainty = torch.cat([_uncertainty(reference(batch), items_in(batch)) for batch in samples])
         chance = _chances(uncertainty + CERTAIN * uncertainty.mean() + LEAST, count)
         order = uncertainty.argsort(stable=True)
         place = (chance[order].cumsum(0) + 0.5).floor()
         drawn = order[place.diff(prepend=place.new_zeros(1)) > 0]
         weights = 1.0 / (chance[drawn] * len(samples))
-        return cls(samples.at(drawn), logits[drawn], weights.float())
+        some = samples.at(drawn)
+        return cls(some, tuple(map(reference, some)), weights.float())
 
-    def divergence(self, changed: Tensor) -> float:
-        """Returns the estimated mean divergence over all samples, from logits `(n, classes)` on these, in nats."""
-        return float(_divergences(self.logits, changed) @ self.weights)
+    def divergence(self, model: nn.Module) -> float:
+        """Returns the estimated mean distance of a network's outputs from the original's over all samples."""
+        distance = self.samples.judge.distance
+        each = zip(self.samples.outputs(model), self.outputs, strict=True)
+        return float(torch.cat([distance(*pair) for pair in each]).float() @ self.weights)
+
+
+def _uncertainty(outputs: Any, items: int) -> Tensor:
+    """Returns that of each item, `(n,)`."""
+    logits = logits_in(outputs)
+    if logits is None:
+        return torch.ones(items, dtype=torch.float64)
+    found = 1.0 - logits.double().softmax(-1).square().sum(-1)
+    return found if found.dim() == 1 else found.flatten(1).mean(1)
 
 
 def _chances(sizes: Tensor, count: int) -> Tensor:
@@ -148,7 +154,7 @@ class Probing:
         """
         self._bank, self._recipes, self._probed = bank, recipes, probed
         self._store, self._key = store, key
-        self._scorer = Scorer(bank, probed.samples)
+        self._scorer = Scorer(bank)
         self._places = {each.name: place for place, each in enumerate(bank.network.layers)}
         self._repair = replace(bank.repair, inputs=min(PROBE_INPUTS, bank.repair.inputs))
 
@@ -163,7 +169,7 @@ class Probing:
         found = self._store.get(name)
         if found is None:
             plan, before = single(self._bank.network, layer, recipe), self._places[layer]
-            found = self._probed.divergence(self._scorer.run(plan, self._repair, keep=before)[1])
+            found = self._scorer.run(plan, self._probed.divergence, self._repair, keep=before)[1]
             self._store.put(name, found)
         return max(LEAST, float(found)) if math.isfinite(found) else MOST
 

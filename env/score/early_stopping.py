@@ -7,6 +7,7 @@ get right at most follows from those seen by the exact bound for draws without r
 of Confidence or Fiducial Limits, 1934, with the hypergeometric distribution in place of the binomial one).
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class InterimResult:
 
     Attributes:
         seen: share of the images.
-        drop: points of accuracy that the plan loses on them.
-        most_accuracy: the best accuracy over all images that what was seen leaves possible, percent.
+        drop: points that the plan loses on them.
+        most_accuracy: the most points over all images that what was seen leaves possible.
     """
 
     seen: float
@@ -54,35 +55,33 @@ Hopeless = Callable[[InterimResult], bool]
 
 
 class EarlyStopping:
-    """Told the outputs of one batch after the other, says when a plan is hopeless.
+    """Told the values of one batch after the other, says when a plan is hopeless.
 
     Attributes:
         looks: at the plan so far.
         stopped: the look at which it was hopeless, if it was.
     """
 
-    def __init__(self, labels: Tensor, original: Tensor, hopeless: Hopeless) -> None:
+    def __init__(self, before: Tensor, hopeless: Hopeless, bounds: tuple[float, float] | None = None) -> None:
         """Starts before the first batch.
 
         Args:
-            labels: `(n,)` of all samples, which must be in random order.
-            original: `(n, classes)` outputs of the original.
+            before: `(n,)` values of the original on all samples, points, which must be in random order.
             hopeless: asked at each look.
+            bounds: least and most that a sample's value can be, where values are no counts of right answers.
         """
         self.looks: list[InterimResult] = []
         self.stopped: InterimResult | None = None
-        self._labels = labels
-        self._right_before = (original.argmax(1) == labels).cumsum(0)
-        self._hopeless = hopeless
-        self._due = [share * len(labels) for share in LOOKS]
-        self._right = self._seen = 0
+        self._before = before.double().cumsum(0)
+        self._hopeless, self._bounds = hopeless, bounds
+        self._due = [share * len(before) for share in LOOKS]
+        self._sum, self._seen, self._total = 0.0, 0, len(before)
 
-    def __call__(self, logits: Tensor) -> bool:
-        """Returns whether the plan is hopeless, given its outputs `(m, classes)` on the next batch."""
-        labels = self._labels[self._seen : self._seen + len(logits)]
-        self._right += int((logits.argmax(1) == labels).sum())
-        self._seen += len(logits)
-        if self._due and self._due[0] <= self._seen < len(self._labels):
+    def __call__(self, values: Tensor) -> bool:
+        """Returns whether the plan is hopeless, given its values `(m,)` on the next batch."""
+        self._sum += float(values.double().sum())
+        self._seen += len(values)
+        if self._due and self._due[0] <= self._seen < self._total:
             self._due = [place for place in self._due if place > self._seen]
             self.looks.append(self._look())
             if self._hopeless(self.looks[-1]):
@@ -90,7 +89,34 @@ class EarlyStopping:
         return self.stopped is not None
 
     def _look(self) -> InterimResult:
-        total = len(self._labels)
-        lost = int(self._right_before[self._seen - 1]) - self._right
-        most = most_right(self._right, self._seen, total, RISK / len(LOOKS))
-        return InterimResult(self._seen / total, 100.0 * lost / self._seen, 100.0 * most / total)
+        lost = (float(self._before[self._seen - 1]) - self._sum) / self._seen
+        return InterimResult(self._seen / self._total, lost, self._most())
+
+    def _most(self) -> float:
+        risk = RISK / len(LOOKS)
+        if self._bounds is None:
+            return 100.0 * most_right(round(self._sum / 100.0), self._seen, self._total, risk) / self._total
+        return most_mean(self._sum / self._seen, self._seen, self._total, self._bounds, risk)
+
+
+def can_stop(before: Tensor | None, bounds: tuple[float, float] | None) -> bool:
+    """Returns whether a bound holds for values like the original's: they count right answers, or have known bounds."""
+    return before is not None and (bounds is not None or bool(((before == 0) | (before == 100)).all()))
+
+
+def most_mean(mean: float, seen: int, total: int, bounds: tuple[float, float], risk: float) -> float:
+    """Returns what the mean of all values can be at most, where that of some is known.
+
+    Source: Bardenet and Maillard, Concentration Inequalities for Sampling Without Replacement, 2015, theorem 2.4 (of
+    Serfling, 1974).
+
+    Args:
+        mean: of the values seen.
+        seen, total: how many were seen, drawn at random, and are there.
+        bounds: of each value.
+        risk: chance that it is more.
+    """
+    low, high = bounds
+    left = min(1.0 - (seen - 1) / total, (1.0 - seen / total) * (1.0 + 1.0 / seen))
+    estimate = mean + (high - low) * math.sqrt(left * math.log(1.0 / risk) / (2.0 * seen))
+    return min(estimate, (mean * seen + high * (total - seen)) / total)

@@ -15,6 +15,7 @@ from plywise.env.prices.pricing import Pricer
 from plywise.env.prices.sensitivity import Sensitivity
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject_key import digest_of
+from plywise.env.task.samples import Samples
 
 TRIAL_PRICES = tuple(float(price) for price in np.geomspace(1e-4, 10.0, 10))
 """Nats per share of storage at which trial plans are made, to learn what a nat costs in accuracy."""
@@ -26,7 +27,7 @@ class Tried:
 
     Attributes:
         nats: `(trials,)`, the summed single-layer divergence of each.
-        accuracies: `(trials,)` on the validation samples, percent.
+        accuracies: `(trials,)` on the validation samples, points.
         bytes_outside: of the file, those that no layer accounts for; the most that were seen, for normalisations that
             stand alone shrink where channels are cut.
     """
@@ -39,16 +40,18 @@ class Tried:
 class TrialPlans:
     """Runs plans of the cheapest sum of divergence and storage at several prices."""
 
-    def __init__(self, scorer: Scorer, costs: PlanCosts, store: ResultStore, key: str) -> None:
+    def __init__(self, scorer: Scorer, samples: Samples, costs: PlanCosts, store: ResultStore, key: str) -> None:
         """Prepares.
 
         Args:
-            scorer: of plans, on the validation samples.
+            scorer: of plans.
+            samples: validation samples.
             costs: of the network.
             store: where results are kept.
             key: of the network under study.
         """
-        self._scorer, self._costs, self._store, self._key = scorer, costs, store, key
+        self._scorer, self._samples = scorer, samples
+        self._costs, self._store, self._key = costs, store, key
 
     def run(self, pricer: Pricer, found: Mapping[str, Sensitivity], track: Tracker) -> Tried:
         """Runs the plans that follow from the sensitivities of the layers, which takes long; none is run twice."""
@@ -64,8 +67,8 @@ class TrialPlans:
         name = f"{self._key}/trial/{digest_of(*map(str, plan.values()))}"
         found = self._store.get(name)
         if found is None:
-            stitched, logits = self._scorer.run(plan)
-            found = [self._scorer.samples.accuracy(logits), self._costs.bytes_outside(stitched)]
+            stitched, score = self._scorer.run(plan, self._samples.score)
+            found = [score.value, self._costs.bytes_outside(stitched)]
             self._store.put(name, found)
         return float(found[0]), float(found[1])
 

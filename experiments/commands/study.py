@@ -11,7 +11,7 @@ from plywise.compressors.errors import ConfigurationError
 from plywise.env.bank.repair import FULL, Repair
 from plywise.env.costs.latency import Latencies
 from plywise.env.execution.progress import tracked, untracked
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import Samples, labelled
 from plywise.env.subject import Subject
 from plywise.experiments.data.dataset import Dataset, Split
 from plywise.experiments.data.datasets import load_dataset
@@ -124,7 +124,7 @@ def samples(split: Split, most: int | None = None) -> Samples:
     """
     if most is not None and most < len(split):
         split = random_part(split, most)
-    return Samples(split.inputs(), split.labels)
+    return labelled(split.inputs(), split.labels)
 
 
 def random_part(split: Split, most: int) -> Split:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plywise.compressors.errors import DataError
-from plywise.env.network.samples import random_order
+from plywise.env.task.samples import random_order
 from plywise.experiments.data.dataset import CUT, Dataset, Split
 from plywise.experiments.data.normalisation import MEASURED, Normalisation
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from plywise.compressors.recipes.plan import Plan
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import Samples
 from plywise.env.recovery.recovery import Recovered
 from plywise.env.recovery.recovery_state import STATE_FILE
 from plywise.env.score.demand import Demand

@@ -22,7 +22,7 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.env.arrays import Bools, Floats, Ints
 from plywise.env.bank.repair import FULL, NONE, Repair
 from plywise.env.execution.progress import tracked
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import Samples
 from plywise.env.prices.prices import PriceTable
 from plywise.env.recovery.recovery import recover
 from plywise.env.recovery.recovery_settings import RecoverySettings

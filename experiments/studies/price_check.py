@@ -17,7 +17,7 @@ from torch import nn
 from plywise.agent.search.search_method import SearchMethod, SearchResult
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import labelled
 from plywise.env.prices.pricing import STORAGE_MARGIN, Pricer
 from plywise.env.prices.sensitivity import ProbeSamples, Probing
 from plywise.env.score.demand import Demand
@@ -114,7 +114,7 @@ class PriceCheck:
 
     def _forwards(self) -> list[float]:
         inputs = self.subject.bank.calibration.inputs
-        given = Samples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+        given = labelled(inputs, torch.zeros(len(inputs), dtype=torch.int64))
         calibration, taken = given.laid_out(torch.contiguous_format), []
         for _ in range(FORWARD_PASSES):
             started = time.process_time()

@@ -30,7 +30,7 @@ from plywise.env.bank.repair import FULL, NONE
 from plywise.env.bank.scorer import Scorer
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import Samples, labelled
 from plywise.env.network.scheme import Scheme
 from plywise.env.prices.pricing import STORAGE_MARGIN
 from plywise.env.prices.sensitivity import divergence
@@ -392,7 +392,7 @@ def _seconds(work: Callable[..., object], *arguments: object) -> float:
 
 def _random_samples(count: int, generator: torch.Generator) -> Samples:
     inputs = torch.randn(count, 3, 32, 32, generator=generator)
-    return Samples(inputs, torch.randint(10, (count,), generator=generator))
+    return labelled(inputs, torch.randint(10, (count,), generator=generator))
 
 
 if __name__ == "__main__":

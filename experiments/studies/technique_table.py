@@ -25,7 +25,7 @@ from plywise.env.costs.chains import realised_chain
 from plywise.env.execution.executor import NoSetup
 from plywise.env.execution.process_pool import ProcessPool
 from plywise.env.execution.progress import tracked
-from plywise.env.network.samples import Samples
+from plywise.env.task.samples import Samples
 from plywise.env.prices.pricing import original_storage
 from plywise.env.prices.sensitivity import divergence
 from plywise.env.runtime.onnx_export import export_onnx

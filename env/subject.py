@@ -208,5 +208,5 @@ class Subject:
     @cached_property
     def _exact(self) -> ExactMeasurement:
         return ExactMeasurement(
-            self._scorer, self.validation, self._costs, self._original, self.store, self.key, self._measures
+            self._scorer, self._costs, self.validation, self._original, self.store, self.key, self._measures
         )

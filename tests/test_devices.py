@@ -32,7 +32,6 @@ from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.costs.roofline import Roofline, moved_bytes, needed_bytes
 from plywise.env.network.network import Network
 from plywise.env.network.operation import operations
-from plywise.env.task.samples import Samples, labelled
 from plywise.env.runtime import energy_counter, target_program
 from plywise.env.runtime.energy_counter import card_counter, processor_counter
 from plywise.env.runtime.operation_graph import operation_graph
@@ -40,6 +39,7 @@ from plywise.env.runtime.runtime import time_models
 from plywise.env.runtime.target_program import CPU, CUDA, Execution
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
+from plywise.env.task.samples import Samples, labelled
 from plywise.experiments.commands.listings import devices
 from plywise.experiments.compress_model import show_report
 from plywise.experiments.handover import measuring

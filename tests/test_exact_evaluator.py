@@ -11,12 +11,12 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.network.menu import catalogue
-from plywise.env.task.samples import labelled
 from plywise.env.score.demand import Demand
 from plywise.env.score.early_stopping import InterimResult
 from plywise.env.score.score import judge
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
+from plywise.env.task.samples import labelled
 
 
 def study():

@@ -19,10 +19,10 @@ from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packing.packed_file import load_packed, read_metadata
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Stage
-from plywise.env.task.samples import labelled
 from plywise.env.runtime.runtime import accuracy_onnx, run_model
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
+from plywise.env.task.samples import labelled
 from plywise.experiments.compress_model import show_report
 from plywise.experiments.handover import files
 from plywise.experiments.handover.checks import Checks

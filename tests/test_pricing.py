@@ -20,13 +20,13 @@ from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.network.menu import is_uniform, legal_recipes, undominated
 from plywise.env.network.network import Network
 from plywise.env.network.operation import operations
-from plywise.env.task.samples import labelled, model_digest
 from plywise.env.prices.price_file import load_prices, save_prices
 from plywise.env.prices.prices import LAYER_FEATURES, METRICS, RECIPE_FEATURES
 from plywise.env.prices.pricing import KEEP_LEVELS, Pricer
 from plywise.env.score.demand import Demand
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
+from plywise.env.task.samples import labelled, model_digest
 
 
 def samples(count, seed):

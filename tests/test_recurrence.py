@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from made_up_device import FakeLatency
+from plywise.env.network.samples import Samples
 from tiny_banks import outputs_of
 from torch import nn
 from torch.nn.utils import weight_norm
@@ -27,7 +28,6 @@ from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.costs.trial_graphs import random_plans, shapes_of
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.network.network import Network
-from plywise.env.network.samples import Samples
 from plywise.env.prices.pricing import STORAGE_MARGIN, Pricer
 from plywise.env.recovery.trainable import TrainableNetwork
 from plywise.env.runtime.onnx_export import export_onnx

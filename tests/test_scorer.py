@@ -22,9 +22,9 @@ from plywise.env.bank.scorer import Scorer
 from plywise.env.bank.unit import find_units
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
-from plywise.env.task.samples import labelled
 from plywise.env.storage import memory as memory_module
 from plywise.env.storage.memory import GIB, ceiling_of_layers, ceiling_of_outputs, limit_memory, share
+from plywise.env.task.samples import labelled
 
 RECIPES = (
     "identity",

@@ -12,8 +12,8 @@ from plywise.env.bank.bank import Bank
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.menu import legal_recipes
 from plywise.env.network.network import Network
-from plywise.env.task.samples import labelled
 from plywise.env.prices.sensitivity import PROBES, ProbeSamples, Probing, _line, divergence
+from plywise.env.task.samples import labelled
 
 HARM = {"uniform_quantization": 1.0, "step_quantization": 0.1, "magnitude_pruning": 5.0, "low_rank": 30.0}
 CUT, ROUNDED = 0.3, 0.02

@@ -8,11 +8,11 @@ from tiny_networks import Residual, build, images, labels
 
 from plywise.compressors.errors import ModelError
 from plywise.compressors.structure.low_rank import LowRank
-from plywise.env.task.samples import labelled
 from plywise.env.prices.pricing import Pricer
 from plywise.env.prices.sensitivity import ProbeSamples
 from plywise.env.prices.survey import Survey, surveyed
 from plywise.env.subject import Subject
+from plywise.env.task.samples import labelled
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from plywise.compressors.errors import ConfigurationError, DataError, ModelError
 from plywise.compressors.recipes.technique import Recipe, Stage, techniques
 from plywise.compressors.structure.low_rank import LowRank
 from plywise.env.network.network import Network
-from plywise.env.task.samples import labelled
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model
 from plywise.env.subject import Subject
+from plywise.env.task.samples import labelled
 from plywise.experiments.studies import technique_table
 from plywise.experiments.studies.technique_table import BARS, ORIGINAL
 from plywise.experiments.workbench import contrasts

@@ -1,7 +1,7 @@
 """A runtime that nothing has to be exported for: torch runs what would have been."""
 
-from plywise.env.task.samples import labelled
 from plywise.env.runtime.runtime import Timing
+from plywise.env.task.samples import labelled
 from plywise.experiments.handover import files, measuring
 
 

@@ -11,8 +11,7 @@ from plywise.env.calibration.reconstruction import reconstruction_importance
 from plywise.env.network.gradients import gradients
 from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
-from plywise.env.task.batch import Batch, items_in
-from plywise.env.task.judge import Judge
+from plywise.env.task.batch import items_in
 from plywise.env.task.samples import Samples
 
 MEMORY = 0.9
@@ -121,7 +120,7 @@ def _without_gradient(deviation: Tensor) -> dict[str, Tensor]:
     return dict.fromkeys(("taylor", "taylor_batch", "taylor_second"), deviation.square())
 
 
-def _gate_gradients(network: Network, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _gate_gradients(network: Network, judge: Judge, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
     """Returns for each layer the gradient of each sample's loss by a factor on each channel, `(samples, out)`.
 
     Samples of several runs count one by one; layers that no gradient reaches are left out.

@@ -6,7 +6,7 @@ tells which labels its input channels have. So all that has to be cut together s
 the network does in between: concatenations, parts, shuffles, heads. What is not understood is frozen, with the reason.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any

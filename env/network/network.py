@@ -24,7 +24,7 @@ from plywise.env.network.preparation import evaluating, prepare, studied
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
 from plywise.env.network.trace import Call, trace
 from plywise.env.task.batch import Batch, mapped, shapes_of, tensors_in
-from plywise.env.task.forward import Forward, arguments_of, rule_for, Run
+from plywise.env.task.forward import Forward, Run, arguments_of, rule_for
 from plywise.env.task.outputs import floats_in
 from plywise.env.task.samples import is_image, laid_out
 

@@ -1,9 +1,9 @@
 """How much each recipe on its own disturbs the network: a few probes for each layer, the rest in between.
 
 The disturbance is the mean distance of the compressed network's outputs from the original's: of logits, their
-Kullback-Leibler divergence. It needs no labels, is never negative, and over layers it adds up (facts: the sum of single-layer loss increases ranks
-random mixed plans with Spearman 0.98). What lies between probes is read off a monotone line over the relative
-output error, which the bank knows in closed fmt. Probes run on the samples that tell the most, see `ProbeSamples`.
+Kullback-Leibler divergence. It needs no labels, is never negative, and over layers it adds up (facts: the sum of
+single-layer loss increases ranks random mixed plans with Spearman 0.98). What lies between probes is read off a
+monotone line over the relative output error, which the bank knows in closed form. Probes run on the samples that tell the most, see `ProbeSamples`.
 """
 
 import math
@@ -72,8 +72,8 @@ class ProbeSamples:
     """Some samples, whose weighted sum of divergences estimates the mean over all.
 
     A change moves logits the more the less certain the original is: where they change by independent amounts, the
-    divergence is in proportion to `1 - sum(p ** 2)` over its probabilities `p`. Samples are therefore drawn with a chance
-    in that proportion and count by its inverse (Horvitz and Thompson, A Generalization of Sampling Without Replacement
+    divergence is in proportion to `1 - sum(p ** 2)` over its probabilities `p`. Samples are therefore drawn with a
+    chance in that proportion and count by its inverse (Horvitz and Thompson, A Generalization of Sampling Without Replacement
     from a Finite Universe, 1952). Drawn systematically in the order of their uncertainty, 128 tell as much as 512 that
     come first. Of other outputs all samples have the same chance; of samples that are not even, the first ones count.
 

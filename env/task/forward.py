@@ -113,7 +113,7 @@ def arguments_of(model: nn.Module, forward: Forward, batch: Batch) -> tuple[tupl
         handle.remove()
     if len(seen) != 1:
         raise ModelError(
-            f"the forward step calls the network {len(seen)} times on a batch, so it is no single graph; call model(...) "
-            "once in it"
+            f"the forward step calls the network {len(seen)} times on a batch, so it is no single graph; "
+            "call model(...) once in it"
         )
     return seen[0]

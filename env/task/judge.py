@@ -51,9 +51,9 @@ class Judge:
     def objective(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         """Returns a scalar whose gradients tell how much an output matters.
 
-        That is the user's loss, else that of labels drawn from the network's own logits (the Fisher matrix: Martens, New
-        Insights and Perspectives on the Natural Gradient Method, 2020, section 5), else of outputs times random signs
-        (the same for outputs with normal errors).
+        That is the user's loss, else that of labels drawn from the network's own logits (the Fisher matrix: Martens,
+        New Insights and Perspectives on the Natural Gradient Method, 2020, section 5), else of outputs times random
+        signs (the same for outputs with normal errors).
         """
         if self.loss is not None:
             return self.loss(outputs, batch)
@@ -74,7 +74,10 @@ class Judge:
 def _signed(tensor: Tensor, generator: torch.Generator) -> Tensor:
     signs = torch.randint(2, tensor.shape, generator=generator).to(tensor.dtype) * 2 - 1
     size = tensor.detach().square().mean().sqrt().clamp(min=1e-12)
-    return (tensor * signs).sum() / (size * max(1, tensor[0].numel() if tensor.dim() else 1) ** 0.5 * len(tensor))
+    total: Tensor = (tensor * signs).sum() / (
+        size * max(1, tensor[0].numel() if tensor.dim() else 1) ** 0.5 * len(tensor)
+    )
+    return total
 
 
 def _cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:

@@ -47,7 +47,7 @@ class Metric(Protocol):
         """Returns the score on batches, or on the first of them if those are `enough`."""
 
     def chance(self, outputs: Any) -> float | None:
-        """Returns what guessing reaches, points, given the original's outputs on a batch; None where that is unknown."""
+        """Returns what guessing reaches, points, given the original's outputs on a batch; None where unknown."""
 
 
 class OutputMetric:

@@ -11,8 +11,8 @@ from plywise.compressors.errors import ConfigurationError
 from plywise.env.bank.repair import FULL, Repair
 from plywise.env.costs.latency import Latencies
 from plywise.env.execution.progress import tracked, untracked
-from plywise.env.task.samples import Samples, labelled
 from plywise.env.subject import Subject
+from plywise.env.task.samples import Samples, labelled
 from plywise.experiments.data.dataset import Dataset, Split
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.data.normalisation import Normalisation

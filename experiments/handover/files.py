@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.packing.packed_file import load_packed
-from plywise.env.task.samples import Samples
 from plywise.env.prices.pricing import original_storage
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model
 from plywise.env.subject import Subject
+from plywise.env.task.samples import Samples
 from plywise.experiments.handover.checks import Checks
 from plywise.experiments.networks.loading import WEIGHTS
 

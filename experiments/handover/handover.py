@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from plywise.compressors.recipes.plan import Plan
-from plywise.env.task.samples import Samples
 from plywise.env.recovery.recovery import Recovered
 from plywise.env.recovery.recovery_state import STATE_FILE
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
+from plywise.env.task.samples import Samples
 from plywise.experiments.handover.checks import Checks
 from plywise.experiments.handover.files import (
     PLAN,

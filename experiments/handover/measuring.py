@@ -13,11 +13,11 @@ from plywise.env.costs.device import DECLARED
 from plywise.env.costs.energy import energy_mj
 from plywise.env.costs.latency import Chain
 from plywise.env.costs.roofline import needed_bytes
-from plywise.env.task.samples import Samples
 from plywise.env.runtime.energy_counter import card_counter, processor_counter
 from plywise.env.runtime.runtime import Timing, measure_energy, run_model, time_models
 from plywise.env.runtime.target_program import CPU
 from plywise.env.subject import Subject
+from plywise.env.task.samples import Samples
 from plywise.experiments.handover.checks import Checks
 from plywise.experiments.handover.files import ONNX, REFUSED, NetworkFiles
 from plywise.experiments.handover.running import Running

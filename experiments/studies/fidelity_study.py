@@ -22,11 +22,11 @@ from plywise.compressors.recipes.plan import Plan
 from plywise.env.arrays import Bools, Floats, Ints
 from plywise.env.bank.repair import FULL, NONE, Repair
 from plywise.env.execution.progress import tracked
-from plywise.env.task.samples import Samples
 from plywise.env.prices.prices import PriceTable
 from plywise.env.recovery.recovery import recover
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.score.surrogate import Surrogate
+from plywise.env.task.samples import Samples
 from plywise.experiments.commands.study import Study, random_part, study
 from plywise.experiments.data.dataset import Dataset, Split
 from plywise.experiments.data.datasets import load_dataset

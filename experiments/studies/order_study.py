@@ -21,9 +21,9 @@ from plywise.compressors.packing.packed_file import save_packed
 from plywise.env.bank.bank import Bank
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
-from plywise.env.task.samples import Samples
 from plywise.env.network.scheme import Scheme
 from plywise.env.prices.pricing import original_storage
+from plywise.env.task.samples import Samples
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.networks.model_loading import load_model

@@ -17,12 +17,12 @@ from torch import nn
 from plywise.agent.search.search_method import SearchMethod, SearchResult
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.task.samples import labelled
 from plywise.env.prices.pricing import STORAGE_MARGIN, Pricer
 from plywise.env.prices.sensitivity import ProbeSamples, Probing
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.storage.result_store import ResultStore
+from plywise.env.task.samples import labelled
 from plywise.experiments.commands.study import study_network
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.studies.fidelity_study import random_plans

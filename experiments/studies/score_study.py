@@ -30,12 +30,12 @@ from plywise.env.bank.repair import FULL, NONE
 from plywise.env.bank.scorer import Scorer
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
-from plywise.env.task.samples import Samples, labelled
 from plywise.env.network.scheme import Scheme
 from plywise.env.prices.pricing import STORAGE_MARGIN
 from plywise.env.prices.sensitivity import divergence
 from plywise.env.score.demand import Demand
 from plywise.env.storage.memory import limit_memory
+from plywise.env.task.samples import Samples, labelled
 from plywise.experiments.commands.study import CALIBRATION_IMAGES, samples
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.networks.model_loading import load_model

@@ -25,7 +25,6 @@ from plywise.env.costs.chains import realised_chain
 from plywise.env.execution.executor import NoSetup
 from plywise.env.execution.process_pool import ProcessPool
 from plywise.env.execution.progress import tracked
-from plywise.env.task.samples import Samples
 from plywise.env.prices.pricing import original_storage
 from plywise.env.prices.sensitivity import divergence
 from plywise.env.runtime.onnx_export import export_onnx
@@ -33,6 +32,7 @@ from plywise.env.runtime.runtime import run_model, time_models
 from plywise.env.storage.code_digest import code_digest
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
+from plywise.env.task.samples import Samples
 from plywise.experiments.commands.study import Study, samples, study
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.handover.uniform_int8 import UNIFORM

@@ -1,11 +1,11 @@
 """A network under study: everything that is found out about it once, before anyone decides how to compress it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from plywise.compressors.errors import ConfigurationError, DataError, FileFormatError, ModelError
 from plywise.compressors.recipes.plan import Plan
@@ -33,6 +33,8 @@ from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.storage.timing_lock import working
 from plywise.env.subject_key import digest_of, key_of
+from plywise.env.task.batch import alike
+from plywise.env.task.interface import Interface
 from plywise.env.task.judge import Reference, Silenced
 from plywise.env.task.outputs import floats_in
 from plywise.env.task.samples import Samples
@@ -68,6 +70,7 @@ class Subject:
         track: Tracker = untracked,
         seed: int = 0,
         repair: Repair = FULL,
+        ignored: Sequence[str | type] = (),
     ) -> None:
         """Studies a network; what an earlier run has found is read from the cache.
 
@@ -80,6 +83,7 @@ class Subject:
             track: shows progress.
             seed: of every random choice.
             repair: of compressed networks; less than all of it is for comparison.
+            ignored: layers to leave as they are, as for `Network.of`.
 
         Raises:
             ModelError: if the network does not run, gives outputs that are no numbers or has nothing to compress.
@@ -89,10 +93,10 @@ class Subject:
             if len(samples) == 0:
                 raise DataError(f"there are no {what} samples; at least a few hundred are needed")
         judge = calibration.judge
-        self.network = Network.of(model, calibration.joined(EXAMPLE), name, judge.forward)
+        self.network = Network.of(model, calibration.joined(EXAMPLE), name, judge.forward, ignored)
         self.validation = validation.shuffled().laid_out(self.network.memory_format)
         self.latency: Latencies = latency or LatencyTable()
-        self.key = key_of(self.network.original, calibration, validation, seed, repair)
+        self.key = key_of(self.network, calibration, validation, seed, repair)
         laid_out = calibration.laid_out(self.network.memory_format)
         with working():
             calibrated = calibrate(self.network, laid_out, seed)
@@ -104,7 +108,7 @@ class Subject:
                 raise ModelError(f"{name}: some outputs are no numbers on the validation samples; are its weights?")
         self._original = self.validation.score(self.network.model)
         self.accuracy = self._original.value
-        self._track = track
+        self._track, self._calibration = track, calibration
 
     def price(self) -> PriceTable:
         """Returns the price table: from the cache, else it is made, which takes minutes and is done once."""
@@ -143,6 +147,17 @@ class Subject:
     def cost(self, stitched: Stitched) -> tuple[float, float, float]:
         """Does what `PlanCosts.measure` does: real bytes, measured latency, modelled energy."""
         return self._costs.measure(stitched)
+
+    @cached_property
+    def other_inputs(self) -> Mapping[str, Tensor] | None:
+        """Inputs of a calibration batch of other shapes than the example's, by name; None where all are alike."""
+        example = self.network.example
+        other = next((batch for batch in self._calibration if not alike(batch, example)), None)
+        if other is None:
+            return None
+        network = self.network
+        found = Interface.of(network.model, network.forward, other).inputs
+        return found if found.keys() == network.interface.inputs.keys() else None
 
     @property
     def layers(self) -> tuple[Layer, ...]:

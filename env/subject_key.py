@@ -2,12 +2,11 @@
 
 import hashlib
 
-from torch import nn
-
 from plywise.compressors.recipes.entry_points import load_entry_points
 from plywise.compressors.recipes.technique import Technique
 from plywise.env.bank.repair import Repair
 from plywise.env.network.menu import catalogue
+from plywise.env.network.network import Network
 from plywise.env.storage.code_digest import code_digest
 from plywise.env.task.samples import Samples, model_digest
 
@@ -18,12 +17,13 @@ DIGESTED = 16
 """Calibration inputs on which networks of the same modules and weights are told apart by what they put out."""
 
 
-def key_of(model: nn.Module, calibration: Samples, validation: Samples, seed: int, repair: Repair) -> str:
+def key_of(network: Network, calibration: Samples, validation: Samples, seed: int, repair: Repair) -> str:
     """Returns the key of a network with its samples; arguments as for `Subject`."""
     outside = (technique.__module__ for technique in load_entry_points(Technique))
     return digest_of(
         code_digest(*CODE, *outside),
-        model_digest(model, calibration.joined(DIGESTED), calibration.judge),
+        model_digest(network.original, calibration.joined(DIGESTED), calibration.judge),
+        *(layer.name for layer in network.layers),
         calibration.digest(),
         validation.digest(),
         digest_of(*map(str, catalogue())),

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ from plywise.env.prices.pricing import original_storage
 from plywise.env.recovery.recovery import Recovered, recover
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.recovery.recovery_state import STATE_FILE
+from plywise.env.recovery.training_data import AugmentedImages, TaskBatches, TrainingData
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import check_demand
 from plywise.env.subject import Subject
+from plywise.env.task.task import Task
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments.commands.compression_settings import CompressionSettings
 from plywise.experiments.commands.near_chance import chance_warning, tell
-from plywise.experiments.commands.study import load_both, study_network, validation_kind
+from plywise.experiments.commands.study import Study, load_both, study_network, validation_kind
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
@@ -59,11 +62,19 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
     given = None if search.plan is None else read_plan(search.plan, search.agent, search.method)
     searcher = find_method(search.method, search.agent) if given is None else None
     latency = open_device(settings.device)
-    network, dataset = load_both(source.model, source.data, source.weights, source.normalisation)
+    network, data = load_both(source.model, source.data, source.weights, source.normalisation, source.task)
+    check_recovery(settings.recovery, data)
     with claimed(out):
-        studied = study_network(network, source.model, dataset, search.seed, latency=latency, repair=settings.repair)
-        subject = studied.subject
-        warning = chance_warning(subject.accuracy, dataset)
+        studied = study_network(
+            network, source.name, data, search.seed, latency=latency, repair=settings.repair, ignored=source.ignored
+        )
+        subject, task = studied.subject, studied.task
+        notes = (*subject.network.notes, *(() if task is None else task.notes))
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        if settings.drop is not None:
+            demand = replace(demand, max_accuracy_drop=settings.drop / subject.validation.judge.point)
+        warning = chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None
         tell(warning)
         if searcher is None:
             assert given is not None
@@ -83,33 +94,54 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             started_from = evaluations - result.evaluations
             uniform = subject.plan(result.uniform)
         origin = Origin(
-            model=source.model,
-            data=source.data,
+            model=source.name,
+            data=source.data_name,
             seed=search.seed,
             method="plan" if searcher is None else searcher.name,
             evaluations=evaluations,
             started=started,
-            validation=validation_kind(source.model, dataset, source.weights),
+            validation=validation_kind(source.model, task or data, source.weights),  # type: ignore[arg-type]
             refused=refused,
-            normalisation=dataset.normalisation,
+            normalisation=data.normalisation if isinstance(data, Dataset) else None,
+            task=source.task if isinstance(source.task, str) else None,
+            notes=notes,
             warnings=() if warning is None else (warning,),
             stopped=stopped,
             uniform=uniform,
             uniform_evaluations=started_from,
         )
         recovery = settings.recovery
-        recovered = None if recovery is None else fine_tune(subject, chosen, dataset, recovery, out, demand)
+        recovered = None
+        if recovery is not None:
+            recovered = fine_tune(subject, chosen, training_data(data, studied), recovery, out, demand)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
 
 
 def fine_tune(
-    subject: Subject, plan: Plan, dataset: Dataset, settings: RecoverySettings, out: Path, demand: Demand
+    subject: Subject, plan: Plan, data: TrainingData, settings: RecoverySettings, out: Path, demand: Demand
 ) -> Recovered:
-    """Fine-tunes a plan's network on the training split; goes on where an interrupted run in `out` stopped."""
+    """Fine-tunes a plan's network; goes on where an interrupted run in `out` stopped."""
     share = demand.max_storage
     most = None if share is None else share * original_storage(subject.network)
     state = out / STATE_FILE
-    return recover(subject, plan, dataset.train, dataset.augmentation, settings, state, tracked, most)
+    return recover(subject, plan, data, settings, state, tracked, most)
+
+
+def training_data(data: Dataset | Task, studied: Study) -> TrainingData:
+    """Returns what a compressed network is trained on."""
+    if isinstance(data, Dataset):
+        return AugmentedImages(data.train, data.augmentation)
+    assert studied.task is not None
+    return TaskBatches(studied.task.training)
+
+
+def check_recovery(settings: RecoverySettings | None, data: Dataset | Task) -> None:
+    """Raises ConfigurationError where a network is to be trained on labels and nothing says how."""
+    if settings is not None and settings.mode == "finetune" and isinstance(data, Task) and data.loss is None:
+        raise ConfigurationError(
+            "recover='finetune' needs a loss: give Task(loss=(outputs, batch) -> scalar), or take recover='distill', "
+            "which learns from the original alone"
+        )
 
 
 def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:
@@ -213,11 +245,13 @@ def show_report(report: Report, console: Console | None = None) -> None:
     table = Table("", title=f"{report['model']} on {report['data']} ({report['method']})")
     blocks = [report[name] for name in ("original", "uniform_int8", "compressed")]
     uniform = report["uniform_int8"]
+    metric, unit = report["metric"]["name"], report["metric"]["unit"]
+    shown_as = ".2f" if unit == "%" else ".4g"
     for heading in ("original", f"uniform {uniform['format']}", "compressed", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, key, fmt in (
-        ("accuracy of model.onnx, %", "accuracy", ".2f"),
-        ("accuracy in torch, %", "torch_accuracy", ".2f"),
+        (f"{metric} of model.onnx, {unit}", "accuracy", shown_as),
+        (f"{metric} in torch, {unit}", "torch_accuracy", shown_as),
         ("weights.safetensors, bytes", "storage_bytes", ",d"),
         ("model.onnx, bytes", "onnx_bytes", ",d"),
         (f"latency, ms ({report['device']['latency_source']})", "device_latency_ms", ".4f"),
@@ -267,7 +301,8 @@ def _failure(check: Mapping[str, Any]) -> str:
 def _uniform(report: Report) -> str:
     """Returns what the best uniform plan of the search reaches, as shares of the original."""
     block, original = report["uniform"], report["original"]
-    accuracy = UNKNOWN if block["accuracy"] is None else f"{block['accuracy']:.2f} %"
+    unit = report["metric"]["unit"]
+    accuracy = UNKNOWN if block["accuracy"] is None else f"{block['accuracy']:{'.2f' if unit == '%' else '.4g'}} {unit}"
     keys = {"storage": "storage_bytes", "latency": report["demand_latency"], "energy": "energy_mj"}
     shares = ", ".join(f"{name} {_share(block[key], original[key])}" for name, key in keys.items())
     verdict = "met" if block["demand_met"] else "NOT met"

@@ -1,25 +1,42 @@
 """Plywise: an agent that picks, for each layer of a network, how to compress it.
 
 >>> import plywise
->>> report = plywise.compress("zoo:digits-lenet", data="digits", out="runs/lenet", method="knapsack", max_storage=0.15)
->>> model = plywise.load("runs/lenet")
+>>> report = plywise.compress(model, loader, "runs/mine", method="knapsack", limits={"drop": 1.0, "storage": 0.15})
+>>> smaller = plywise.load("runs/mine", model)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from plywise.env.task.task import Task
 
 __version__ = "0.1.0"
 
 
+OWN = ("given", "data", "task", "out", "memory", "demand")
+"""Arguments of `compress` that are no options by themselves."""
+
+
 def compress(
-    model: str,
-    data: str,
-    out: str | Path,
+    model: "nn.Module | str",
+    calibration: "Iterable[Any] | Task | str | None" = None,
+    out: str | Path = "",
     *,
+    data: str | None = None,
+    task: "Task | str | None" = None,
+    validation: "Iterable[Any] | None" = None,
+    test: "Iterable[Any] | None" = None,
+    forward_step: "Callable[[nn.Module, Any], Any] | None" = None,
+    metric: "Callable[[nn.Module, Iterable[Any]], Any] | None" = None,
+    distance: "Callable[[Any, Any], Tensor] | None" = None,
+    loss: "Callable[[Any, Any], Tensor] | None" = None,
+    unit: str = "%",
+    limits: Mapping[str, float] | None = None,
+    ignored: "str | type | Sequence[str | type]" = (),
     agent: str | Path | None = None,
     method: str | None = None,
     plan: str | Path | None = None,
@@ -40,18 +57,36 @@ def compress(
 ) -> dict[str, Any]:
     """Compresses a network and returns the report that is also written to `out`.
 
+    The network is left as it was: its mode, device, types of numbers and hooks.
+
     Args:
-        model: `zoo:NAME`, `package.module:factory` or `path.py:factory`.
-        data: `digits`, `mnist:PATH`, `cifar10:PATH` or `folder:PATH`.
+        model: an `nn.Module`, or `zoo:NAME`, `package.module:factory` or `path.py:factory`.
+        calibration: iterable of batches: tensors, tuples or dictionaries, with labels or without; the network is called
+            as `model(x)`, `model(*x)` or `model(**x)` with what its forward takes. Or a `Task`, which holds all of
+            this, or the name of a dataset.
         out: folder to write.
+        data: `digits`, `mnist:PATH`, `cifar10:PATH` or `folder:PATH`, for a classifier of its images.
+        task: a `Task` or `path.py:make_task`, a function of yours that returns one.
+        validation: iterable of batches that plans are scored on; a part of `calibration` is held out where None.
+        test: iterable of batches that are looked at once, for the report.
+        forward_step: `(model, batch)` to outputs, where the rule above does not fit.
+        metric: `(model, batches)` to a number, or to that and one value an item; higher is better. Agreement with the
+            original where None.
+        distance: `(outputs, original outputs)` to one value an item; the Kullback-Leibler divergence of logits, else
+            the relative squared error, where None.
+        loss: `(outputs, batch)` to a scalar, for `recover`; without it, `recover="distill"` learns from the original.
+        unit: of the metric.
+        limits: what must hold, by short names: `drop` (of the metric, in its unit), and `storage`, `latency`, `energy`
+            (shares of the original's).
+        ignored: layers to leave as they are: names, patterns of names such as `head*`, types.
         agent: folder of a trained agent.
         method: who searches where no agent is given, such as `knapsack`.
         plan: a plan to apply instead of searching, or a scheme: recipes by name pattern or type.
-        weights: a state dict.
+        weights: a state dict, for a network that is given by name.
         evaluations: plans that are scored exactly, at most.
         seed: of every random choice.
         recover: `finetune` or `distill` (the original as the teacher) trains the compressed network on.
-        epochs: passes of that over the training images, 3 where None.
+        epochs: passes of that over the training items, 3 where None.
         incremental: round weights portion by portion in it.
         gradients: what rounds gradients in it, such as `dynamic_fixed_point(width=8)`.
         gradients_of: which of them: `weights`, `biases`, `errors`, a list or one of them; all where empty.
@@ -61,21 +96,32 @@ def compress(
             `deviations`, `least_squares`, a list or one of them, or `none`; all where empty.
         memory: GiB that compressed layers and outputs kept for the next score may take; a quarter of the machine's
             where None.
-        mean: what is taken from each channel of the images after scaling to [0, 1], as when the network was trained,
-            one number or one a channel; the dataset's usual one, or that of its training images, where None.
+        mean: what is taken from each channel of a dataset's images after scaling to [0, 1], as when the network was
+            trained, one number or one a channel; the dataset's usual one, or that of its training images, where None.
         std: what each channel is divided by then, likewise.
         demand: fields of `plywise.env.score.demand.Demand`, such as `max_storage=0.15`.
 
     Raises:
         PlywiseError: on anything that can be fixed; the message says how.
     """
-    options = {name: value for name, value in locals().items() if name not in ("out", "memory", "demand")} | demand
+    given = {
+        "calibration": calibration,
+        "validation": validation,
+        "test": test,
+        "forward_step": forward_step,
+        "metric": metric,
+        "distance": distance,
+        "loss": loss,
+        "unit": unit,
+    }
+    options = {name: value for name, value in locals().items() if name not in (*given, *OWN)} | demand
     from plywise.env.storage.memory import limit_memory
     from plywise.experiments.commands.compression_settings import make_compression
+    from plywise.experiments.commands.given_data import data_of
     from plywise.experiments.compress_model import compress_model
 
     limit_memory(memory)
-    return compress_model(make_compression(options), Path(out))
+    return compress_model(make_compression(options | data_of(given, data, task, out)), Path(out))
 
 
 def load(path: str | Path, model: "nn.Module | str | None" = None) -> "nn.Module":
@@ -92,3 +138,12 @@ def load(path: str | Path, model: "nn.Module | str | None" = None) -> "nn.Module
     from plywise.experiments.networks.loading import load_compressed
 
     return load_compressed(Path(path), model)
+
+
+def __getattr__(name: str) -> Any:
+    """Returns `Task`, late, as it brings torch along."""
+    if name == "Task":
+        from plywise.env.task.task import Task
+
+        return Task
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: `plywise train | compress | evaluate | profile | list`, the same as `python -m plywise`."""
+"""The command line: `plywise train | compress | evaluate | profile | init | list`, the same as `python -m plywise`."""
 
 import os
 import sys
@@ -75,8 +75,10 @@ def train(
 
 def compress(
     model: str,
-    data: str,
     out: Path,
+    data: str | None = None,
+    task: str | None = None,
+    ignored: str | None = None,
     agent: Path | None = None,
     method: str | None = None,
     plan: Path | None = None,
@@ -108,13 +110,18 @@ def compress(
 
     Args:
         model: zoo:NAME, package.module:factory or path.py:factory
-        data: digits, mnist:PATH, cifar10:PATH or folder:PATH
         out: folder to write; must not hold another run
+        data: digits, mnist:PATH, cifar10:PATH or folder:PATH, for a classifier of its images
+        task: path.py:make_task, a function of yours that returns data, metric and loss ('plywise init' writes a file to
+            start from); networks of the zoo that are no classifiers of images bring their own
+        ignored: layers to leave as they are, with commas between: names, patterns of names such as 'head*', types such
+            as Embedding
         agent: folder of a trained agent, which looks for the plan (what 'plywise train' wrote, or runs/demo/agent)
         method: who looks for the plan where no agent is given: knapsack, greedy, uniform or random
         plan: a plan, or recipes by name pattern or type, to apply as they are instead of looking for a plan
         weights: state dict of the network (.safetensors, or a torch file of tensors)
-        max_accuracy_drop: points of accuracy that may be lost; null for no ceiling
+        max_accuracy_drop: points of accuracy that may be lost, of other metrics hundredths of the original's value;
+            null for no ceiling
         max_storage: ceiling on the file's bytes, as a share of the original's (0.15 means 15 %)
         max_latency: ceiling on the latency, as a share of the original's
         max_energy: ceiling on the modelled energy, as a share of the original's
@@ -155,7 +162,13 @@ def compress(
 
 
 def evaluate(
-    folder: Path, data: str | None = None, model: str | None = None, mean: str | None = None, std: str | None = None
+    folder: Path,
+    data: str | None = None,
+    model: str | None = None,
+    task: str | None = None,
+    weights: Path | None = None,
+    mean: str | None = None,
+    std: str | None = None,
 ) -> None:
     """Measures the files of a compressed network again: accuracy in ONNX Runtime and in torch, bytes, latency.
 
@@ -163,18 +176,21 @@ def evaluate(
         folder: what 'plywise compress' wrote
         data: dataset, whose test split is used; the one in the report where not given
         model: the network as in 'plywise compress'; only needed for networks outside the zoo
+        task: as in 'plywise compress'; that of the report where not given
+        weights: of the original network, where the metric is agreement with it
         mean: as in 'plywise compress'; that of the report where not given
         std: likewise
     """
     from plywise.experiments.commands.evaluate_files import evaluate_files
     from plywise.experiments.data.normalisation import make_normalisation
 
-    evaluate_files(folder, data, model, make_normalisation(mean, std))
+    evaluate_files(folder, data, model, make_normalisation(mean, std), task, weights)
 
 
 def profile(
     model: str,
-    data: str,
+    data: str | None = None,
+    task: str | None = None,
     weights: Path | None = None,
     device: str | None = None,
     ask: Path | None = None,
@@ -185,7 +201,8 @@ def profile(
 
     Args:
         model: zoo:NAME, package.module:factory or path.py:factory
-        data: digits, mnist:PATH, cifar10:PATH or folder:PATH
+        data: as in 'plywise compress'
+        task: as in 'plywise compress'
         weights: state dict of the network
         device: as in 'plywise compress'
         ask: archive to write, such as questions.zip; 'python3 questions.zip device.json' on another machine that has
@@ -197,7 +214,19 @@ def profile(
     from plywise.experiments.commands.profile_model import profile_model
     from plywise.experiments.data.normalisation import make_normalisation
 
-    profile_model(model, data, weights, device, ask, make_normalisation(mean, std))
+    profile_model(model, data, weights, device, ask, make_normalisation(mean, std), task)
+
+
+def init(out: Path = Path("task.py")) -> None:
+    """Writes a commented file with a task of your own to start from: data, metric and loss of your network.
+
+    Args:
+        out: file to write; must not be there yet
+    """
+    from plywise.experiments.commands.task_file import write_task_file
+
+    write_task_file(out)
+    print(f"written to {out}; fill it in, then: plywise compress --model {out}:make_model --task {out}:make_task ...")
 
 
 def list_(what: str = "techniques") -> None:
@@ -216,6 +245,7 @@ COMMANDS: dict[str, Any] = {
     "compress": compress,
     "evaluate": evaluate,
     "profile": profile,
+    "init": init,
     "list": list_,
 }
 

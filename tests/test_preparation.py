@@ -15,9 +15,11 @@ from plywise.compressors.recipes.technique import Recipe
 from plywise.env.bank.bank import Bank
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
-from plywise.env.network.preparation import prepare, studied
+from plywise.env.network.preparation import prepare
 from plywise.env.prices.pricing import original_storage
 from plywise.env.runtime.deployed_layer import deployed
+from plywise.env.task.batch import as_studied
+from plywise.env.task.samples import labelled
 
 INPUTS = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(32) % 5
@@ -63,7 +65,7 @@ MADE = {
 
 def compressed(network):
     """Returns the network with 4-bit weights, repaired."""
-    bank = Bank(network, calibrate(network, studied(INPUTS), LABELS))
+    bank = Bank(network, calibrate(network, labelled(as_studied(INPUTS), LABELS)))
     recipe = Recipe.parse("uniform_quantization(bits=4)")
     return bank.stitch(Plan("network", {layer.name: recipe for layer in network.layers})).model
 
@@ -118,8 +120,8 @@ def test_other_floats_are_studied_in_float32_and_counted_as_they_are(dtype, tmp_
 
 
 def test_only_floats_of_inputs_are_cast():
-    assert studied(INPUTS.half()).dtype == torch.float32
-    assert studied(LABELS) is LABELS
+    assert as_studied(INPUTS.half()).dtype == torch.float32
+    assert as_studied(LABELS) is LABELS
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError
+from plywise.env.task.batch import items_in, part
+from plywise.env.task.forward import rule_for
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.dataset import Split
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.families.zoo_task import changed, outputs_of, tensors_of
 from plywise.experiments.networks import zoo
 from plywise.experiments.networks.training import TrainingSettings, distorted, fit, fit_task, reproducible
 from plywise.experiments.networks.zoo import ZOO, trained, untrained
@@ -201,13 +202,14 @@ TASK_FLOORS = {
 def test_a_few_steps_make_the_loss_smaller(name):
     entry, network = ZOO[name], untrained(name)
     assert 50_000 <= parameters(network) <= 500_000
-    batch = changed(entry.make_task().calibration[0], lambda each: each[:16])
+    batch = part(entry.make_task().calibration[0], 0, 16)
     task = dataclasses.replace(entry.make_task(), calibration=[batch])
-    before = task.loss(outputs_of(network, batch), batch).item()
+    forward = rule_for(network, batch)
+    before = task.loss(forward(network, batch), batch).item()
     with reproducible(0):
         fit_task(network, task, dataclasses.replace(entry.training, epochs=6, batch_size=16), name)
     assert not network.training
-    assert task.loss(outputs_of(network.train(), batch), batch).item() < 0.95 * before
+    assert task.loss(forward(network.train(), batch), batch).item() < 0.95 * before
 
 
 def test_training_on_a_task_is_reproducible_on_any_number_of_threads():
@@ -233,7 +235,7 @@ def test_a_metric_is_the_mean_of_its_values_and_the_same_each_time(name):
     found = task.metric(network, batches)
     value, values = found if isinstance(found, tuple) else (found, torch.tensor([found]))
     assert value == pytest.approx(values.double().mean().item())
-    assert len(values) in (1, sum(len(tensors_of(batch)[0]) for batch in batches))
+    assert len(values) in (1, sum(items_in(batch) for batch in batches))
     again = task.metric(network, batches)
     assert value == (again[0] if isinstance(again, tuple) else again)
     assert not any(module.training for module in network.modules())

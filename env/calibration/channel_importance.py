@@ -11,7 +11,8 @@ from plywise.env.calibration.reconstruction import reconstruction_importance
 from plywise.env.network.gradients import gradients
 from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
-from plywise.env.task.batch import items_in
+from plywise.env.task.batch import Batch, items_in
+from plywise.env.task.judge import Judge
 from plywise.env.task.samples import Samples
 
 MEMORY = 0.9

@@ -117,7 +117,7 @@ class GraphTemplate:
                 gaps[layer.name] = _Gap(place, layer, _narrowed(self._network.modules[layer.name], inputs, outputs))
             elif owner not in gaps:
                 gaps[owner], self._recurrences[owner] = _RecurrentGap(place, whole, outputs // whole.gates), whole
-        proto = exported(assemble(self._network.model, gaps), self._network.example, self._batch)
+        proto = exported(assemble(self._network.model, gaps), self._network.interface, self._batch)
         strip_notes(proto)
         return proto
 

@@ -22,7 +22,7 @@ from plywise.env.costs.latency import Chain, Latencies, LatencyTable, chain_key,
 from plywise.env.costs.trial_graphs import Shapes, random_plans, shapes_of
 from plywise.env.network.network import Network
 from plywise.env.network.trace import operators
-from plywise.env.runtime.runtime import relative_time, time_model
+from plywise.env.runtime.runtime import Inputs, relative_time, time_model, timing_inputs
 from plywise.env.runtime.target_program import NOISY
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.storage.timing_lock import timing
@@ -169,11 +169,11 @@ class NetworkLatency:
     def _share(self, plan: Shapes, precision: tuple[float, float], loads: int = 1) -> tuple[float, float]:
         """Returns the time of a plan's graph over that of the original's, and by how much it varies, relative to it."""
         graph, execution = self._template.filled(*plan), self.latency.device.execution
-        return relative_time(graph, self._original, self._shape, execution, loads, precision)
+        return relative_time(graph, self._original, self._inputs, execution, loads, precision)
 
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        return self.latency.device.batch, *self.network.example.shape[1:]
+    @cached_property
+    def _inputs(self) -> Inputs:
+        return timing_inputs(self.network.interface, self.latency.device.batch)
 
     @cached_property
     def _original(self) -> bytes:
@@ -185,7 +185,7 @@ class NetworkLatency:
 
     @timing()
     def _calibrated(self) -> Overhead:
-        original = time_model(self._original, self._shape, self.latency.device.execution)
+        original = time_model(self._original, self._inputs, self.latency.device.execution)
         graphs = [shapes_of(self.network, plan) for plan in random_plans(self.network, GRAPHS)]
         shares = self._shares(graphs)
         parts = self._parts([self.network.operations, *(chains for chains, _ in graphs)])
@@ -229,7 +229,7 @@ class NetworkLatency:
     def _digest(self) -> str:
         """Returns a hash of all that decides about time: shapes and wires, not weights."""
         layers = [(name, chain_key(chain)) for name, chain in self.network.operations.items()]
-        content = json.dumps([repr(self.network.model), layers, operators(self.network.model, self.network.example)])
+        content = json.dumps([repr(self.network.model), layers, operators(self.network.model, self.network.run)])
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

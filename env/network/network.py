@@ -1,7 +1,7 @@
 """A trained network as the walk sees it: layers in execution order and the channels they share."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,12 +19,14 @@ from plywise.compressors.structure.filter_pruning import FilterPruning
 from plywise.env.network.channel_groups import ChannelGroup
 from plywise.env.network.folding import fold_batch_norms
 from plywise.env.network.group_finding import find_groups
+from plywise.env.network.ignored import left_alone
 from plywise.env.network.operation import Operation, operations
-from plywise.env.network.preparation import evaluating, prepare, studied
+from plywise.env.network.preparation import evaluating, prepare
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
 from plywise.env.network.trace import Call, trace
-from plywise.env.task.batch import Batch, mapped, shapes_of, tensors_in
-from plywise.env.task.forward import Forward, Run, arguments_of, rule_for
+from plywise.env.task.batch import Batch, as_studied, mapped, shapes_of, tensors_in
+from plywise.env.task.forward import Forward, Run, rule_for
+from plywise.env.task.interface import Interface
 from plywise.env.task.outputs import floats_in
 from plywise.env.task.samples import is_image, laid_out
 
@@ -87,20 +89,29 @@ class Network:
     dtypes: Mapping[str, torch.dtype]
 
     @classmethod
-    def of(cls, model: nn.Module, example: Batch, name: str = "network", forward: Forward | None = None) -> "Network":
+    def of(
+        cls,
+        model: nn.Module,
+        example: Batch,
+        name: str = "network",
+        forward: Forward | None = None,
+        ignored: Sequence[str | type] = (),
+    ) -> "Network":
         """Finds the layers and channel groups of `model`.
 
         Args:
-            model: any network.
-            example: a real batch of a few items.
+            model: any network; left untouched.
+            example: a few real inputs.
             name: what to call it in plans and reports.
-            forward: runs a network on a batch; by `rule_for` where None.
+            forward: runs it on a batch; by the rule of `rule_for` where None.
+            ignored: layers to leave as they are: names, patterns of names, types and names of types.
 
         Raises:
             ModelError: if the network does not run on `example` or has nothing to compress.
+            ConfigurationError: if a part of `ignored` fits no module.
         """
         own = prepare(model)
-        given, model, example = model, own.model, mapped(example, studied)
+        given, model, example = model, own.model, as_studied(example)
         prepared = attending = with_projections(model)
         forward = rule_for(model, example) if forward is None else forward
 
@@ -126,7 +137,7 @@ class Network:
             _check_same(model, prepared, run, name)
         folded = fold_batch_norms(prepared, calls)
         calls = trace(folded, run)
-        usable, skipped = _usable(folded, calls)
+        usable, skipped = _usable(folded, calls, left_alone(folded, ignored))
         if not usable:
             reasons = "; ".join(map(": ".join, skipped.items())) or "it has no weights"
             raise ModelError(f"{name} has no layer that can be compressed: {reasons}")
@@ -166,13 +177,13 @@ class Network:
         return self.forward(model, mapped(self.example, Tensor.clone))
 
     @cached_property
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the model is called with on the example: positional arguments and those by keyword.
+    def interface(self) -> Interface:
+        """How the model is called on the example, and what it returns.
 
         Raises:
             ModelError: where it is called several times, or not itself but in parts.
         """
-        return arguments_of(self.model, self.forward, self.example)
+        return Interface.of(self.model, self.forward, mapped(self.example, Tensor.clone))
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -238,7 +249,7 @@ def _memory_format(model: nn.Module, example: Batch, forward: Forward) -> torch.
     return torch.channels_last if same else torch.contiguous_format
 
 
-def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, str]]:
+def _usable(model: nn.Module, calls: list[Call], ignored: Collection[str]) -> tuple[list[Call], dict[str, str]]:
     """Splits modules with weights into those that can be compressed and the others with their reasons."""
     times = Counter(call.name for call in calls)
     calls = [call for call in calls if call.numbers]
@@ -247,7 +258,9 @@ def _usable(model: nn.Module, calls: list[Call]) -> tuple[list[Call], dict[str, 
     skipped: dict[str, str] = {}
     by_name = {call.name: call for call in calls}
     for name, module in model.named_modules():
-        if (reason := refusal(module)) is not None:
+        if name in ignored:
+            skipped[name] = "left as it is, as asked"
+        elif (reason := refusal(module)) is not None:
             skipped[name] = reason
         if any(name == whole or name.startswith(f"{whole}.") for whole in skipped):
             continue  # of an attention the output projection, which it uses without calling it

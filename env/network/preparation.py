@@ -85,11 +85,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def studied(values: Tensor) -> Tensor:
-    """Returns inputs as a prepared network takes them: floats in float32, on the CPU."""
-    return values.to("cpu", torch.float32 if _is_other_float(values) else values.dtype)
-
-
 def _is_other_float(values: Tensor) -> bool:
     return values.is_floating_point() and values.dtype != torch.float32
 

@@ -3,7 +3,8 @@
 The disturbance is the mean distance of the compressed network's outputs from the original's: of logits, their
 Kullback-Leibler divergence. It needs no labels, is never negative, and over layers it adds up (facts: the sum of
 single-layer loss increases ranks random mixed plans with Spearman 0.98). What lies between probes is read off a
-monotone line over the relative output error, which the bank knows in closed form. Probes run on the samples that tell the most, see `ProbeSamples`.
+monotone line over the relative output error, which the bank knows in closed form. Probes run on the samples that tell
+the most, see `ProbeSamples`.
 """
 
 import math
@@ -73,9 +74,10 @@ class ProbeSamples:
 
     A change moves logits the more the less certain the original is: where they change by independent amounts, the
     divergence is in proportion to `1 - sum(p ** 2)` over its probabilities `p`. Samples are therefore drawn with a
-    chance in that proportion and count by its inverse (Horvitz and Thompson, A Generalization of Sampling Without Replacement
-    from a Finite Universe, 1952). Drawn systematically in the order of their uncertainty, 128 tell as much as 512 that
-    come first. Of other outputs all samples have the same chance; of samples that are not even, the first ones count.
+    chance in that proportion and count by its inverse (Horvitz and Thompson, A Generalization of Sampling Without
+    Replacement from a Finite Universe, 1952). Drawn systematically in the order of their uncertainty, 128 tell as much
+    as 512 that come first. Of other outputs all samples have the same chance; of samples that are not even, the first
+    ones count.
 
     Attributes:
         samples: `n` of them.

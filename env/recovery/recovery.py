@@ -12,14 +12,19 @@ from torch.nn import functional as F
 
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.execution.progress import Tracker, untracked
-from plywise.env.recovery.augmentation import Augmentation, TrainingImages, normalised
 from plywise.env.recovery.gradient_rounding import GradientRounding
 from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.recovery.recovery_state import RecoveryState
 from plywise.env.recovery.scaled_adam import ScaledAdam
 from plywise.env.recovery.trainable import GAIN, TrainableNetwork
+from plywise.env.recovery.training_data import TrainingData
 from plywise.env.storage.timing_lock import working
 from plywise.env.subject import Subject
+from plywise.env.task.batch import Batch
+from plywise.env.task.interface import with_forward
+from plywise.env.task.judge import Judge
+from plywise.env.task.outputs import divergences, logits_in
+from plywise.env.task.samples import laid_out
 
 TEMPERATURE = 4.0
 """Of both networks' outputs in distillation."""
@@ -85,8 +90,7 @@ class Recovered:
 def recover(
     subject: Subject,
     plan: Plan,
-    images: TrainingImages,
-    augmentation: Augmentation,
+    data: TrainingData,
     settings: RecoverySettings,
     state_file: Path | None = None,
     track: Tracker = untracked,
@@ -100,8 +104,7 @@ def recover(
     Args:
         subject: the network under study; its validation samples pick the epoch.
         plan: how it is compressed.
-        images: training images.
-        augmentation: how they vary.
+        data: what to train on.
         settings: how to train.
         state_file: where an interrupted run goes on from; None where it need not.
         track: shows progress.
@@ -111,7 +114,7 @@ def recover(
         ConfigurationError: where the plan does not fit, or `state_file` is of another run.
         FileFormatError: where `state_file` is damaged.
     """
-    run = _Run(subject, TrainableNetwork(subject.bank, plan), images, augmentation, settings, most_bytes)
+    run = _Run(subject, TrainableNetwork(subject.bank, plan), data, settings, most_bytes)
     recipes = {name: str(recipe) for name, recipe in plan.items()}
     asked = {"key": subject.key, "plan": recipes, "most_bytes": most_bytes, **settings.as_json()}
     state = None if state_file is None else RecoveryState.read(state_file, asked)
@@ -137,20 +140,19 @@ class _Run:
         self,
         subject: Subject,
         network: TrainableNetwork,
-        images: TrainingImages,
-        augmentation: Augmentation,
+        data: TrainingData,
         settings: RecoverySettings,
         most_bytes: float | None = None,
     ) -> None:
         self.network = network
         self.rounding = GradientRounding(settings.quantizer(), settings.gradients_of)
-        self.steps_per_epoch = math.ceil(len(images.labels) / settings.batch_size)
+        self.steps_per_epoch = data.steps(settings.batch_size)
         self.steps = settings.epochs * self.steps_per_epoch
         self.step = 0
         self.accuracies: list[float] = []
         self.sizes: list[int] = []
         self.best = network.state()
-        self._subject, self._images, self._augmentation, self._settings = subject, images, augmentation, settings
+        self._subject, self._data, self._settings = subject, data, settings
         self._most_bytes = math.inf if most_bytes is None else most_bytes
         sized = [(parameter, _size(name, parameter.detach())) for name, parameter in network.parameters.items()]
         self._optimizer = ScaledAdam(sized, settings.learning_rate)
@@ -159,8 +161,8 @@ class _Run:
     def advance(self) -> None:
         """Trains on one batch, and looks at the validation samples at the end of an epoch."""
         self._compress()
-        inputs, labels = self._batch()
-        loss = self._loss(inputs, labels)
+        batch = self._data.batch(self.step, self._settings.batch_size, self._settings.seed)
+        loss = self._loss(laid_out(batch, self._subject.network.memory_format))
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.rounding.parameters(self.network.parameters)
@@ -173,7 +175,7 @@ class _Run:
     def judge(self) -> None:
         """Notes accuracy and file size of the network with every weight in its format, and keeps the best."""
         validation, model = self._subject.validation, self.network.realise()
-        self.accuracies.append(validation.accuracy(validation.logits(model)))
+        self.accuracies.append(validation.score(model).value)
         self.sizes.append(self._subject.packed_bytes(model))
         if self.best_epoch == len(self.accuracies) - 1:
             self.best = self.network.state()
@@ -211,23 +213,16 @@ class _Run:
                 if moments:  # what no gradient reaches must not coast on
                     moments["exp_avg"].masked_fill_(frozen, 0.0)
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Returns inputs and labels of this step; they follow from its number, so a resumed run sees the same."""
-        epoch, place = divmod(self.step, self.steps_per_epoch)
-        order = torch.randperm(len(self._images.labels), generator=_generator(self._settings.seed, 0, epoch))
-        chosen = order[place * self._settings.batch_size :][: self._settings.batch_size]
-        pixels = self._augmentation(self._images.images[chosen], _generator(self._settings.seed, 1, self.step))
-        inputs = normalised(self._images, pixels).to(memory_format=self._subject.network.memory_format)
-        return inputs, self._images.labels[chosen]
-
-    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        logits = self.network(inputs)
-        loss = F.cross_entropy(logits, labels)
-        if self._settings.mode != "distill":
+    def _loss(self, batch: Batch) -> Tensor:
+        judge, network = self._subject.validation.judge, self._subject.network
+        outputs = judge.forward(with_forward(self.network.model, self.network), batch)
+        loss = None if judge.loss is None else judge.loss(outputs, batch)
+        if loss is not None and self._settings.mode != "distill":
             return loss
         with torch.no_grad():
-            taught = self._subject.network.model(inputs)
-        return (1 - TAUGHT) * loss + TAUGHT * divergence_at(TEMPERATURE, logits, taught)
+            taught = judge.forward(network.model, batch)
+        taught_loss = distillation(outputs, taught, judge)
+        return taught_loss if loss is None else (1 - TAUGHT) * loss + TAUGHT * taught_loss
 
     def _pace(self) -> float:
         """Returns the share of the peak learning rate at this step."""
@@ -240,6 +235,16 @@ class _Run:
             for name, parameter in self.network.parameters.items()
             for key, value in self._optimizer.state.get(parameter, {}).items()
         }
+
+
+def distillation(outputs: Any, taught: Any, judge: Judge) -> Tensor:
+    """Returns how far outputs are from the teacher's, a scalar: of lone logits, softened ones; else by the distance."""
+    logits = logits_in(outputs)
+    if judge.distance is divergences and logits is not None and logits.dim() == 2:
+        teacher = logits_in(taught)
+        assert teacher is not None
+        return divergence_at(TEMPERATURE, logits, teacher)
+    return judge.distance(outputs, taught).mean()
 
 
 def divergence_at(temperature: float, logits: Tensor, taught: Tensor) -> Tensor:
@@ -263,7 +268,3 @@ def _size(name: str, parameter: Tensor) -> Tensor:
         return torch.ones(())  # logarithms are relative as they are
     axes = tuple(range(1, parameter.dim())) or (0,)
     return parameter.square().mean(axes, keepdim=True).sqrt().clamp(min=LEAST_SIZE)
-
-
-def _generator(seed: int, purpose: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 2 + purpose) * 2**24 + number)

@@ -63,10 +63,9 @@ class TrainableNetwork:
         formatted = {key for key, leaf in self._leaves.items() if leaf.fmt is not None}
         self._short = [name for name in short_ones if name not in formatted]
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Returns the logits `(n, classes)`, differentiable in the parameters."""
-        logits: Tensor = functional_call(self.model, self._weights(final=False), (inputs,))
-        return logits
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the outputs, differentiable in the parameters."""
+        return functional_call(self.model, self._weights(final=False), args, kwargs)
 
     def realise(self) -> nn.Module:
         """Writes the weights into the model, all of them in their formats, and returns it."""

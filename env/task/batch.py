@@ -54,6 +54,16 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def as_studied(value: Batch) -> Batch:
+    """Returns a batch as networks are studied on: on the CPU, floats in float32, without gradients."""
+    return mapped(value, _studied)
+
+
+def _studied(tensor: Tensor) -> Tensor:
+    floating = tensor.is_floating_point() and tensor.dtype != torch.float32
+    return tensor.detach().to("cpu", torch.float32 if floating else tensor.dtype)
+
+
 def items_in(batch: Batch) -> int:
     """Returns how many items a batch has: the first axis of its first tensor that has one, else 1."""
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)

@@ -98,14 +98,14 @@ def _names(model: nn.Module, batch: Mapping[str, Any], parameters: list[inspect.
     return names
 
 
-def arguments_of(model: nn.Module, forward: Forward, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns what a forward step calls a network with on a batch: positional arguments and those by keyword.
+def arguments_of(model: nn.Module, forward: Forward, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Returns what a forward step calls a network with on a batch, by position and by keyword, and what that returns.
 
     Raises:
         ModelError: where it calls the network several times, or not itself but parts of it.
     """
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    handle = model.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    seen: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+    handle = model.register_forward_hook(lambda _, *call: seen.append(call), with_kwargs=True)
     try:
         with torch.no_grad():
             forward(model, batch)

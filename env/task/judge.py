@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,9 +66,10 @@ class Judge:
         sums = [_signed(tensor, generator) for tensor in found]
         return torch.stack(sums).sum() if sums else torch.zeros((), requires_grad=True)
 
-    def within(self, point: float) -> "Judge":
-        """Returns the judge with another size of a point."""
-        return replace(self, point=point)
+    def shown(self, points: float) -> str:
+        """Returns a score in words, in the metric's unit: `98.33 %`, `0.4981 R2`."""
+        value = points * self.point
+        return f"{value:.2f} {self.unit}" if self.unit == "%" else f"{value:.4g} {self.unit}"
 
 
 def _signed(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plywise.compressors.errors import ConfigurationError
 from plywise.env.task.batch import tensors_in
 
 Distance = Callable[[Any, Any], Tensor]
@@ -67,6 +68,36 @@ def _relative(outputs: Tensor, original: Tensor) -> Tensor:
     centred = (rows - rows.mean(0)).square().mean() if len(rows) > 1 else rows.square().mean()
     energy = max(float(centred), 1e-3 * float(rows.square().mean()), LEAST_ENERGY)
     return errors / energy
+
+
+def checked_distance(distance: Distance) -> Distance:
+    """Returns a user's distance that says what is wrong with what it returns.
+
+    Raises:
+        ConfigurationError: by the returned function, where it raises, or its values are negative, no numbers, or not
+            one an item.
+    """
+
+    def checked(outputs: Any, original: Any) -> Tensor:
+        try:
+            found = torch.as_tensor(distance(outputs, original))
+        except Exception as error:  # a user's function may raise anything
+            raise ConfigurationError(
+                f"the distance raises {type(error).__name__}: {error}; it is called as distance(outputs, original)"
+            ) from error
+        count = next((len(tensor) for tensor in tensors_in(original) if tensor.dim()), 1)
+        if tuple(found.shape) != (count,):
+            raise ConfigurationError(
+                f"the distance returns the shape {tuple(found.shape)}; it must return one value for each of the "
+                f"{count} items of a batch, ({count},)"
+            )
+        if bool((found < 0).any()) or bool(found.isnan().any()):
+            raise ConfigurationError(
+                f"the distance returns {float(found.min()):.3g}; it must be at least 0, and 0 for equal outputs"
+            )
+        return found
+
+    return checked
 
 
 def default_distance(original: Any) -> Distance:

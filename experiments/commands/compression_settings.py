@@ -2,16 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from plywise.compressors.errors import ConfigurationError
+from torch import nn
+
+from plywise.compressors.errors import ConfigurationError, unknown_name
 from plywise.env.bank.repair import FULL, Repair, make_repair
 from plywise.env.recovery.recovery_settings import RecoverySettings, make_recovery
 from plywise.env.score.demand import Demand, make_demand
+from plywise.env.task.task import Task
 from plywise.experiments.commands.study import check_seed
 from plywise.experiments.data.normalisation import Normalisation, make_normalisation
+
+LIMITS = ("drop", "storage", "latency", "energy")
+"""Short names of what a user may limit."""
+
+OWN_DATA = "own data"
+"""What data are called that were given in Python."""
 
 
 @dataclass(frozen=True)
@@ -19,24 +28,48 @@ class SourceSettings:
     """What is compressed, and on which data.
 
     Attributes:
-        model: `zoo:NAME`, `package.module:factory` or `path.py:factory`.
-        data: dataset, for example `digits` or `cifar10:PATH`.
+        model: `zoo:NAME`, `package.module:factory` or `path.py:factory`, or the network itself.
+        data: dataset, for example `digits` or `cifar10:PATH`; None where there is a task.
+        task: the network's task, or `path.py:make_task`; None for a classifier of a dataset's images, and for a network
+            of the zoo that has its own.
         weights: a state dict for the network.
         normalisation: of the images, as for `load_dataset`.
+        ignored: layers to leave as they are: names, patterns of names, types and names of types.
     """
 
-    model: str
-    data: str
+    model: str | nn.Module
+    data: str | None = None
+    task: Task | str | None = None
     weights: Path | None = None
     normalisation: Normalisation | None = None
+    ignored: tuple[str | type, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, str):
+        if not isinstance(self.model, str | nn.Module):
             raise ConfigurationError(
-                f"model is a {type(self.model).__name__} and must be a text: 'zoo:NAME', 'package.module:function' or "
-                "'file.py:function', where the function returns the network; '__main__:function' is one of your own "
-                "script"
+                f"model is a {type(self.model).__name__} and must be an nn.Module, or a text: 'zoo:NAME', "
+                "'package.module:function' or 'file.py:function', where the function returns the network; "
+                "'__main__:function' is one of your own script"
             )
+        if self.data is not None and self.task is not None:
+            raise ConfigurationError(f"data={self.data!r} and a task were given; one of them says what the data are")
+        if self.weights is not None and not isinstance(self.model, str):
+            raise ConfigurationError("the network is given with its weights: leave out 'weights'")
+        for each in self.ignored:
+            if not isinstance(each, str | type):
+                raise ConfigurationError(f"ignored={each!r} must be a name, a pattern of names, or a type of layer")
+
+    @property
+    def name(self) -> str:
+        """What to call the network."""
+        return self.model if isinstance(self.model, str) else type(self.model).__name__
+
+    @property
+    def data_name(self) -> str:
+        """What to call the data."""
+        if self.data is not None:
+            return self.data
+        return self.task if isinstance(self.task, str) else OWN_DATA
 
 
 @dataclass(frozen=True)
@@ -74,6 +107,7 @@ class CompressionSettings:
         source: what is compressed.
         search: who looks for the plan.
         demand: what is wanted.
+        drop: how much of the metric may be lost, in its unit, instead of the demand's points; None for those.
         recovery: how the compressed network is fine-tuned, None for not at all.
         device: where the network will run, as for `open_device`; this machine where None.
         repair: of compressed networks; less than all of it is for comparison.
@@ -82,6 +116,7 @@ class CompressionSettings:
     source: SourceSettings
     search: SearchSettings = field(default_factory=SearchSettings)
     demand: Demand = field(default_factory=Demand)
+    drop: float | None = None
     recovery: RecoverySettings | None = None
     device: str | None = None
     repair: Repair = FULL
@@ -108,14 +143,39 @@ def make_compression(options: Mapping[str, Any]) -> CompressionSettings:
         if group.get(name) is not None:
             group[name] = Path(group[name])
     found = SearchSettings(**search)
+    source["ignored"] = _listed(source.get("ignored"))
+    limits, drop = make_limits(left.pop("limits", None))
+    for name in limits.keys() & left.keys():
+        raise ConfigurationError(f"{name}={left[name]!r} and the same in limits were given; leave one of them out")
     return CompressionSettings(
         source=SourceSettings(**source, normalisation=make_normalisation(mean, std)),
         search=found,
-        demand=make_demand(left),
+        demand=make_demand(left | limits),
+        drop=drop,
         recovery=make_recovery(recovery.pop("recover", None), **recovery, gradients_of=kinds, seed=found.seed),
         device=None if device is None else str(device),
         repair=repair,
     )
+
+
+def make_limits(limits: Mapping[str, float] | None) -> tuple[dict[str, float], float | None]:
+    """Returns the fields of a demand that limits by short names come to, and the drop in the metric's unit.
+
+    Raises:
+        ConfigurationError: on unknown names, and on a drop that is no number of at least 0.
+    """
+    left = dict(limits or {})
+    for name in left:
+        if name not in LIMITS:
+            raise unknown_name("limit", name, LIMITS)
+    drop = left.pop("drop", None)
+    if drop is not None and not (isinstance(drop, Real) and drop >= 0):
+        raise ConfigurationError(f"limits['drop']={drop!r} must be a number of at least 0, in the metric's unit")
+    return {f"max_{name}": share for name, share in left.items()}, drop
+
+
+def _listed(given: str | type | Sequence[str | type] | None) -> tuple[str | type, ...]:
+    return (given,) if isinstance(given, type) else _names(given)  # type: ignore[arg-type]
 
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:

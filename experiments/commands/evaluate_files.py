@@ -2,29 +2,45 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from plywise.compressors.errors import FileFormatError
-from plywise.env.runtime.runtime import accuracy_onnx, time_models
+from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.env.network.preparation import prepare
+from plywise.env.runtime.runtime import running_model, time_models, timing_inputs
+from plywise.env.task.binding import bind
+from plywise.env.task.interface import Interface
+from plywise.env.task.samples import Samples
 from plywise.experiments.commands.near_chance import chance_warning, tell
-from plywise.experiments.commands.study import samples
+from plywise.experiments.commands.study import own_task, samples
+from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.data.normalisation import Normalisation, reported_normalisation
 from plywise.experiments.handover.files import CHECKED, checksum
 from plywise.experiments.handover.measuring import measured_energies
 from plywise.experiments.handover.running import Running
 from plywise.experiments.networks.loading import WEIGHTS, load_compressed
-from plywise.experiments.networks.model_loading import check_fits
+from plywise.experiments.networks.model_loading import check_fits, load_model, load_task
+from plywise.experiments.networks.zoo import ZOO
 
 FIGURES = ("accuracy", "torch_accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
 
+ITEMS = 4
+"""That the network is called on to see what goes in and what comes out."""
+
 
 def evaluate_files(
-    folder: Path, data: str | None = None, model: str | None = None, normalisation: Normalisation | None = None
+    folder: Path,
+    data: str | None = None,
+    model: str | None = None,
+    normalisation: Normalisation | None = None,
+    task: str | None = None,
+    weights: Path | None = None,
 ) -> None:
     """Prints what the report says alongside what the files show now.
 
@@ -33,6 +49,8 @@ def evaluate_files(
         data: the dataset whose test split is used; that of the report where None.
         model: the original network, where it is not of the zoo.
         normalisation: of the images; that of the report where None.
+        task: `path.py:make_task`; that of the report where None.
+        weights: of the original network, where it is the reference.
 
     Raises:
         PlywiseError: if files are missing or damaged.
@@ -41,32 +59,65 @@ def evaluate_files(
     said = report["compressed"]
     check_unchanged(folder, report["checksums"])
     network = load_compressed(folder, model)
-    dataset = load_dataset(data or str(report["data"]))
-    check_fits(network, dataset)
-    dataset = dataset.normalised(normalisation or reported_normalisation(report.get("normalisation")))
-    test, onnx = samples(dataset.test), folder / "model.onnx"
-    running = Running.reported(report)
-    found = test.accuracy(test.logits(network))
+    dataset = _dataset(report, data, task, normalisation)
+    if dataset is None:
+        test = _task_samples(report, network, model or str(report["model"]), task, weights)
+    else:
+        check_fits(network, dataset)
+        test = samples(dataset.test)
+    onnx, judge, running = folder / "model.onnx", test.judge, Running.reported(report)
+    found = test.score(network).value * judge.point
+    interface = Interface.of(network, judge.forward, test.joined(ITEMS))
+    inputs = timing_inputs(interface, running.batch)
     accuracy = size = latency = None
     if onnx.is_file() or said["onnx_bytes"] is not None:  # some networks cannot be exported
-        timing = time_models([onnx], (running.batch, *dataset.input_shape), running.execution)[0]
-        accuracy = accuracy_onnx(onnx, test.inputs, test.labels)
+        timing = time_models([onnx], inputs, running.execution)[0]
+        accuracy = test.score(running_model(onnx, interface, network)).value * judge.point
         size, latency = onnx.stat().st_size, timing.median_ms
     rows: list[tuple[str, float | None, float | None]] = [
-        ("accuracy in torch, %", said["torch_accuracy"], found),
-        ("accuracy in ONNX Runtime, %", said["accuracy"], accuracy),
+        (f"{judge.name} in torch, {judge.unit}", said["torch_accuracy"], found),
+        (f"{judge.name} in ONNX Runtime, {judge.unit}", said["accuracy"], accuracy),
         (f"bytes of {WEIGHTS}", said["storage_bytes"], (folder / WEIGHTS).stat().st_size),
         ("bytes of model.onnx", said["onnx_bytes"], size),
         (f"latency, ms (median; {running.words})", said["latency_ms"], latency),
     ]
     if said.get("energy_source") == "measured":
-        ((energy,), counter) = measured_energies(running, [onnx], dataset.input_shape)
+        ((energy,), counter) = measured_energies(running, [onnx], inputs)
         rows.append((f"energy, mJ ({counter})", said["energy_mj"], energy))
     table = Table("", "report", "now", title=str(folder))
     for name, *values in rows:
         table.add_row(name, *map(_shown, values))
     Console().print(table)
-    tell(chance_warning(found, dataset, "the compressed network"))
+    if dataset is not None:
+        tell(chance_warning(found, dataset, "the compressed network"))
+
+
+def _dataset(
+    report: Mapping[str, Any], data: str | None, task: str | None, normalisation: Normalisation | None
+) -> Dataset | None:
+    """Returns the dataset that files are looked at on; None where they are for a task."""
+    if task is not None or (data is None and report.get("normalisation") is None):
+        return None
+    dataset = load_dataset(data or str(report["data"]))
+    return dataset.normalised(normalisation or reported_normalisation(report.get("normalisation")))
+
+
+def _task_samples(
+    report: Mapping[str, Any], network: nn.Module, model: str, task: str | None, weights: Path | None
+) -> Samples:
+    """Returns the test samples of a task, judged as in the report."""
+    spec, name = task or report.get("task"), model.removeprefix("zoo:")
+    found = own_task(model) if spec is None and name in ZOO else None
+    if found is None:
+        if spec is None:
+            raise ConfigurationError(
+                "the network was compressed from Python, with data that only the caller has; give --task "
+                "path.py:make_task with a function that returns the same task"
+            )
+        found = load_task(spec)
+    point = report.get("metric", {}).get("point", 1.0)
+    original = prepare(load_model(model, weights)).model if found.metric is None else network
+    return bind(replace(found, point=point), original).test
 
 
 def _shown(value: float | None) -> str:

@@ -15,18 +15,19 @@ from plywise.env.network.menu import catalogue, legal_recipes
 from plywise.env.prices.pricing import Pricer
 from plywise.env.subject import Subject
 from plywise.experiments.commands.near_chance import chance_warning, tell
-from plywise.experiments.commands.study import study
-from plywise.experiments.data.datasets import load_dataset
+from plywise.experiments.commands.study import load_both, study_network
+from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.normalisation import Normalisation
 
 
 def profile_model(
     model: str,
-    data: str,
+    data: str | None,
     weights: Path | None = None,
     device: str | None = None,
     ask: Path | None = None,
     normalisation: Normalisation | None = None,
+    task: str | None = None,
 ) -> None:
     """Prints a table of layers: shapes, macs, bytes, latency in float and in integers, recipes, what is pruned.
 
@@ -35,6 +36,7 @@ def profile_model(
         device: as for `compress_model`.
         ask: where to write the archive that measures the network's layers on another machine; None for nowhere.
         normalisation: as for `load_dataset`.
+        task: as for `compress_model`.
 
     Raises:
         PlywiseError: if the network or the data are not usable, or the archive cannot be written.
@@ -42,9 +44,10 @@ def profile_model(
     if ask is not None and (ask.is_dir() or not os.access(ask.parent, os.W_OK)):
         raise ConfigurationError(f"--ask {ask}: name a file in a folder that is there and may be written to")
     latencies = open_device(device)
-    dataset = load_dataset(data, normalisation=normalisation)
-    subject = study(model, dataset, weights, latency=latencies).subject
-    tell(chance_warning(subject.accuracy, dataset))
+    loaded, found = load_both(model, data, weights, normalisation, task)
+    subject = study_network(loaded, model, found, latency=latencies).subject
+    if isinstance(found, Dataset):
+        tell(chance_warning(subject.accuracy, found))
     network, latency = subject.network, subject.latency
     asked = latency.device if latency.device.is_here else Device.here()  # how questions are run on the target
     if ask is not None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plywise.env.task.task import Task
 from plywise.experiments.families.average_precision import mean_average_precision, overlaps
 from plywise.experiments.families.pasted_digits import SIDE, pasted_digits
-from plywise.experiments.families.zoo_task import ZooTask
 
 STRIDES = (4, 8)
 """Pixels of a cell, at each scale."""
@@ -117,7 +117,7 @@ def detection_divergence(outputs: Sequence[Tensor], original: Sequence[Tensor]) 
     return total
 
 
-def make_task() -> ZooTask:
+def make_task() -> Task:
     """Returns the task of finding digits and telling which they are."""
     train, validation, test = scenes("train"), scenes("validation"), scenes("test")
-    return ZooTask(train, validation, test, average_precision, detection_loss, detection_divergence)
+    return Task(train, validation, test, metric=average_precision, loss=detection_loss, distance=detection_divergence)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plywise.env.task.task import Task
 from plywise.experiments.families.standard_library import texts
-from plywise.experiments.families.zoo_task import ZooTask
 
 CONTEXT = 128
 """Bytes of a sequence."""
@@ -70,8 +70,15 @@ def mean_divergence(logits: Tensor, original: Tensor) -> Tensor:
     return F.kl_div(after, before, reduction="none", log_target=True).sum(-1).mean(1)
 
 
-def make_task() -> ZooTask:
+def make_task() -> Task:
     """Returns the task of guessing the next byte."""
     train, validation, test = map(sequences, COUNTS)
-    functions = negative_bits_per_byte, next_byte_loss, mean_divergence
-    return ZooTask(train, validation, test, *functions, unit="bits per byte")
+    return Task(
+        train,
+        validation,
+        test,
+        metric=negative_bits_per_byte,
+        loss=next_byte_loss,
+        distance=mean_divergence,
+        unit="bits per byte",
+    )

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plywise.env.task.task import Task
 from plywise.experiments.families.pasted_digits import pasted_digits
-from plywise.experiments.families.zoo_task import ZooTask
 
 CLASSES = 11
 """The background and ten digits."""
@@ -50,6 +50,8 @@ def pixel_divergence(logits: Tensor, original: Tensor) -> Tensor:
     return F.kl_div(after, before, reduction="none", log_target=True).sum(1).mean((1, 2))
 
 
-def make_task() -> ZooTask:
+def make_task() -> Task:
     """Returns the task of telling which digit each pixel belongs to."""
-    return ZooTask(masks("train"), masks("validation"), masks("test"), mean_iou, pixel_loss, pixel_divergence)
+    return Task(
+        masks("train"), masks("validation"), masks("test"), metric=mean_iou, loss=pixel_loss, distance=pixel_divergence
+    )

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plywise.compressors.errors import DataError
+from plywise.env.task.task import Task
 from plywise.experiments.families.bert import TextClasses
 from plywise.experiments.families.standard_library import folder, package_files
-from plywise.experiments.families.zoo_task import ZooTask
 
 PACKAGES = {
     "asyncio": ("asyncio",),
@@ -106,6 +106,6 @@ def accuracy(model: nn.Module, batches: Iterable[Snippets]) -> tuple[float, Tens
     return float(values.double().mean()), values
 
 
-def make_task() -> ZooTask:
+def make_task() -> Task:
     """Returns the task of telling where sources come from."""
-    return ZooTask(snippets("train"), snippets("validation"), snippets("test"), accuracy, label_loss)
+    return Task(snippets("train"), snippets("validation"), snippets("test"), metric=accuracy, loss=label_loss)

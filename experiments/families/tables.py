@@ -8,8 +8,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plywise.env.task.task import Task
 from plywise.experiments.families.classification import accuracy, cross_entropy
-from plywise.experiments.families.zoo_task import ZooTask
 
 BATCH = 32
 SHARE = 5
@@ -51,13 +51,13 @@ def r2(model: nn.Module, batches: Iterable[Rows]) -> float:
     return float(1 - (found - wanted).square().sum() / (wanted - wanted.mean()).square().sum())
 
 
-def cancer_task() -> ZooTask:
+def cancer_task() -> Task:
     """Returns the task of telling malignant tumours from benign ones."""
     train, validation, test = (table("cancer", split) for split in SPLITS)
-    return ZooTask(train, validation, test, accuracy, cross_entropy)
+    return Task(train, validation, test, metric=accuracy, loss=cross_entropy)
 
 
-def diabetes_task() -> ZooTask:
+def diabetes_task() -> Task:
     """Returns the task of predicting how far a disease will be in a year."""
     train, validation, test = (table("diabetes", split) for split in SPLITS)
-    return ZooTask(train, validation, test, r2, squared_error, unit="R2")
+    return Task(train, validation, test, metric=r2, loss=squared_error, unit="R2")

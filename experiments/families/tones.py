@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from plywise.env.task.task import Task
 from plywise.experiments.families.classification import Labelled, accuracy, cross_entropy
-from plywise.experiments.families.zoo_task import ZooTask
 
 RATE = 2400
 """Samples a second."""
@@ -44,9 +44,9 @@ def chords(split: str) -> list[Labelled]:
     return list(zip(torch.split(inputs, BATCH), torch.split(torch.from_numpy(labels), BATCH), strict=True))
 
 
-def make_task() -> ZooTask:
+def make_task() -> Task:
     """Returns the task of telling chords apart."""
-    return ZooTask(chords("train"), chords("validation"), chords("test"), accuracy, cross_entropy)
+    return Task(chords("train"), chords("validation"), chords("test"), metric=accuracy, loss=cross_entropy)
 
 
 class ToneCNN(nn.Module):

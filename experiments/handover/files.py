@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.packing.packed_file import load_packed
 from plywise.env.prices.pricing import original_storage
 from plywise.env.runtime.onnx_export import export_onnx
-from plywise.env.runtime.runtime import run_model
+from plywise.env.runtime.runtime import running_model
 from plywise.env.subject import Subject
+from plywise.env.task.metrics import Score
+from plywise.env.task.outputs import floats_in
 from plywise.env.task.samples import Samples
 from plywise.experiments.handover.checks import Checks
 from plywise.experiments.networks.loading import WEIGHTS
@@ -27,19 +31,19 @@ LOADED_BACK = 256
 """Test samples that packed weights are compared on."""
 LOAD_TOLERANCE = 1e-5
 RUNTIME_TOLERANCE = 0.1
-"""Points of accuracy by which the runtime may differ from the network in torch."""
+"""Points by which the runtime may differ from the network in torch."""
 NEAR = 0.03
 """For each wrong output so many may turn either way where the runtime rounds numbers in another order."""
 
 DEFECT = "a defect of Plywise: please report it together with plan.yaml"
 REFUSED = "an operator of the network that the exporter or this version of ONNX Runtime does not know"
 OPTIMISED = (
-    "graph optimisations of ONNX Runtime: without them the file reaches {:.2f} %; run it with graph_optimization_level "
+    "graph optimisations of ONNX Runtime: without them the file reaches {}; run it with graph_optimization_level "
     "ORT_DISABLE_ALL where accuracy counts more than speed"
 )
 KERNELS = (
     "integer kernels of ONNX Runtime on this processor, or an operator that the exporter writes differently, for the "
-    "file reaches {:.2f} % without graph optimisations as well"
+    "file reaches {} without graph optimisations as well"
 )
 
 
@@ -75,7 +79,9 @@ def write_network(subject: Subject, model: nn.Module, folder: Path, name: str, c
     if model is not subject.network.model:
         size = checks.attempt(f"{name}: {WEIGHTS} can be written", DEFECT, lambda: subject.pack(model, weights))
     batch = checks.attempt(
-        f"{name}: {ONNX} can be written", REFUSED, lambda: export_onnx(model, subject.network.example, onnx)
+        f"{name}: {ONNX} can be written",
+        REFUSED,
+        lambda: export_onnx(model, subject.network.interface, onnx, subject.other_inputs),
     )
     return NetworkFiles(weights, onnx, size, batch)
 
@@ -84,12 +90,13 @@ def check_weights(subject: Subject, model: nn.Module, test: Samples, path: Path,
     """Checks that packed weights, loaded back, give the outputs of the network that they were written from."""
     some = test.first(LOADED_BACK)
     loaded = checks.attempt(
-        f"{WEIGHTS} can be loaded", DEFECT, lambda: some.logits(load_packed(path, subject.network.original))
+        f"{WEIGHTS} can be loaded", DEFECT, lambda: _numbers(load_packed(path, subject.network.original), some)
     )
     if loaded is None:
         return
-    expected = some.logits(model)
-    difference = float((loaded - expected).abs().max())
+    expected = _numbers(model, some)
+    same = loaded.shape == expected.shape
+    difference = float((loaded - expected).abs().amax()) if same and len(expected) else float("nan")
     checks.compare(
         f"{WEIGHTS} gives the outputs that were scored",
         difference,
@@ -100,35 +107,59 @@ def check_weights(subject: Subject, model: nn.Module, test: Samples, path: Path,
     )
 
 
-def check_onnx(path: Path, test: Samples, expected: Tensor, outputs: Tensor, checks: Checks) -> None:
-    """Checks that the runtime reaches the accuracy of the network in torch.
+def _numbers(model: nn.Module, samples: Samples) -> Tensor:
+    """Returns all floats of all outputs, `(m,)`."""
+    return torch.cat([each.flatten() for outputs in samples.outputs(model) for each in floats_in(outputs)])
+
+
+def check_onnx(path: Path, subject: Subject, test: Samples, expected: Score, found: Score, checks: Checks) -> None:
+    """Checks that the runtime reaches what the network in torch does.
 
     Args:
         path: the ONNX file.
+        subject: the network under study.
         test: samples.
-        expected: `(n, classes)` outputs of the network in torch on them.
-        outputs: `(n, classes)` those of the file.
+        expected: score of the network in torch on them.
+        found: that of the file.
         checks: told whether it does.
     """
-    here, there = test.accuracy(expected), test.accuracy(outputs)
-    turned = int((expected.argmax(1) != outputs.argmax(1)).sum())
-    # On a small test split, one image more or less is already above the tolerance. A network that has lost much decides
-    # many images by a hair: twice the standard deviation of turning either way is no sign of a wrong file.
-    near = 2.0 * (NEAR * (1.0 - here / 100.0) * len(test)) ** 0.5
+    judge, here, there = test.judge, expected.value, found.value
+    changes = None
+    if expected.values is not None and found.values is not None and len(expected.values) == len(found.values):
+        changes = found.values - expected.values
 
     def likely_cause() -> str:
-        plain = test.accuracy(run_model(path, test.inputs, optimised=False))
-        return (OPTIMISED if abs(plain - here) < abs(there - here) else KERNELS).format(plain)
+        interface, model = subject.network.interface, subject.network.model
+        plain = test.score(running_model(path, interface, model, optimised=False)).value
+        return (OPTIMISED if abs(plain - here) < abs(there - here) else KERNELS).format(judge.shown(plain))
 
     checks.compare(
-        f"{ONNX} reaches the accuracy of the compressed network in torch",
-        abs(here - there) if bool(outputs.isfinite().all()) else float("nan"),
-        max(RUNTIME_TOLERANCE, max(1.0, near) * 100.0 / len(test)) + 1e-9,
-        "points of accuracy",
-        f"{path} reaches {there:.2f} % where the compressed network has {here:.2f} %; {turned} of {len(test)} outputs "
-        "name another class",
+        f"{ONNX} reaches the {judge.name} of the compressed network in torch",
+        abs(here - there),
+        max(RUNTIME_TOLERANCE, 0.0 if changes is None else _by_chance(expected, changes)) + 1e-9,
+        f"points of {judge.name}",
+        f"{path} reaches {judge.shown(there)} where the compressed network has {judge.shown(here)}"
+        + ("" if changes is None else f"; {int((changes != 0).sum())} of {len(changes)} items count differently"),
         likely_cause,
     )
+
+
+def _by_chance(expected: Score, changes: Tensor) -> float:
+    """Returns how many points two networks may differ by where the runtime rounds numbers in another order.
+
+    On a small test split, one image more or less is already above the tolerance. A network that has lost much decides
+    many images by a hair: twice the standard deviation of turning either way is no sign of a wrong file. Of values that
+    count no right answers, it is twice the standard error of their changes.
+
+    Args:
+        expected: score of the network in torch.
+        changes: of each item's value `(n,)`, points.
+    """
+    count = len(changes)
+    if bool(((changes == 0) | (changes.abs() == 100)).all()):
+        near = 2.0 * math.sqrt(NEAR * (1.0 - expected.value / 100.0) * count)
+        return max(1.0, near) * 100.0 / count
+    return 2.0 * float(changes.double().std(correction=0)) / math.sqrt(count)
 
 
 def checksums(folder: Path) -> dict[str, str]:

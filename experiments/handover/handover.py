@@ -66,18 +66,17 @@ def hand_over(
         places = {name: folder if name == COMPRESSED else Path(scratch) / name for name in models}
         files = {name: write_network(subject, models[name], places[name], name, checks) for name in reversed(models)}
         measured = measure_files(subject, {name: files[name] for name in models}, test, checks)
-        logits = {name: test.logits(model) for name, model in models.items()}
+        scores = {name: test.score(model) for name, model in models.items()}
         blocks = {
-            name: figures(subject, model, logits[name], test, files[name], measured.files[name])
-            | {"batch": measured.batch}
+            name: figures(subject, model, scores[name], files[name], measured.files[name]) | {"batch": measured.batch}
             for name, model in models.items()
         }
     blocks[UNIFORM_INT8] |= uniform_format(subject.latency.device)
     if files[COMPRESSED].weights_bytes is not None:
         check_weights(subject, models[COMPRESSED], test, files[COMPRESSED].weights, checks)
-    outputs = measured.files[COMPRESSED].outputs
-    if outputs is not None:
-        check_onnx(files[COMPRESSED].onnx, test, logits[COMPRESSED], outputs, checks)
+    found = measured.files[COMPRESSED].score
+    if found is not None:
+        check_onnx(files[COMPRESSED].onnx, subject, test, scores[COMPRESSED], found, checks)
     report = make_report(subject, plan, demand, origin, blocks, checks, recovered)
     report |= {"energy_counter": measured.counter, "checksums": checksums(folder)}
     write_json(report, folder / REPORT)

@@ -1,11 +1,12 @@
 """What is measured of the files, and one block of figures for each."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.costs.chains import realised_chain
@@ -13,10 +14,14 @@ from plywise.env.costs.device import DECLARED
 from plywise.env.costs.energy import energy_mj
 from plywise.env.costs.latency import Chain
 from plywise.env.costs.roofline import needed_bytes
+from plywise.env.network.network import Network
 from plywise.env.runtime.energy_counter import card_counter, processor_counter
-from plywise.env.runtime.runtime import Timing, measure_energy, run_model, time_models
+from plywise.env.runtime.runtime import Inputs, Timing, measure_energy, running_model, time_models, timing_inputs
 from plywise.env.runtime.target_program import CPU
 from plywise.env.subject import Subject
+from plywise.env.task.batch import Batch
+from plywise.env.task.metrics import Score
+from plywise.env.task.outputs import floats_in
 from plywise.env.task.samples import Samples
 from plywise.experiments.handover.checks import Checks
 from plywise.experiments.handover.files import ONNX, REFUSED, NetworkFiles
@@ -30,12 +35,12 @@ class Measured:
     """What the runtime shows of one ONNX file; None where it does not run it.
 
     Attributes:
-        outputs: `(n, classes)` on the test samples.
+        score: on the test samples.
         timing: on this machine.
         energy_mj: of one inference, where something counts it.
     """
 
-    outputs: Tensor | None = None
+    score: Score | None = None
     timing: Timing | None = None
     energy_mj: float | None = None
 
@@ -64,41 +69,54 @@ def measure_files(subject: Subject, files: Mapping[str, NetworkFiles], test: Sam
         test: samples that nothing has looked at yet.
         checks: told which file does not run.
     """
-    outputs = {name: _outputs(name, each, test, checks) for name, each in files.items()}
-    running = [name for name, found in outputs.items() if found is not None]
+    scores = {name: _score(subject, name, each, test, checks) for name, each in files.items()}
+    running = [name for name, found in scores.items() if found is not None]
     paths = [files[name].onnx for name in running]
     way = Running.on(subject.latency.device, all(files[name].any_batch for name in running))
-    shape = tuple(subject.network.example.shape[1:])
     names = ", ".join(running)
-    timings = checks.attempt(
-        f"{names}: can be timed", REFUSED, lambda: time_models(paths, (way.batch, *shape), way.execution)
-    )
-    energies = checks.attempt(
-        f"{names}: energy can be asked for", REFUSED, lambda: measured_energies(way, paths, shape)
-    )
+    timings = energies = None
+    if running:
+        inputs = timing_inputs(subject.network.interface, way.batch)
+        timings = checks.attempt(f"{names}: can be timed", REFUSED, lambda: time_models(paths, inputs, way.execution))
+        energies = checks.attempt(
+            f"{names}: energy can be asked for", REFUSED, lambda: measured_energies(way, paths, inputs)
+        )
     read, counter = energies or ([None] * len(paths), NOT_MEASURED)
     timed: Sequence[Timing | None] = timings or [None] * len(paths)
     found = {
-        name: Measured(outputs[name], timing, energy) for name, timing, energy in zip(running, timed, read, strict=True)
+        name: Measured(scores[name], timing, energy) for name, timing, energy in zip(running, timed, read, strict=True)
     }
     return Measurements({name: found.get(name, Measured()) for name in files}, way.batch, counter)
 
 
-def _outputs(name: str, files: NetworkFiles, test: Samples, checks: Checks) -> Tensor | None:
+def _score(subject: Subject, name: str, files: NetworkFiles, test: Samples, checks: Checks) -> Score | None:
     if files.any_batch is None:
         return None
-    return checks.attempt(f"{name}: {ONNX} runs", REFUSED, lambda: run_model(files.onnx, test.inputs))
+    return checks.attempt(f"{name}: {ONNX} runs", REFUSED, lambda: score_file(subject.network, files.onnx, test))
 
 
-def measured_energies(
-    running: Running, paths: Sequence[Path], input_shape: Sequence[int]
-) -> tuple[list[float | None], str]:
+def score_file(network: Network, path: Path, test: Samples) -> Score:
+    """Returns the score of an exported file; nan where it puts out what is no number."""
+    finite = True
+    judge = test.judge
+
+    def watched(model: nn.Module, batch: Batch) -> Any:
+        nonlocal finite
+        outputs = judge.forward(model, batch)
+        finite = finite and all(bool(tensor.isfinite().all()) for tensor in floats_in(outputs))
+        return outputs
+
+    found = test.judged_by(replace(judge, forward=watched)).score(running_model(path, network.interface, network.model))
+    return found if finite else Score(math.nan)
+
+
+def measured_energies(running: Running, paths: Sequence[Path], inputs: Inputs) -> tuple[list[float | None], str]:
     """Returns the measured energy of one input in each file, None where there is none, and what is said about counters.
 
     Args:
         running: how files are run.
         paths: exported files.
-        input_shape: of one input.
+        inputs: of one run, as for `time_models`.
     """
     unread: list[float | None] = [None] * len(paths)
     if not running.is_device:
@@ -106,7 +124,7 @@ def measured_energies(
     processor = running.execution.provider == CPU
     try:
         counter = processor_counter() if processor else card_counter()
-        runs = measure_energy(paths, (running.batch, *input_shape), counter, running.execution)
+        runs = measure_energy(paths, inputs, counter, running.execution)
     except ConfigurationError as error:
         return unread, f"not read: {error}"
     what = "whole processor packages, with all that they do besides"
@@ -116,24 +134,23 @@ def measured_energies(
 
 
 def figures(
-    subject: Subject, model: nn.Module, logits: Tensor, test: Samples, files: NetworkFiles, measured: Measured
+    subject: Subject, model: nn.Module, score: Score, files: NetworkFiles, measured: Measured
 ) -> dict[str, Any]:
     """Returns the report's block of figures of one network; None stands for what could not be measured.
 
     Args:
         subject: the network under study.
         model: the network that the block is about.
-        logits: `(n, classes)` of it in torch.
-        test: samples that nothing has looked at yet.
+        score: of it in torch on samples that nothing had looked at.
         files: what was written.
         measured: what the runtime shows of its ONNX file.
     """
     modules = dict(model.named_modules())
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
-    device, timing = subject.latency.device, measured.timing
+    device, timing, judge = subject.latency.device, measured.timing, subject.validation.judge
     block = {
-        "accuracy": None if measured.outputs is None else test.accuracy(measured.outputs),
-        "torch_accuracy": test.accuracy(logits),
+        "accuracy": None if measured.score is None else measured.score.value * judge.point,
+        "torch_accuracy": score.value * judge.point,
         "storage_bytes": files.weights_bytes,
         "onnx_bytes": files.onnx.stat().st_size if files.onnx.is_file() else None,
         "latency_ms": timing and timing.median_ms,

@@ -43,6 +43,8 @@ class Origin:
         uniform_evaluations: plans among `evaluations` that it started from.
         normalisation: how the images were normalised; None where it is not known.
         warnings: what casts doubt on all figures.
+        task: the user's function that made the task, as text; None where there is none.
+        notes: what a user should know about network and data.
     """
 
     model: str
@@ -58,6 +60,8 @@ class Origin:
     uniform_evaluations: int = 0
     normalisation: Normalisation | None = None
     warnings: tuple[str, ...] = ()
+    task: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _memory_violation(device: Device, block: Mapping[str, Any]) -> dict[str, float]:
@@ -91,6 +95,7 @@ def make_report(
     # What runs elsewhere is judged by its latency there; what the files take here is reported alongside it.
     latency = "latency_ms" if subject.latency.device.is_here else "device_latency_ms"
     outcome, violations = _judged(subject, demand, blocks, "compressed", latency)
+    metric = subject.validation.judge
     shown = dict(blocks)
     if origin.uniform is not None:
         uniform, broken = _judged(subject, demand, blocks, "uniform", latency)
@@ -103,7 +108,10 @@ def make_report(
         "data": origin.data,
         "normalisation": None if origin.normalisation is None else origin.normalisation.report(),
         "warnings": list(origin.warnings),
+        "task": origin.task,
+        "notes": list(origin.notes),
         "device": asdict(subject.latency.device),
+        "metric": {"name": metric.name, "unit": metric.unit, "point": metric.point, "agreement": metric.faithful},
         "demand_latency": latency,
         "demand": asdict(demand),
         "demand_met": not violations and checks.passed,
@@ -119,8 +127,9 @@ def make_report(
         "validation": {
             "samples": len(subject.validation),
             "kind": origin.validation,
-            "original_accuracy": subject.accuracy,
-            "compressed_accuracy": subject.measure(plan).accuracy if recovered is None else recovered.accuracy,
+            "original_accuracy": subject.accuracy * metric.point,
+            "compressed_accuracy": metric.point
+            * (subject.measure(plan).accuracy if recovered is None else recovered.accuracy),
         },
         "repair": asdict(subject.bank.repair),
         "recovery": None if recovered is None else recovered.report(),
@@ -139,7 +148,7 @@ def _judged(
         _known([block[each] for each in ("storage_bytes", latency, "energy_mj", "accuracy")])
         for block in (blocks["original"], blocks[name])
     )
-    outcome = judge(demand, before[:3], after[:3], before[3] - after[3])
+    outcome = judge(demand, before[:3], after[:3], (before[3] - after[3]) / subject.validation.judge.point)
     return outcome, outcome.violations | _memory_violation(subject.latency.device, blocks[name])
 
 

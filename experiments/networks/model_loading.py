@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from plywise.compressors.errors import ModelError
+from plywise.env.task.task import Task
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.networks.zoo import trained, untrained, zoo_entry
 
@@ -191,21 +192,44 @@ def _from_zoo(name: str, weights: str | Path | None, dataset: Dataset | None) ->
 
 
 def _from_factory(spec: str, location: str, name: str) -> nn.Module:
-    module = _import(location)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ModelError(f"{location} has no function {name!r}; it has {_few(known) or 'no function at all'}")
-    try:
-        model = factory()
-    except (Exception, SystemExit) as error:  # whatever a user's factory may raise
-        raise ModelError(f"{spec}() failed: {type(error).__name__}: {error}") from error
+    model = _made(spec, location, name)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec}() returned a {type(model).__name__}; it must return a torch.nn.Module")
     lazy = [name for name, value in model.state_dict(keep_vars=True).items() if is_lazy(value)]
     if lazy:
         raise ModelError(f"{spec}() leaves the shape of {_few(lazy)} open; run it once on an input before returning it")
     return model
+
+
+def load_task(spec: str) -> Task:
+    """Returns the task that a user's function makes; its code is run.
+
+    Args:
+        spec: `path/to/file.py:make_task` or `package.module:make_task`.
+
+    Raises:
+        ModelError: where the file or the function is not there, fails or returns something else.
+    """
+    location, colon, name = spec.rpartition(":")
+    if not colon:
+        raise ModelError(f"{spec!r} names no function; write 'path/to/file.py:make_task'")
+    task = _made(spec, location, name)
+    if not isinstance(task, Task):
+        raise ModelError(f"{spec}() returned a {type(task).__name__}; it must return a plywise.Task")
+    return task
+
+
+def _made(spec: str, location: str, name: str) -> Any:
+    """Returns what a user's function returns."""
+    module = _import(location)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ModelError(f"{location} has no function {name!r}; it has {_few(known) or 'no function at all'}")
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:  # whatever a user's factory may raise
+        raise ModelError(f"{spec}() failed: {type(error).__name__}: {error}") from error
 
 
 def _import(location: str) -> ModuleType:

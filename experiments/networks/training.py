@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from plywise.env.execution.progress import tracked
 from plywise.env.storage.timing_lock import pause, working
+from plywise.env.task.batch import items_in, joined, mapped
+from plywise.env.task.forward import rule_for
+from plywise.env.task.task import Task
 from plywise.experiments.data.dataset import Split
-from plywise.experiments.families.zoo_task import ZooTask, changed, joined, outputs_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def fit(network: nn.Module, split: Split, settings: TrainingSettings, descriptio
     _minimise(loss, len(labels), network, settings, description)
 
 
-def fit_task(network: nn.Module, task: ZooTask, settings: TrainingSettings, description: str) -> None:
+def fit_task(network: nn.Module, task: Task, settings: TrainingSettings, description: str) -> None:
     """Trains a network in place on the calibration batches of a task; leaves it in eval mode.
 
     Args:
@@ -74,13 +76,15 @@ def fit_task(network: nn.Module, task: ZooTask, settings: TrainingSettings, desc
         settings: how.
         description: for the progress bar.
     """
-    everything = joined(task.calibration)
+    assert task.loss is not None
+    minimised, everything = task.loss, joined(list(task.calibration))
+    forward = rule_for(network, everything)
 
     def loss(chosen: Tensor) -> Tensor:
-        batch = changed(everything, lambda tensor: _laid_out(tensor[chosen]))
-        return task.loss(outputs_of(network, batch), batch)
+        batch = mapped(everything, lambda tensor: _laid_out(tensor[chosen]))
+        return minimised(forward(network, batch), batch)
 
-    _minimise(loss, len(tensors_of(everything)[0]), network, settings, description)
+    _minimise(loss, items_in(everything), network, settings, description)
 
 
 @working()

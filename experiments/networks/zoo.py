@@ -10,6 +10,8 @@ from torch import nn
 from plywise.compressors.errors import ConfigurationError, ModelError, unknown_name
 from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.code_digest import code_digest
+from plywise.env.task.batch import tensors_in
+from plywise.env.task.task import Task
 from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
@@ -20,7 +22,6 @@ from plywise.experiments.families.detector import Detector
 from plywise.experiments.families.language_modelling import CONTEXT
 from plywise.experiments.families.language_models import GPT, GRULanguageModel
 from plywise.experiments.families.unet import UNet
-from plywise.experiments.families.zoo_task import ZooTask, tensors_of
 from plywise.experiments.networks.densenet import DenseNet
 from plywise.experiments.networks.lenet import DigitsLeNet, LeNet5
 from plywise.experiments.networks.mlp import mlp
@@ -53,7 +54,7 @@ class ZooEntry:
     training: TrainingSettings | None = None
     task: str = "image classes"
     metric: str = "accuracy, %"
-    make_task: Callable[[], ZooTask] | None = None
+    make_task: Callable[[], Task] | None = None
 
 
 def _digits(
@@ -241,7 +242,7 @@ def trained(name: str, dataset: Dataset | None = None) -> nn.Module:
     weights = read_tensors(cached)
     if weights is None:
         with reproducible(settings.seed):
-            if isinstance(data, ZooTask):
+            if isinstance(data, Task):
                 fit_task(network, data, settings, f"Training {name}")
             else:
                 fit(network, data.train, settings, f"Training {name}")
@@ -251,7 +252,7 @@ def trained(name: str, dataset: Dataset | None = None) -> nn.Module:
     return network.eval()
 
 
-def trainable(name: str, data: Dataset | ZooTask) -> TrainingSettings:
+def trainable(name: str, data: Dataset | Task) -> TrainingSettings:
     """Returns how a network is trained on the spot; raises as `trained` does."""
     entry = zoo_entry(name)
     if entry.training is None:
@@ -259,7 +260,7 @@ def trainable(name: str, data: Dataset | ZooTask) -> TrainingSettings:
             f"network {name!r} is not trained on the spot: give a file of weights with --weights, or choose one of "
             f"{', '.join(sorted(name for name, entry in ZOO.items() if entry.training))}"
         )
-    if isinstance(data, ZooTask):
+    if isinstance(data, Task):
         return entry.training
     if entry.make_task is not None:
         raise ModelError(
@@ -274,12 +275,12 @@ def trainable(name: str, data: Dataset | ZooTask) -> TrainingSettings:
     return entry.training
 
 
-def _training_key(network: nn.Module, settings: TrainingSettings, data: Dataset | ZooTask) -> str:
+def _training_key(network: nn.Module, settings: TrainingSettings, data: Dataset | Task) -> str:
     # What a forward pass, the training loop or a loss does is in their code only.
     modules = [type(network).__module__, fit.__module__]
-    if isinstance(data, ZooTask):
+    if isinstance(data, Task):
         modules.append(data.loss.__module__)
-        tensors = [tensor for batch in data.calibration for tensor in tensors_of(batch)]
+        tensors = [tensor for batch in data.calibration for tensor in tensors_in(batch)]
     else:
         tensors = [data.train.images, data.train.labels]
     code = {module for module in modules if module.startswith("plywise.")}

@@ -127,6 +127,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")
             yield
     finally:
         logger.removeFilter(not_torchvision)

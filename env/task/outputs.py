@@ -13,6 +13,9 @@ from plywise.env.task.batch import tensors_in
 Distance = Callable[[Any, Any], Tensor]
 """How far outputs are from the original's on the same batch: one value an item, at least 0."""
 
+ROUNDING = 1e-4
+"""By so much a distance may fall below 0, for sums of floats are not exact."""
+
 LEAST_ENERGY = 1e-12
 """Of outputs, relative to which errors are measured."""
 
@@ -91,11 +94,11 @@ def checked_distance(distance: Distance) -> Distance:
                 f"the distance returns the shape {tuple(found.shape)}; it must return one value for each of the "
                 f"{count} items of a batch, ({count},)"
             )
-        if bool((found < 0).any()) or bool(found.isnan().any()):
+        if bool((found < -ROUNDING).any()) or bool(found.isnan().any()):
             raise ConfigurationError(
                 f"the distance returns {float(found.min()):.3g}; it must be at least 0, and 0 for equal outputs"
             )
-        return found
+        return found.clamp(min=0.0)
 
     return checked
 

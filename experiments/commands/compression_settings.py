@@ -15,6 +15,7 @@ from plywise.env.score.demand import Demand, make_demand
 from plywise.env.task.task import Task
 from plywise.experiments.commands.study import check_seed
 from plywise.experiments.data.normalisation import Normalisation, make_normalisation
+from plywise.experiments.networks.zoo import zoo_entry
 
 LIMITS = ("drop", "storage", "latency", "energy")
 """Short names of what a user may limit."""
@@ -69,6 +70,8 @@ class SourceSettings:
         """What to call the data."""
         if self.data is not None:
             return self.data
+        if self.task is None and isinstance(self.model, str):
+            return zoo_entry(self.model.removeprefix("zoo:")).dataset
         return self.task if isinstance(self.task, str) else OWN_DATA
 
 

@@ -18,7 +18,7 @@ from plywise.compressors.modules.static_quantized import ActivationRange, Static
 from plywise.env.network.operation import operations
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.operation_graph import operation_graph
-from plywise.env.runtime.runtime import accuracy_onnx, run_model, time_models
+from plywise.env.runtime.runtime import run_model, time_models
 
 IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -220,11 +220,11 @@ def test_what_is_priced_runs_on_the_kernels_of_the_export(layer, shape, expected
     assert (count[expected], count["QuantizeLinear"], count["DequantizeLinear"]) == (len(chain), 1, 1)
 
 
-def test_accuracy_and_timing_of_files(plain: Path) -> None:
-    labels = outputs(network()).argmax(1)
-    assert accuracy_onnx(plain, IMAGES, labels, batch=7) == 100.0
-    labels[:8] = (labels[:8] + 1) % 5
-    assert accuracy_onnx(plain, IMAGES, labels) == 75.0
+def test_outputs_do_not_depend_on_the_batch(plain: Path) -> None:
+    torch.testing.assert_close(run_model(plain, IMAGES, batch=7), run_model(plain, IMAGES), rtol=1e-5, atol=1e-6)
+
+
+def test_timing_of_files(plain: Path) -> None:
     timings = time_models([plain, plain], (1, 3, 8, 8), repeats=5)
     assert [0 < t.low_ms <= t.median_ms <= t.high_ms for t in timings] == [True, True]
 

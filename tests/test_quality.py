@@ -18,6 +18,7 @@ from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.recovery.recovery import recover
 from plywise.env.recovery.recovery_settings import RecoverySettings
+from plywise.env.recovery.training_data import AugmentedImages
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator, SurrogateEvaluator
 from plywise.env.walk.demand_sampler import DemandSampler
@@ -147,6 +148,6 @@ def test_a_fine_tuned_file_is_no_larger(subject, data):
     plan = Plan(subject.network.name, {layer.name: recipe for layer in subject.layers})
     before = subject.packed_bytes(subject.bank.stitch(plan).model)
     settings = RecoverySettings(epochs=2, learning_rate=1e-2)
-    found = recover(subject, plan, data.train, data.augmentation, settings, most_bytes=before)
+    found = recover(subject, plan, AugmentedImages(data.train, data.augmentation), settings, most_bytes=before)
     assert max(found.sizes) <= 1.002 * before, "scales, biases or formats grew; moved symbols cost a few bytes"
     assert subject.packed_bytes(found.model) <= before

@@ -31,6 +31,7 @@ from plywise.env.recovery.recovery_state import STATE_FILE
 from plywise.env.recovery.scaled_adam import ScaledAdam
 from plywise.env.recovery.trainable import TrainableNetwork
 from plywise.env.recovery.trained_leaf import Surgery, TrainedLeaf
+from plywise.env.recovery.training_data import AugmentedImages
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
 from plywise.experiments.commands.study import samples
@@ -73,9 +74,13 @@ def plan_of(recipes):
     return Plan("tiny", {name: Recipe.parse(text) for name, text in zip(LAYERS, recipes, strict=True)})
 
 
+def training(data):
+    return AugmentedImages(data.train, data.augmentation)
+
+
 def recovered(subject, data, recipes, file=None, track=recovery.untracked, most_bytes=None, **settings):
     chosen = RecoverySettings(**settings)
-    return recover(subject, plan_of(recipes), data.train, data.augmentation, chosen, file, track, most_bytes)
+    return recover(subject, plan_of(recipes), training(data), chosen, file, track, most_bytes)
 
 
 def leaves(model):
@@ -136,7 +141,7 @@ def test_the_original_is_not_touched(subject, data):
 def test_zeros_formats_and_ranges_survive(subject, data, tmp_path, settings):
     before = subject.bank.stitch(plan_of(MIXED)).model
     run = recovery._Run(
-        subject, TrainableNetwork(subject.bank, plan_of(MIXED)), data.train, data.augmentation,
+        subject, TrainableNetwork(subject.bank, plan_of(MIXED)), training(data),
         RecoverySettings(epochs=1, **settings),
     )  # fmt: skip
     for _ in range(run.steps):
@@ -253,7 +258,7 @@ def test_the_file_is_no_larger_after_training(subject, data, tmp_path, text):
     recipes = ("identity" if "low_rank" in text else text, text, text)
     network = TrainableNetwork(subject.bank, plan_of(recipes))
     settings = RecoverySettings(epochs=2, learning_rate=0.02)
-    run = recovery._Run(subject, network, data.train, data.augmentation, settings)
+    run = recovery._Run(subject, network, training(data), settings)
     before = copy.deepcopy(network.realise())
     for _ in range(run.steps):
         run.advance()
@@ -356,7 +361,7 @@ def test_gradients_reach_weights_that_surgery_took_away_and_no_others(subject, d
 
 def test_fine_tuning_splices(subject, data):
     network = TrainableNetwork(subject.bank, plan_of(SURGERY))
-    run = recovery._Run(subject, network, data.train, data.augmentation, RecoverySettings(epochs=2, learning_rate=0.1))
+    run = recovery._Run(subject, network, training(data), RecoverySettings(epochs=2, learning_rate=0.1))
     before = {name: part.mask.clone() for name, part in network._leaves.items() if part.mask is not None}
     assert set(before) == {"0.weight", "2.weight"}
     for _ in range(2 * SPLICE_STEPS + 1):
@@ -370,7 +375,7 @@ def test_fine_tuning_splices(subject, data):
 
 def test_incremental_quantisation_freezes_portion_by_portion(subject, data):
     network = TrainableNetwork(subject.bank, plan_of(("uniform_quantization(bits=4)",) * 2 + ("identity",)))
-    run = recovery._Run(subject, network, data.train, data.augmentation, RecoverySettings(epochs=1, incremental=True))
+    run = recovery._Run(subject, network, training(data), RecoverySettings(epochs=1, incremental=True))
     fmt, dense = network._leaves["2.weight"].fmt, network.parameters["2.weight"]
     held, shares = None, []
     for _ in range(run.steps):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.packing.packed_file import load_packed
 from plywise.env.prices.pricing import original_storage
 from plywise.env.runtime.onnx_export import export_onnx
-from plywise.env.runtime.runtime import running_model
 from plywise.env.subject import Subject
+from plywise.env.task.judge import Judge
 from plywise.env.task.metrics import Score
 from plywise.env.task.outputs import floats_in
 from plywise.env.task.samples import Samples
@@ -112,25 +113,26 @@ def _numbers(model: nn.Module, samples: Samples) -> Tensor:
     return torch.cat([each.flatten() for outputs in samples.outputs(model) for each in floats_in(outputs)])
 
 
-def check_onnx(path: Path, subject: Subject, test: Samples, expected: Score, found: Score, checks: Checks) -> None:
+def check_onnx(
+    path: Path, judge: Judge, expected: Score, found: Score, plainly: Callable[[], Score], checks: Checks
+) -> None:
     """Checks that the runtime reaches what the network in torch does.
 
     Args:
         path: the ONNX file.
-        subject: the network under study.
-        test: samples.
-        expected: score of the network in torch on them.
+        judge: of both.
+        expected: score of the network in torch.
         found: that of the file.
+        plainly: finds that of the file without optimisations of its graph.
         checks: told whether it does.
     """
-    judge, here, there = test.judge, expected.value, found.value
+    here, there = expected.value, found.value
     changes = None
     if expected.values is not None and found.values is not None and len(expected.values) == len(found.values):
         changes = found.values - expected.values
 
     def likely_cause() -> str:
-        interface, model = subject.network.interface, subject.network.model
-        plain = test.score(running_model(path, interface, model, optimised=False)).value
+        plain = plainly().value
         return (OPTIMISED if abs(plain - here) < abs(there - here) else KERNELS).format(judge.shown(plain))
 
     checks.compare(

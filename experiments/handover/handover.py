@@ -1,6 +1,7 @@
 """What a user gets: plan, ONNX file, packed weights and report, each checked against what was scored."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from plywise.experiments.handover.files import (
     write_json,
     write_network,
 )
-from plywise.experiments.handover.measuring import figures, measure_files
+from plywise.experiments.handover.measuring import figures, measure_files, score_file
 from plywise.experiments.handover.report import Origin, make_report
 from plywise.experiments.handover.run_folder import UNFINISHED
 from plywise.experiments.handover.uniform_int8 import uniform_format, uniform_plan
@@ -76,7 +77,9 @@ def hand_over(
         check_weights(subject, models[COMPRESSED], test, files[COMPRESSED].weights, checks)
     found = measured.files[COMPRESSED].score
     if found is not None:
-        check_onnx(files[COMPRESSED].onnx, subject, test, scores[COMPRESSED], found, checks)
+        onnx = files[COMPRESSED].onnx
+        plainly = partial(score_file, subject.network, onnx, test, optimised=False)
+        check_onnx(onnx, test.judge, scores[COMPRESSED], found, plainly, checks)
     report = make_report(subject, plan, demand, origin, blocks, checks, recovered)
     report |= {"energy_counter": measured.counter, "checksums": checksums(folder)}
     write_json(report, folder / REPORT)

@@ -95,8 +95,15 @@ def _score(subject: Subject, name: str, files: NetworkFiles, test: Samples, chec
     return checks.attempt(f"{name}: {ONNX} runs", REFUSED, lambda: score_file(subject.network, files.onnx, test))
 
 
-def score_file(network: Network, path: Path, test: Samples) -> Score:
-    """Returns the score of an exported file; nan where it puts out what is no number."""
+def score_file(network: Network, path: Path, test: Samples, optimised: bool = True) -> Score:
+    """Returns the score of an exported file; nan where it puts out what is no number.
+
+    Args:
+        network: that was exported, or what it was made from.
+        path: the file.
+        test: samples.
+        optimised: as for `running_model`.
+    """
     finite = True
     judge = test.judge
 
@@ -106,7 +113,8 @@ def score_file(network: Network, path: Path, test: Samples) -> Score:
         finite = finite and all(bool(tensor.isfinite().all()) for tensor in floats_in(outputs))
         return outputs
 
-    found = test.judged_by(replace(judge, forward=watched)).score(running_model(path, network.interface, network.model))
+    running = running_model(path, network.interface, network.model, optimised)
+    found = test.judged_by(replace(judge, forward=watched)).score(running)
     return found if finite else Score(math.nan)
 
 
@@ -149,7 +157,7 @@ def figures(
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
     device, timing, judge = subject.latency.device, measured.timing, subject.validation.judge
     block = {
-        "accuracy": None if measured.score is None else measured.score.value * judge.point,
+        "accuracy": _told(measured.score, judge.point),
         "torch_accuracy": score.value * judge.point,
         "storage_bytes": files.weights_bytes,
         "onnx_bytes": files.onnx.stat().st_size if files.onnx.is_file() else None,
@@ -164,6 +172,11 @@ def figures(
         energy = sum(energy_mj(chain, device.energies) for chain in chains.values())
         block |= {"energy_mj": energy, "energy_source": "modelled"}
     return block if device.is_here else block | _on_device(subject, list(chains.values()))
+
+
+def _told(score: Score | None, point: float) -> float | None:
+    """Returns a score in the metric's unit; None where there is none, or no number."""
+    return None if score is None or math.isnan(score.value) else score.value * point
 
 
 def _on_device(subject: Subject, chains: list[Chain]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Subject:
         validation: held-out samples that plans are scored on, in random order.
         accuracy: of the original on them, points.
         latency: of the device.
+        reference: gives the original's outputs on a batch.
         key, store: what all figures are kept under, and where.
     """
 
@@ -102,9 +103,9 @@ class Subject:
             calibrated = calibrate(self.network, laid_out, seed)
         self.bank = Bank(self.network, calibrated, BankFolder.cached(self.key), repair)
         self.store = ResultStore(cache_folder() / "results.sqlite")
-        self._reference = Reference(self.network.model, judge.forward)
+        self.reference = Reference(self.network.model, judge.forward)
         for batch in self.validation:
-            if not all(bool(tensor.isfinite().all()) for tensor in floats_in(self._reference(batch))):
+            if not all(bool(tensor.isfinite().all()) for tensor in floats_in(self.reference(batch))):
                 raise ModelError(f"{name}: some outputs are no numbers on the validation samples; are its weights?")
         self._original = self.validation.score(self.network.model)
         self.accuracy = self._original.value
@@ -178,7 +179,7 @@ class Subject:
 
     def _priced_anew(self) -> PriceTable:
         pricer = Pricer(self.bank, self.whole)
-        probed = ProbeSamples.of(self.validation, self._reference)
+        probed = ProbeSamples.of(self.validation, self.reference)
         steps = surveyed(Survey(pricer, probed, self.store, self.key))
         looked_at = self._track(steps, f"{self.network.name}: how sensitive each layer is", len(self.layers))
         found = {each.layer: each.sensitivity for each in looked_at}
@@ -194,7 +195,7 @@ class Subject:
     def _chance(self) -> float:
         """What guessing reaches, points: where the metric does not know it, the original with zeros for outputs."""
         judge, (first,) = self.validation.judge, self.validation.first(1)
-        known = judge.metric.chance(self._reference(first))
+        known = judge.metric.chance(self.reference(first))
         if known is not None:
             return known
         try:

@@ -22,6 +22,7 @@ from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.menu import legal_recipes
 from plywise.env.network.network import Network
 from plywise.env.network.scheme import Scheme
+from plywise.env.task.samples import labelled
 
 # Calibration
 
@@ -29,7 +30,7 @@ from plywise.env.network.scheme import Scheme
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_statistics_tell_the_moments_of_the_outputs(kind):
     network = Network.of(build(kind), images(4))
-    calibration = calibrate(network, images(), labels())
+    calibration = calibrate(network, labelled(images(), labels()))
     for layer in network.layers:
         module, found = network.modules[layer.name], calibration.statistics[layer.name]
         matrix = weight_matrices(module)
@@ -46,7 +47,7 @@ def test_statistics_tell_the_moments_of_the_outputs(kind):
 
 def test_calibration_is_the_same_for_the_same_seed():
     network = Network.of(build(Plain), images(4))
-    first, second, other = (calibrate(network, images(), labels(), seed) for seed in (0, 0, 1))
+    first, second, other = (calibrate(network, labelled(images(), labels()), seed) for seed in (0, 0, 1))
     for name, found in first.statistics.items():
         assert torch.equal(found.covariance, second.statistics[name].covariance)
         assert torch.equal(found.inputs, second.statistics[name].inputs)
@@ -61,9 +62,9 @@ WORDS = torch.randint(40, (32, 6), generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(("model", "inputs"), [(build(Depthwise), images(32)), (EMBEDDED, WORDS)])
 def test_calibration_in_batches_sees_what_one_batch_sees(model, inputs, monkeypatch):
     network = Network.of(model, inputs[:4])
-    whole = calibrate(network, inputs, labels(32))
+    whole = calibrate(network, labelled(inputs, labels(32)))
     monkeypatch.setattr("plywise.env.calibration.calibration.BATCH", 5)
-    parts = calibrate(network, inputs, labels(32))
+    parts = calibrate(network, labelled(inputs, labels(32)))
     for name, found in whole.statistics.items():
         other = parts.statistics[name]
         torch.testing.assert_close(other.covariance, found.covariance, rtol=1e-4, atol=1e-5)
@@ -89,7 +90,7 @@ def test_values_that_are_not_finite_are_refused():
         model.conv2.weight[0] = float("inf")
     network = Network.of(model, images(4))
     with pytest.raises(ModelError, match=r"conv2 gives values that are not finite"):
-        calibrate(network, images(), labels())
+        calibrate(network, labelled(images(), labels()))
 
 
 # Stitching

@@ -23,6 +23,7 @@ from plywise.env.costs.trial_graphs import shapes_of
 from plywise.env.network.network import Network
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import open_session, run_model, run_session
+from plywise.env.task.samples import labelled
 
 OUTPUTS = "its channels are the network's outputs"
 BLOCKS = ("blocks.0", "blocks.1")
@@ -71,7 +72,7 @@ def cut_in_half(bank, *leaders):
 
 def banked(kind):
     network = Network.of(build(kind), images(4))
-    return Bank(network, calibrate(network, images(), labels()))
+    return Bank(network, calibrate(network, labelled(images(), labels())))
 
 
 def outputs_of(model, count=32):
@@ -124,7 +125,7 @@ def test_heads_of_a_fused_projection_go_whole():
     bank = banked(Vision)
     with torch.no_grad():
         bank.network.modules["blocks.0.att.proj"].weight[:, 4:12] = 0.0  # heads that nothing reads
-    bank = Bank(bank.network, calibrate(bank.network, images(), labels()))
+    bank = Bank(bank.network, calibrate(bank.network, labelled(images(), labels())))
     cut = bank.stitch(cut_in_half(bank, "blocks.0.att.qkv"), NONE).model.blocks[0].att.qkv
     kept = [16 * part + place for part in range(3) for place in (0, 1, 2, 3, 12, 13, 14, 15)]
     assert torch.equal(cut.weight, bank.network.modules["blocks.0.att.qkv"].weight[kept])

@@ -19,6 +19,7 @@ from plywise.env.calibration.calibration import calibrate
 from plywise.env.network import group_finding
 from plywise.env.network.channel_groups import cut
 from plywise.env.network.network import Network
+from plywise.env.task.samples import labelled
 
 PARTS = ("query", "key", "value")
 GROUPS = {
@@ -75,7 +76,7 @@ RECIPE = "filter_pruning(ratio=0.5)"
 
 def banked(name):
     network = Network.of(build(BY_NAME[name]), images(4), name)
-    return Bank(network, calibrate(network, images(), labels()))
+    return Bank(network, calibrate(network, labelled(images(), labels())))
 
 
 def pruning(network, leader):
@@ -208,7 +209,7 @@ def test_a_head_that_nothing_reads_goes_first():
     model = build(Crossed)
     model.attention.out_proj.weight.detach()[:, 8:16] = 0.0
     network = Network.of(model, images(4))
-    bank = Bank(network, calibrate(network, images(), labels()))
+    bank = Bank(network, calibrate(network, labelled(images(), labels())))
     plan = pruning(network, "attention.query")
     (kept,) = bank.kept(bank.state(plan)).values()
     assert kept.tolist() == [0, 2]

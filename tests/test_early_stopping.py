@@ -22,16 +22,15 @@ def test_no_more_can_be_right_than_a_draw_allows(right: int, seen: int, total: i
         assert hypergeom.cdf(right, total, most + 1, seen) < 0.01
 
 
-def outputs(right: np.ndarray) -> torch.Tensor:
-    """Logits that are right (class 1) or wrong."""
-    return torch.stack([torch.from_numpy(~right), torch.from_numpy(right)], 1).float()
+def values(right: np.ndarray) -> torch.Tensor:
+    """The values of right and wrong answers, points."""
+    return 100.0 * torch.from_numpy(right).float()
 
 
 def run(right: np.ndarray, needed: float, batch: int) -> tuple[EarlyStopping, int]:
-    """Shows outputs, right or wrong, batch by batch; returns what stops, and how many outputs it has seen."""
-    logits, labels = outputs(right), torch.ones(len(right), dtype=torch.int64)
-    stopping, seen = EarlyStopping(labels, torch.eye(2)[labels], lambda look: look.most_accuracy < needed), 0
-    for part in logits.split(batch):
+    """Shows values of right and wrong answers batch by batch; returns what stops, and how many it has seen."""
+    stopping, seen = EarlyStopping(torch.full((len(right),), 100.0), lambda look: look.most_accuracy < needed), 0
+    for part in values(right).split(batch):
         seen += len(part)
         if stopping(part):
             break
@@ -57,10 +56,9 @@ def test_plans_good_enough_are_stopped_no_more_often_than_promised(monkeypatch: 
 
 
 def test_a_look_falls_due_once_however_large_the_batches() -> None:
-    labels, original = torch.ones(64, dtype=torch.int64), outputs(np.arange(64) >= 5)
-    stopping = EarlyStopping(labels, original, lambda look: False)
+    stopping = EarlyStopping(values(np.arange(64) >= 5), lambda look: False)
     for size in (20, 4, 4, 4, 4, 28):
-        assert not stopping(outputs(np.zeros(size, bool)))
+        assert not stopping(values(np.zeros(size, bool)))
     # After 20, which is past an eighth and a quarter, and after 32; all 64 are no early look.
     assert [look.seen for look in stopping.looks] == [20 / 64, 32 / 64]
     assert [look.drop for look in stopping.looks] == pytest.approx([100 * 15 / 20, 100 * 27 / 32])  # on the same images

@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_stitched_network(subject, tmp_path):
     outcome = ExactEvaluator(subject, DEMAND).evaluate(actions)
     model = subject.bank.stitch(subject.plan(actions)).model
     held_out = subject.validation
-    drop = subject.accuracy - held_out.accuracy(held_out.logits(model))
+    drop = subject.accuracy - held_out.score(model).value
     assert drop > 0
     assert outcome.drop == pytest.approx(drop)
     assert outcome == judge(DEMAND, subject.price().original, outcome.cost, outcome.drop)

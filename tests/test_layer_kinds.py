@@ -25,6 +25,7 @@ from plywise.env.network.operation import operations
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.operation_graph import operation_graph
 from plywise.env.runtime.runtime import open_session, random_inputs, run_model, run_session
+from plywise.env.task.samples import labelled
 
 UPSAMPLING = [kind for kind in KINDS if isinstance(layer_of(kind), TRANSPOSED)]
 
@@ -72,7 +73,7 @@ INPUTS = {Upscaler: images, Words: words}
 @cache
 def bank_of(kind):
     network = Network.of(build(kind), INPUTS[kind]()[:4], kind.__name__)
-    return Bank(network, calibrate(network, INPUTS[kind](), labels()))
+    return Bank(network, calibrate(network, labelled(INPUTS[kind](), labels())))
 
 
 def planned(network, text):

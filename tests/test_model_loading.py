@@ -118,7 +118,7 @@ def test_weights_are_loaded(tmp_path, digits, spec, suffix):
 
 def test_digits_network_without_weights_is_trained(digits):
     validation = samples(digits.validation)
-    assert validation.accuracy(validation.logits(load_model("digits-mlp", dataset=digits))) >= 97
+    assert validation.score(load_model("digits-mlp", dataset=digits)).value >= 97
 
 
 def test_factory_of_a_file(factories, digits):
@@ -277,4 +277,4 @@ def test_resnet20_reaches_its_known_accuracy():
     data = load_dataset(f"cifar10:{folder / 'cifar10-jpeg.zip'}")
     model = load_model("resnet20", folder / "zoo" / "resnet20-cifar10.safetensors", data)
     test = samples(data.test)
-    assert test.accuracy(test.logits(model)) == pytest.approx(88.04, abs=0.02)
+    assert test.score(model).value == pytest.approx(88.04, abs=0.02)

@@ -39,8 +39,12 @@ class Norms(nn.Module):
         return self.head(self.after_sum(out + 1))
 
 
+def run(model):
+    return model(images(2))
+
+
 def folded_of(model):
-    return fold_batch_norms(model, trace(model, images(2)))
+    return fold_batch_norms(model, trace(model, run))
 
 
 @pytest.mark.parametrize("kind", [*NETWORKS, Norms])
@@ -91,7 +95,7 @@ def test_a_layer_that_runs_twice_is_not_folded():
 
 
 def test_trace_sees_order_shapes_and_the_relu_that_follows():
-    calls = {call.name: call for call in trace(build(Plain), images(2))}
+    calls = {call.name: call for call in trace(build(Plain), run)}
     assert list(calls) == ["conv1", "norm1", "conv2", "norm2", "head"]
     assert calls["conv2"].input_shape == (16, 8, 8)
     assert calls["conv2"].output_shape == (24, 4, 4)
@@ -113,7 +117,7 @@ def test_trace_sees_order_shapes_and_the_relu_that_follows():
 )
 def test_range_of_what_follows(activation, expected):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), activation, nn.Flatten(), nn.Linear(256, 5)).eval()
-    assert trace(model, images(2))[0].relu == expected
+    assert trace(model, run)[0].relu == expected
 
 
 def test_a_relu_beside_another_reader_decides_nothing():
@@ -126,7 +130,7 @@ def test_a_relu_beside_another_reader_decides_nothing():
             out = self.conv(inputs)
             return F.relu(out) + out
 
-    assert trace(build(Both), images(2))[0].relu is None
+    assert trace(build(Both), run)[0].relu is None
 
 
 def test_assemble_shares_all_but_what_it_exchanges():

@@ -14,6 +14,7 @@ from plywise.env.costs.graph_template import GraphTemplate
 from plywise.env.network.network import Network
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model, time_model
+from plywise.env.task.samples import labelled
 
 IMAGES = torch.randn(48, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(48) % 5
@@ -98,7 +99,7 @@ ODD = (WithoutGradient, Detached, AllWithoutGradient, Auxiliary, Experts, ByKeyw
 
 def banked(kind):
     network = Network.of(kind(), IMAGES[:8], kind.__name__)
-    return Bank(network, calibrate(network, IMAGES, LABELS))
+    return Bank(network, calibrate(network, labelled(IMAGES, LABELS)))
 
 
 def plan_of(network, recipe):

@@ -14,6 +14,7 @@ from plywise.env.network.network import Network
 from plywise.env.network.scheme import Scheme
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import open_session, run_session
+from plywise.env.task.samples import labelled
 
 
 class SameConv(nn.Conv2d):
@@ -108,7 +109,7 @@ class Refused(nn.Module):
 @pytest.fixture(scope="module")
 def bank():
     network = Network.of(build(Own), images(4), "own")
-    return Bank(network, calibrate(network, images(), labels()))
+    return Bank(network, calibrate(network, labelled(images(), labels())))
 
 
 def test_plain_layers_inside_of_a_users_own_are_layers(bank):

@@ -34,6 +34,7 @@ from plywise.env.recovery.trained_leaf import Surgery, TrainedLeaf
 from plywise.env.recovery.training_data import AugmentedImages
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
+from plywise.env.task.samples import labelled
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.handover.handover import hand_over
@@ -109,7 +110,7 @@ def test_a_badly_compressed_network_gets_better(subject, data, mode):
     assert len(found.accuracies) == 4
     assert found.accuracies[0] == pytest.approx(subject.measure(plan_of(BAD)).accuracy)
     validation = subject.validation
-    assert validation.accuracy(validation.logits(found.model)) == found.accuracy
+    assert validation.score(found.model).value == found.accuracy
 
 
 def test_the_teacher_makes_a_difference(subject, data):
@@ -184,7 +185,7 @@ def test_zeros_from_before_rounding_stay_and_those_of_rounding_may_move(subject,
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_every_plan_can_be_trained_and_starts_as_it_was_stitched(kind, seed):
     network = Network.of(build(kind), images(4), kind.__name__)
-    bank = Bank(network, calibrate(network, images(), labels()))
+    bank = Bank(network, calibrate(network, labelled(images(), labels())))
     generator = random.Random(seed)
     menus = {layer.name: legal_recipes(layer, network.modules[layer.name]) for layer in network.layers}
     plan = Plan(network.name, {name: generator.choice(menu) for name, menu in menus.items()})
@@ -196,7 +197,7 @@ def test_every_plan_can_be_trained_and_starts_as_it_was_stitched(kind, seed):
 
 def test_blocks_are_trained_in_all_their_leaves():
     network = Network.of(build(Identity), images(4), "identity")
-    bank = Bank(network, calibrate(network, images(), labels()))
+    bank = Bank(network, calibrate(network, labelled(images(), labels())))
     chosen = {
         "inner": "fire + dynamic_surgery + uniform_quantization(bits=4)",
         "outer": "micro_mlp(ratio=0.6) + magnitude_pruning + uniform_quantization(bits=4) + activation_quantization",
@@ -477,7 +478,7 @@ def test_the_hand_over_is_of_the_recovered_network(subject, data, tmp_path, monk
         report = hand_over(subject, plan_of(BAD), Demand(50.0), test, tmp_path, origin, found)
     files = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
-    assert report["compressed"]["torch_accuracy"] == test.accuracy(test.logits(found.model))
+    assert report["compressed"]["torch_accuracy"] == test.score(found.model).value
     assert report["validation"]["compressed_accuracy"] == found.accuracy > found.accuracies[0]
     said = report["recovery"]
     assert (said["recover"], said["epochs"], said["best_epoch"]) == ("finetune", 2, found.best_epoch)

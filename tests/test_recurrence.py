@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from made_up_device import FakeLatency
-from plywise.env.network.samples import Samples
 from tiny_banks import outputs_of
 from torch import nn
 from torch.nn.utils import weight_norm
@@ -34,6 +33,7 @@ from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import open_session, random_inputs, run_model, run_session
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
+from plywise.env.task.samples import labelled
 
 KINDS = (nn.LSTM, nn.GRU)
 
@@ -136,13 +136,13 @@ def inputs_of(network, count, seed=1):
 
 def samples(model, count, seed):
     inputs = inputs_of(model, count, seed)
-    return Samples(inputs, outputs_of(model, inputs).argmax(1))
+    return labelled(inputs, outputs_of(model, inputs).argmax(1))
 
 
 def banked(model):
     network = Network.of(model, inputs_of(model, 4), "recurrent")
     data = samples(model, 96, 1)
-    return Bank(network, calibrate(network, data.inputs, data.labels))
+    return Bank(network, calibrate(network, labelled(data.inputs, data.labels)))
 
 
 def plan_of(network, *texts):
@@ -386,9 +386,9 @@ def test_a_recurrence_is_trained():
 def test_remembered_outputs_are_those_of_the_network():
     bank = banked(made(Classifier))
     data = samples(bank.network.original, 70, 5)
-    scorer = Scorer(bank, data)
+    scorer = Scorer(bank)
     for texts in (("uniform_quantization(bits=4)",), ("uniform_quantization(bits=4)", "low_rank(ratio=0.6)")):
-        stitched, logits = scorer.run(plan_of(bank.network, *texts))
+        stitched, logits = scorer.run(plan_of(bank.network, *texts), data.logits)
         assert torch.equal(logits, data.logits(stitched.model))
 
 

@@ -23,6 +23,7 @@ from plywise.env.bank.repair_target import find_targets, places_of, rows_of
 from plywise.env.calibration.calibration import calibrate, moments
 from plywise.env.network.network import Network
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
+from plywise.env.task.samples import labelled
 
 # Moments
 
@@ -115,7 +116,7 @@ def test_channels_without_any_spread_are_left_finite():
         model.conv2.weight[:5] = 0.0
         model.norm2.weight[5:8] = 0.0
     network = Network.of(model, images(4))
-    bank = Bank(network, calibrate(network, images(), labels()))
+    bank = Bank(network, calibrate(network, labelled(images(), labels())))
     for recipe in ("uniform_quantization(bits=2)", "low_rank(ratio=0.4) + magnitude_pruning"):
         outputs = outputs_of(bank.stitch(plan_of(network, conv2=recipe)).model, images())
         assert bool(torch.isfinite(outputs).all())
@@ -152,7 +153,7 @@ def test_least_squares_help_on_inputs_that_they_have_not_seen():
     gains = []
     for kind in (Plain, Identity, Residual, Sequence, Perceptron, Encoder):
         network = Network.of(build(kind), images(4), kind.__name__)
-        bank = Bank(network, calibrate(network, images(512), labels(512)))
+        bank = Bank(network, calibrate(network, labelled(images(512), labels(512))))
         texts = {layer.name: "uniform_quantization(bits=3)" for layer in network.layers}
         for layer in network.layers:
             if network.unsupported(layer.name, Recipe.parse("low_rank(ratio=0.4)")) is None:
@@ -303,7 +304,7 @@ def into_the_shortcut(net, inputs):
     ],
 )
 def test_what_is_added_is_found_where_it_is_known_in_time(join, expected):
-    found = find_shortcuts(Alongside(join).eval(), torch.randn(4, 6), {"one", "two", "three"})
+    found = find_shortcuts(Alongside(join).eval(), lambda net: net(torch.randn(4, 6)), {"one", "two", "three"})
     assert found == {layer: place for layer, place in expected.items() if place is not None}
 
 

@@ -18,6 +18,7 @@ from plywise.env.costs.device import Device
 from plywise.env.network.network import Network
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model
+from plywise.env.task.samples import labelled
 from plywise.experiments.commands.study import load_both, samples
 
 LAYERS = {
@@ -186,7 +187,7 @@ def resnet20():
     model, dataset = load_both("zoo:resnet20", f"cifar10:{DATA / 'cifar10-jpeg.zip'}", weights)
     seen = samples(dataset.train, 256)
     network = Network.of(model, seen.inputs[:1])
-    return Bank(network, calibrate(network, seen.inputs, seen.labels)), samples(dataset.test, 1000)
+    return Bank(network, calibrate(network, labelled(seen.inputs, seen.labels))), samples(dataset.test, 1000)
 
 
 @pytest.mark.slow

@@ -99,9 +99,9 @@ class CountingMemory(ActivationMemory):
 @pytest.mark.parametrize("kind", [*NETWORKS, InPlace])
 def test_what_is_reused_is_what_would_have_been_computed(kind, ceiling):
     bank, memory = banked(kind), CountingMemory(ceiling)
-    scorer = Scorer(bank, SAMPLES, memory)
+    scorer = Scorer(bank, memory)
     for plan in walk(bank.network, 6):
-        stitched, logits = scorer.run(plan, Repair(inputs=32))
+        stitched, logits = scorer.run(plan, SAMPLES.logits, Repair(inputs=32))
         alone = bank.stitch(plan, Repair(inputs=32))
         assert torch.equal(logits, SAMPLES.logits(alone.model))
         assert stitched.replaced.keys() == alone.replaced.keys()
@@ -113,16 +113,16 @@ def test_what_is_reused_is_what_would_have_been_computed(kind, ceiling):
 
 def test_layers_before_the_change_do_not_run_again():
     bank = banked(Residual)
-    scorer, ran = Scorer(bank, SAMPLES, ActivationMemory(PLENTY)), []
+    scorer, ran = Scorer(bank, ActivationMemory(PLENTY)), []
     first, second = ({"b2": "uniform_quantization(bits=4)"}, {"b2": "low_rank(ratio=0.4)"})
     plans = [
         Plan("Residual", {layer.name: Recipe.parse(texts.get(layer.name, "identity")) for layer in bank.network.layers})
         for texts in (first, second)
     ]
-    scorer.run(plans[0])
+    scorer.run(plans[0], SAMPLES.logits)
     for layer in bank.network.layers:
         bank.network.modules[layer.name].register_forward_hook(lambda *_, name=layer.name: ran.append(name))
-    scorer.run(plans[1])
+    scorer.run(plans[1], SAMPLES.logits)
     assert not ran  # "b2" and "head", which is repaired, are other modules now
 
 
@@ -132,9 +132,10 @@ def test_nothing_is_remembered_behind_the_layers_that_later_plans_begin_with(kin
     plan, units = next(walk(bank.network, 1)), find_units(bank.network)
     keep = units[1].layers
     few, all_of_it = CountingMemory(PLENTY), ActivationMemory(PLENTY)
-    scorers = [Scorer(bank, SAMPLES, memory) for memory in (few, all_of_it)]
+    scorers = [Scorer(bank, memory) for memory in (few, all_of_it)]
     for turn in (1, 2):
-        assert torch.equal(scorers[0].run(plan, keep=keep)[1], scorers[1].run(plan)[1])
+        found = scorers[0].run(plan, SAMPLES.logits, keep=keep)[1], scorers[1].run(plan, SAMPLES.logits)[1]
+        assert torch.equal(*found)
         assert 0 < few.used < all_of_it.used
         assert (few.hits > 0) == (turn == 2)
 
@@ -143,9 +144,10 @@ def test_networks_that_share_a_memory_do_not_get_each_others_outputs():
     memory = ActivationMemory(PLENTY)
     for seed in (0, 1):
         network = Network.of(build(Plain, seed), images(4))
-        bank = Bank(network, calibrate(network, images(), labels()))
+        bank = Bank(network, calibrate(network, labelled(images(), labels())))
         for plan in walk(network, 2):
-            assert torch.equal(Scorer(bank, SAMPLES, memory).run(plan)[1], SAMPLES.logits(bank.stitch(plan).model))
+            found = Scorer(bank, memory).run(plan, SAMPLES.logits)[1]
+            assert torch.equal(found, SAMPLES.logits(bank.stitch(plan).model))
 
 
 def test_units_are_the_largest_modules_of_few_layers():

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from tiny_networks import Identity, Plain, build, images, labels
+from torch import nn
 
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.bank.bank import Bank
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.menu import legal_recipes
 from plywise.env.network.network import Network
-from plywise.env.prices.sensitivity import PROBES, ProbeSamples, Probing, _line, divergence
+from plywise.env.prices.sensitivity import PROBES, ProbeSamples, Probing, _line
+from plywise.env.task.judge import Reference
+from plywise.env.task.outputs import divergences
 from plywise.env.task.samples import labelled
 
 HARM = {"uniform_quantization": 1.0, "step_quantization": 0.1, "magnitude_pruning": 5.0, "low_rank": 30.0}
@@ -41,12 +44,12 @@ class MadeUp:
 @pytest.fixture(scope="module", params=[Plain, Identity])
 def studied(request):
     network = Network.of(build(request.param), images(4))
-    bank = Bank(network, calibrate(network, images(), labels()))
+    bank = Bank(network, calibrate(network, labelled(images(), labels())))
     recipes = {layer.name: legal_recipes(layer, network.modules[layer.name]) for layer in network.layers}
 
     def found(store):
         some = labelled(images(8), labels()[:8])
-        probed = ProbeSamples.of(some, some.logits(network.model))
+        probed = ProbeSamples.of(some, Reference(network.model, network.forward))
         probing = Probing(bank, recipes, probed, store, "key")
         return {layer.name: probing.sensitivity(layer) for layer in network.layers}
 
@@ -158,19 +161,35 @@ def confident():
     return labelled(torch.arange(1000.0)[:, None], torch.zeros(1000, dtype=torch.int64)), logits
 
 
+class Told(nn.Module):
+    """Puts out the logits of a place."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+        self.eval()
+
+    def forward(self, places):
+        return self.logits[places[:, 0].long()]
+
+
+def told(logits):
+    return lambda batch: Told(logits)(batch[0])
+
+
 def test_few_samples_tell_the_divergence_of_all(confident):
     samples, logits = confident
-    probed = ProbeSamples.of(samples, logits, 100)
+    probed = ProbeSamples.of(samples, told(logits), 100)
     assert len(probed.samples) == 100
     places = probed.samples.inputs[:, 0].long()
-    assert (probed.logits == logits[places]).all()
+    assert (torch.cat(probed.outputs) == logits[places]).all()
     generator = torch.Generator().manual_seed(1)
     errors, plain = [], []
     for size in (0.1, 0.2, 0.4, 0.8) * 5:
         changed = logits + size * torch.randn(logits.shape, generator=generator)
-        whole = divergence(logits, changed)
-        errors.append(np.log(probed.divergence(changed[places]) / whole))
-        plain.append(np.log(divergence(logits[:100], changed[:100]) / whole))
+        apart = divergences(changed, logits)
+        errors.append(np.log(probed.divergence(Told(changed)) / float(apart.mean())))
+        plain.append(np.log(float(apart[:100].mean() / apart.mean())))
     assert np.linalg.norm(errors) < 0.6 * np.linalg.norm(plain)
     assert abs(np.mean(errors)) < 0.1
 
@@ -179,14 +198,15 @@ def test_where_there_are_few_samples_all_are_probed(confident):
     samples, logits = confident
     few, changed = samples.first(60), logits[:60] + 1.0
     changed[:, 0] += 1.0
-    probed = ProbeSamples.of(few, logits[:60], 128)
+    probed = ProbeSamples.of(few, told(logits), 128)
     assert len(probed.samples) == 60
-    places = probed.samples.inputs[:, 0].long()
-    assert probed.divergence(changed[places]) == pytest.approx(divergence(logits[:60], changed), rel=1e-5)
+    expected = float(divergences(changed, logits[:60]).mean())
+    assert probed.divergence(Told(changed)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_original_that_is_sure_of_everything_can_be_probed():
     logits = 1000.0 * torch.eye(10).repeat(30, 1)
-    probed = ProbeSamples.of(labelled(torch.zeros(300, 1), torch.zeros(300, dtype=torch.int64)), logits, 50)
+    few = labelled(torch.arange(300.0)[:, None], torch.zeros(300, dtype=torch.int64))
+    probed = ProbeSamples.of(few, told(logits), 50)
     assert len(probed.samples) == 50
     assert float(probed.weights.sum()) == pytest.approx(1.0)

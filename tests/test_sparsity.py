@@ -20,6 +20,7 @@ from plywise.compressors.statistics.leaves import effective_matrix
 from plywise.compressors.statistics.statistics import CRITERIA, LayerStatistics
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
+from plywise.env.task.samples import labelled
 
 SPARSE = [technique for kind in techniques().values() if kind.stage == Stage.SPARSITY for technique in kind.grid()]
 ACCEPTED = [(t, kind) for t, kind in itertools.product(SPARSE, KINDS) if t.unsupported(layer_of(kind)) is None]
@@ -238,7 +239,7 @@ def test_a_density_out_of_range_is_refused(density):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_every_criterion_ranks_every_group(kind):
     network = Network.of(build(kind), images(4))
-    statistics = calibrate(network, images(), labels()).statistics
+    statistics = calibrate(network, labelled(images(), labels())).statistics
     for group in network.groups:
         for criterion in CRITERIA:
             found = statistics[group.leader].importance[criterion]
@@ -254,7 +255,7 @@ def test_every_criterion_ranks_every_group(kind):
 
 def test_criteria_say_what_they_mean():
     network = Network.of(build(Plain), images(4))
-    found = calibrate(network, images(), labels()).statistics["conv1"].importance
+    found = calibrate(network, labelled(images(), labels())).statistics["conv1"].importance
     rows = weight_of(network.modules["conv1"]).flatten(1)
     assert torch.allclose(found["l1"], rows.abs().sum(1))
     assert torch.allclose(found["l2"], rows.square().sum(1).sqrt())
@@ -262,10 +263,8 @@ def test_criteria_say_what_they_mean():
 
 
 def test_random_importance_follows_the_seed():
-    network = Network.of(build(Identity), images(4))
-    first, again, other = (
-        calibrate(network, images(), labels(), seed).statistics["stem"].importance["random"] for seed in (0, 0, 1)
-    )
+    network, seen = Network.of(build(Identity), images(4)), labelled(images(), labels())
+    first, again, other = (calibrate(network, seen, seed).statistics["stem"].importance["random"] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -289,6 +288,6 @@ def test_reconstruction_keeps_one_of_each_pair_of_copies():
     model = Copies().eval()
     inputs = torch.randn(256, 12)
     network = Network.of(model, inputs[:4])
-    statistics = calibrate(network, inputs, torch.randint(3, (256,))).statistics
+    statistics = calibrate(network, labelled(inputs, torch.randint(3, (256,)))).statistics
     kept = statistics["hidden"].importance["reconstruction"].argsort(descending=True)[:4] % 4
     assert sorted(kept.tolist()) == [0, 1, 2, 3]

@@ -18,6 +18,7 @@ from plywise.env.network.network import Network
 from plywise.env.recovery.trainable import TrainableNetwork
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import open_session, run_session
+from plywise.env.task.samples import labelled
 
 
 class Asking(nn.Module):
@@ -46,7 +47,7 @@ class Asking(nn.Module):
 @pytest.fixture(scope="module")
 def bank():
     network = Network.of(build(Asking), images(4), "asking")
-    return Bank(network, calibrate(network, images(), labels()))
+    return Bank(network, calibrate(network, labelled(images(), labels())))
 
 
 PLANS = {

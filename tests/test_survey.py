@@ -27,9 +27,8 @@ def survey_in(tmp_path, monkeypatch):
             labelled(images(64, 3), labels(64, 3)),
             latency=FakeLatency(),
         )
-        logits = subject.validation.logits(subject.network.model)
-        pricer = Pricer(subject.bank, subject.whole)
-        return Survey(pricer, ProbeSamples.of(subject.validation, logits), subject.store, subject.key)
+        probed = ProbeSamples.of(subject.validation, subject.reference)
+        return Survey(Pricer(subject.bank, subject.whole), probed, subject.store, subject.key)
 
     return prepare
 

@@ -20,6 +20,7 @@ from plywise.env.network.scheme import Scheme
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.operation_graph import operation_graph
 from plywise.env.runtime.runtime import open_session, run_session
+from plywise.env.task.samples import labelled
 
 
 class Volumes(nn.Module):
@@ -50,7 +51,7 @@ def volumes(count=48):
 def bank():
     network = Network.of(build(Volumes), volumes(4), "volumes")
     labels = torch.randint(5, (48,), generator=torch.Generator().manual_seed(2))
-    return Bank(network, calibrate(network, volumes(), labels))
+    return Bank(network, calibrate(network, labelled(volumes(), labels)))
 
 
 def test_channels_are_cut_through_sums_and_norms(bank):

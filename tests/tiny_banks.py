@@ -8,11 +8,12 @@ from plywise.compressors.recipes.technique import Recipe
 from plywise.env.bank.bank import Bank
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
+from plywise.env.task.samples import labelled
 
 
 def banked(kind):
     network = Network.of(build(kind), images(4), kind.__name__)
-    return Bank(network, calibrate(network, images(), labels()))
+    return Bank(network, calibrate(network, labelled(images(), labels())))
 
 
 def plan_of(network, recipe="identity", **recipes):

@@ -45,6 +45,12 @@ class Study:
     test: Samples
     task: BoundTask | None = None
 
+    @property
+    def images(self) -> Labelled:
+        """The test samples of a classifier of a dataset's images."""
+        assert isinstance(self.test, Labelled)
+        return self.test
+
 
 def study(
     model: str,

@@ -25,6 +25,7 @@ from plywise.env.execution.progress import tracked
 from plywise.env.prices.prices import PriceTable
 from plywise.env.recovery.recovery import recover
 from plywise.env.recovery.recovery_settings import RecoverySettings
+from plywise.env.recovery.training_data import AugmentedImages
 from plywise.env.score.surrogate import Surrogate
 from plywise.env.task.samples import Samples
 from plywise.experiments.commands.study import Study, random_part, study
@@ -185,9 +186,11 @@ def _tuned(
     """Returns which test images a plan gets wrong once it is fine-tuned, and the seconds that this took."""
     asked = [studied.subject.key, len(dataset.train), settings.as_json(), list(map(str, plan.values()))]
 
+    training = AugmentedImages(dataset.train, dataset.augmentation)
+
     def run(state: Path) -> dict[str, Any]:
         started = time.process_time()
-        recovered = recover(studied.subject, plan, dataset.train, dataset.augmentation, settings, state)
+        recovered = recover(studied.subject, plan, training, settings, state)
         return {"seconds": time.process_time() - started, "missed": _missed(studied.test, recovered.model)}
 
     found = kept_run(folder, asked, run)
@@ -196,7 +199,9 @@ def _tuned(
 
 def _missed(samples: Samples, model: nn.Module) -> list[int]:
     """Returns the places of the samples that a network gets wrong."""
-    found: list[int] = (samples.logits(model).argmax(1) != samples.labels).nonzero().flatten().tolist()
+    values = samples.score(model).values
+    assert values is not None
+    found: list[int] = (values == 0).nonzero().flatten().tolist()
     return found
 
 

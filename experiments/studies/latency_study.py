@@ -27,6 +27,7 @@ from plywise.env.network.network import Network
 from plywise.env.prices.pricing import Pricer
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import relative_time, time_model
+from plywise.env.task.samples import labelled
 from plywise.experiments.networks.zoo import untrained
 from plywise.experiments.workbench.hollow import hollow
 from plywise.experiments.workbench.plots import Points, against
@@ -143,7 +144,7 @@ def studied(name: str, plans: int) -> Outcome:
         table = LatencyTable(Path(folder) / "latency.sqlite")
         whole = NetworkLatency(network, table)
         calibrating = _seconds(lambda: whole.overhead)
-        pricer = Pricer(Bank(network, calibrate(network, images, torch.arange(64) % 10)), whole)
+        pricer = Pricer(Bank(network, calibrate(network, labelled(images, torch.arange(64) % 10))), whole)
         pricing = _seconds(lambda: table.milliseconds(pricer.every_chain(), progress=False))
         files = [Path(folder) / f"{place}.onnx" for place in range(plans + 1)]
         export_onnx(network.model, network.example, files[0])

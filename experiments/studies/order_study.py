@@ -23,7 +23,7 @@ from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
 from plywise.env.network.scheme import Scheme
 from plywise.env.prices.pricing import original_storage
-from plywise.env.task.samples import Samples
+from plywise.env.task.samples import Labelled
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.networks.model_loading import load_model
@@ -51,10 +51,10 @@ class Steps:
         network: the original.
     """
 
-    def __init__(self, model: nn.Module, calibration: Samples, test: Samples) -> None:
+    def __init__(self, model: nn.Module, calibration: Labelled, test: Labelled) -> None:
         self.network = Network.of(model, calibration.inputs[:4])
         self.calibration, self.test = calibration, test
-        self.accuracy = test.accuracy(test.logits(self.network.model))
+        self.accuracy = test.score(self.network.model).value
         self.after = cache(self._after)
         self.outcome = cache(self._outcome)
 
@@ -63,7 +63,7 @@ class Steps:
         model = self.after(*recipes)
         with tempfile.TemporaryDirectory() as folder:
             size = save_packed(model, self.network.original, Path(folder) / "weights", {})
-        drop = self.accuracy - self.test.accuracy(self.test.logits(model))
+        drop = self.accuracy - self.test.score(model).value
         return drop, size / original_storage(self.network)
 
     def _after(self, *recipes: str) -> nn.Module:
@@ -71,7 +71,7 @@ class Steps:
         if not recipes:
             return self.network.model
         network = Network.of(_in_floats(self.after(*recipes[:-1])), self.calibration.inputs[:4])
-        bank = Bank(network, calibrate(network, self.calibration.inputs, self.calibration.labels))
+        bank = Bank(network, calibrate(network, self.calibration))
         return bank.stitch(Scheme.of({"*": recipes[-1]}).on(network)[0]).model.eval()
 
 

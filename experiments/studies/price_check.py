@@ -22,7 +22,6 @@ from plywise.env.prices.sensitivity import ProbeSamples, Probing
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.storage.result_store import ResultStore
-from plywise.env.task.samples import labelled
 from plywise.experiments.commands.study import study_network
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.studies.fidelity_study import random_plans
@@ -63,7 +62,7 @@ class PriceCheck:
             for layer in subject.layers:
                 pricer.sizes_of(layer)
         passes += self._forwards()
-        probed = ProbeSamples.of(subject.validation, subject.validation.logits(subject.network.model))
+        probed = ProbeSamples.of(subject.validation, subject.reference)
         with timed("sensitivities"):
             probing = Probing(subject.bank, pricer.recipes, probed, subject.store, subject.key)
             for layer in subject.layers:
@@ -113,12 +112,10 @@ class PriceCheck:
             return self.subject.pack(stitched.model, Path(folder) / "weights")
 
     def _forwards(self) -> list[float]:
-        inputs = self.subject.bank.calibration.inputs
-        given = labelled(inputs, torch.zeros(len(inputs), dtype=torch.int64))
-        calibration, taken = given.laid_out(torch.contiguous_format), []
+        calibration, taken = self.subject.bank.calibration.samples.laid_out(torch.contiguous_format), []
         for _ in range(FORWARD_PASSES):
             started = time.process_time()
-            calibration.logits(self.subject.network.model)
+            list(calibration.outputs(self.subject.network.model))
             taken.append(time.process_time() - started)
         return taken
 

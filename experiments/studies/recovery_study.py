@@ -19,6 +19,7 @@ from rich.console import Console
 from plywise.env.execution.progress import Item, tracked
 from plywise.env.recovery.recovery import recover
 from plywise.env.recovery.recovery_settings import MODES, USUAL_EPOCHS, RecoverySettings
+from plywise.env.recovery.training_data import AugmentedImages
 from plywise.experiments.commands.study import Study, random_part, study
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
@@ -111,18 +112,18 @@ def trained(studied: Study, dataset: Dataset, name: str, settings: RecoverySetti
 
     def run(state: Path) -> dict[str, Any]:
         plan, _ = plan_of(subject.network, CASES[name])
-        before = test.accuracy(test.logits(subject.bank.stitch(plan).model.eval()))
+        before = test.score(subject.bank.stitch(plan).model.eval()).value
         watch = Stopwatch()
-        recovered = recover(subject, plan, dataset.train, dataset.augmentation, settings, state, watch)
+        recovered = recover(subject, plan, AugmentedImages(dataset.train, dataset.augmentation), settings, state, watch)
         seconds = watch.seconds * math.ceil(len(dataset.train) / settings.batch_size)
-        after = test.accuracy(test.logits(recovered.model))
+        after = test.score(recovered.model).value
         return Won(before, after, list(recovered.accuracies), seconds)._asdict()
 
     return Won(**kept_run(folder, asked, run))
 
 
 def _explain(page: Page, studied: Study, dataset: Dataset, epochs: int) -> None:
-    original = studied.test.accuracy(studied.test.logits(studied.subject.network.model))
+    original = studied.test.score(studied.subject.network.model).value
     page.text(
         f"ResNet-20 on CIFAR-10 (JPEG copy), original {original:.2f} % on the {len(studied.test):,} test images. "
         f"{epochs} epochs over {len(dataset.train):,} training images with the settings that `--recover` uses; the "

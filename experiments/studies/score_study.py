@@ -32,10 +32,10 @@ from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
 from plywise.env.network.scheme import Scheme
 from plywise.env.prices.pricing import STORAGE_MARGIN
-from plywise.env.prices.sensitivity import divergence
 from plywise.env.score.demand import Demand
 from plywise.env.storage.memory import limit_memory
-from plywise.env.task.samples import Samples, labelled
+from plywise.env.task.outputs import divergences
+from plywise.env.task.samples import Labelled, accuracy, labelled
 from plywise.experiments.commands.study import CALIBRATION_IMAGES, samples
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.networks.model_loading import load_model
@@ -75,7 +75,7 @@ class Scored:
         network: what is compressed.
     """
 
-    def __init__(self, model: nn.Module, calibration: Samples, validation: Samples) -> None:
+    def __init__(self, model: nn.Module, calibration: Labelled, validation: Labelled) -> None:
         self.network = Network.of(model, calibration.inputs[:4])
         self._calibration = calibration.laid_out(self.network.memory_format)
         self._given = validation
@@ -128,7 +128,7 @@ class Scored:
 
     def score_again(self, plan: Plan, scorer: Scorer) -> None:
         """Scores a plan and reuses what the scorer remembers of earlier ones."""
-        self._finish(*scorer.run(plan))
+        self._finish(*scorer.run(plan, self._validation.logits))
 
     def score_copy(self, plan: Plan) -> None:
         """Scores a plan without a bank: copies the network, calibrates and compresses the copy."""
@@ -139,7 +139,7 @@ class Scored:
         plans = list(self._steps())
         for plan in plans:
             self.fill(plan)
-        scorer = Scorer(self._bank, self._validation)
+        scorer = Scorer(self._bank)
         self.score_again(plans[0], scorer)
         pairs = [(_seconds(self.score, plan), _seconds(self.score_again, plan, scorer)) for plan in plans[1:]]
         return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
@@ -160,15 +160,15 @@ class Scored:
             kept = plan if chooser.random() < ACCEPTED else kept
 
     def _calibrated(self, network: Network) -> Bank:
-        return Bank(network, calibrate(network, self._calibration.inputs, self._calibration.labels))
+        return Bank(network, calibrate(network, self._calibration))
 
     def _score(self, bank: Bank, plan: Plan) -> None:
         stitched = bank.stitch(plan)
         self._finish(stitched, self._validation.logits(stitched.model))
 
     def _finish(self, stitched: Stitched, logits: torch.Tensor) -> None:
-        self._validation.accuracy(logits)
-        divergence(self._original, logits)
+        accuracy(logits, self._validation.labels)
+        divergences(logits, self._original).mean()
         for module in stitched.replaced.values():
             packed_size(module)
         with tempfile.TemporaryDirectory() as folder:
@@ -343,7 +343,7 @@ def _write_prices(page: Page, checks: list[tuple[PriceCheck, NDArray[np.float64]
             (
                 check.name,
                 f"{check.forward:.3f}",
-                str(len(check.subject.bank.calibration.inputs)),
+                str(len(check.subject.bank.calibration.samples)),
                 *(f"{check.equivalents[part]:.0f}" for part in parts),
                 f"{sum(check.equivalents.values()):.0f}",
             )
@@ -390,7 +390,7 @@ def _seconds(work: Callable[..., object], *arguments: object) -> float:
     return time.process_time() - start
 
 
-def _random_samples(count: int, generator: torch.Generator) -> Samples:
+def _random_samples(count: int, generator: torch.Generator) -> Labelled:
     inputs = torch.randn(count, 3, 32, 32, generator=generator)
     return labelled(inputs, torch.randint(10, (count,), generator=generator))
 

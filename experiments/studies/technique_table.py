@@ -26,13 +26,13 @@ from plywise.env.execution.executor import NoSetup
 from plywise.env.execution.process_pool import ProcessPool
 from plywise.env.execution.progress import tracked
 from plywise.env.prices.pricing import original_storage
-from plywise.env.prices.sensitivity import divergence
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model, time_models
 from plywise.env.storage.code_digest import code_digest
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
-from plywise.env.task.samples import Samples
+from plywise.env.task.outputs import divergences
+from plywise.env.task.samples import Labelled, accuracy
 from plywise.experiments.commands.study import Study, samples, study
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.handover.uniform_int8 import UNIFORM
@@ -121,7 +121,7 @@ def main(folder: Path = Path("runs/technique_table"), test_images: int | None = 
     weights, data = resnet_files()
     dataset = load_dataset(data)
     found = study("resnet20", dataset, weights)
-    test = found.test if test_images is None else samples(dataset.test, test_images)
+    test = found.images if test_images is None else samples(dataset.test, test_images)
     figures = timed(found.subject, measured(found.subject, test, folder, rows()), folder)
     page = Page(
         "technique_table", "python -m plywise.experiments.studies.technique_table", time.perf_counter() - started
@@ -184,7 +184,7 @@ def compressed(name: str, subject: Subject, path: Path) -> Made:
     return Made(stored, _macs(subject, stitched), seconds, refused)
 
 
-def measured(subject: Subject, test: Samples, folder: Path, makers: Mapping[str, Maker]) -> dict[str, Figures | str]:
+def measured(subject: Subject, test: Labelled, folder: Path, makers: Mapping[str, Maker]) -> dict[str, Figures | str]:
     """Returns the figures of all rows without their latency; those of an earlier run with the same code are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     store = ResultStore(folder / "figures.sqlite")
@@ -204,7 +204,7 @@ def measured(subject: Subject, test: Samples, folder: Path, makers: Mapping[str,
             continue
         logits = run_model(path, test.inputs)
         original = test.logits(subject.network.model) if original is None else original
-        figures = Figures(test.accuracy(logits), divergence(original, logits), made)
+        figures = Figures(accuracy(logits, test.labels), float(divergences(logits, original).mean()), made)
         store.put(key, dataclasses.asdict(figures))
         found[name] = figures
     return found
@@ -238,7 +238,7 @@ class DigitsRows:
     def run(self, _: None) -> dict[str, Figures | str]:
         """Returns the figures of all rows without their latency."""
         found = _digits(self.network)
-        return measured(found.subject, found.test, self.folder, rows(short=True))
+        return measured(found.subject, found.images, self.folder, rows(short=True))
 
 
 def _technique(name: str) -> Technique:

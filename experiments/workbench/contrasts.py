@@ -32,6 +32,7 @@ from plywise.env.network.channel_groups import NORMS
 from plywise.env.network.network import Network
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.subject import Subject
+from plywise.env.task.samples import Labelled
 
 SEARCH_STEPS = 7
 """Halvings of the interval in which the ratio of equal macs lies."""
@@ -74,7 +75,7 @@ def plain_decomposition(technique: Technique) -> Maker:
             else:
                 refused += 1
         model = copy.deepcopy(assemble(network.original, replaced))
-        recalibrate(model, subject.bank.calibration.inputs)
+        recalibrate(model, calibration_inputs(subject))
         return _written(model, subject, path, time.perf_counter() - started, refused)
 
     return make
@@ -94,7 +95,7 @@ def torch_pruning(everywhere: bool, macs: Callable[[Subject], int]) -> Maker:
         ratio = _ratio_of(lambda share: macs_of(_cut(network, spared, share), network.example) - target)
         started = time.perf_counter()
         model = _cut(network, spared, ratio)
-        recalibrate(model, subject.bank.calibration.inputs)
+        recalibrate(model, calibration_inputs(subject))
         return _written(model, subject, path, time.perf_counter() - started)
 
     return make
@@ -102,7 +103,7 @@ def torch_pruning(everywhere: bool, macs: Callable[[Subject], int]) -> Maker:
 
 def static_quantiser(subject: Subject, path: Path) -> Made:
     """ONNX Runtime's static quantiser, set up for this kind of processor: U8S8 QDQ, per channel, reduced range."""
-    inputs = subject.bank.calibration.inputs
+    inputs = calibration_inputs(subject)
     with tempfile.TemporaryDirectory() as folder:
         original = Path(folder) / "original.onnx"
         export_onnx(subject.network.model, subject.network.example, original)
@@ -146,6 +147,13 @@ def torchao_weights(bits: int) -> Maker:
         return Made(made.storage_bytes - saved, made.macs, seconds)
 
     return make
+
+
+def calibration_inputs(subject: Subject) -> Tensor:
+    """Returns the images that the subject was calibrated on, `(n, ...)`."""
+    samples = subject.bank.calibration.samples
+    assert isinstance(samples, Labelled)
+    return samples.inputs
 
 
 def recalibrate(model: nn.Module, inputs: Tensor) -> None:

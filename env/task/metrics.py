@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.errors import ConfigurationError, PlywiseError
 from plywise.env.task.batch import Batch, items_in
 from plywise.env.task.forward import Forward
 from plywise.env.task.outputs import logits_in, relative_errors
@@ -138,18 +138,24 @@ class UserMetric:
         return None
 
     def _asked(self, model: nn.Module, batches: Iterable[Batch]) -> Score:
+        ran: list[bool] = []
+        handle = model.register_forward_pre_hook(lambda module, _: ran.append(module.training))
         with torch.no_grad():
             try:
                 found = self.function(model, batches)
+            except PlywiseError:
+                raise
             except Exception as error:  # a user's function may raise anything
                 raise ConfigurationError(
                     f"the metric {self.name!r} raises {type(error).__name__}: {error}; it is called as metric(model, "
                     "batches), with the network in eval mode and an iterable of the batches that were given"
                 ) from error
-        if any(module.training for module in model.modules()):
+            finally:
+                handle.remove()
+        if any(ran) or any(module.training for module in model.modules()):
             raise ConfigurationError(
-                f"the metric {self.name!r} leaves the network in training mode; it must leave model.training alone, "
-                "for a network is compressed as it is in use"
+                f"the metric {self.name!r} puts the network into training mode; it must leave model.training alone, "
+                "for a network is judged as it is in use"
             )
         value, values = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
         number = _number(value)

@@ -63,7 +63,7 @@ WORDS = torch.randint(40, (32, 6), generator=torch.Generator().manual_seed(0))
 def test_calibration_in_batches_sees_what_one_batch_sees(model, inputs, monkeypatch):
     network = Network.of(model, inputs[:4])
     whole = calibrate(network, labelled(inputs, labels(32)))
-    monkeypatch.setattr("plywise.env.calibration.calibration.BATCH", 5)
+    monkeypatch.setattr("plywise.env.task.samples.BATCH", 5)
     parts = calibrate(network, labelled(inputs, labels(32)))
     for name, found in whole.statistics.items():
         other = parts.statistics[name]

@@ -540,7 +540,7 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
     # For the card in it, with the processor in its place.
     subject.latency = LatencyTable(tmp_path / "table.sqlite", dataclasses.replace(Device.here(), provider=CUDA))
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(iter(()), "Driver Not Loaded"))
-    unread, said = measuring.measured_energies(Running.on(subject.latency.device, True), [tmp_path], (3, 8, 8))
+    unread, said = measuring.measured_energies(Running.on(subject.latency.device, True), [tmp_path], (1, 3, 8, 8))
     assert (unread, said) == ([None], "not read: the card's energy counter cannot be read (Driver Not Loaded)")
     monkeypatch.setattr(measuring, "card_counter", lambda: "a card")
     monkeypatch.setattr(
@@ -549,6 +549,6 @@ def test_reports_say_what_was_declared_measured_or_modelled(tmp_path, monkeypatc
         lambda paths, shape, *given: [8.0 * float(given == ("a card", card.execution) and shape == (8, 3, 8, 8))],
     )
     card = dataclasses.replace(subject.latency.device, batch=8)
-    found, said = measuring.measured_energies(Running.on(card, True), [tmp_path], (3, 8, 8))
+    found, said = measuring.measured_energies(Running.on(card, True), [tmp_path], (8, 3, 8, 8))
     assert found == [1.0]  # of one of the eight inputs
     assert said.startswith("read: the whole card")

@@ -82,7 +82,7 @@ def test_a_network_whose_outputs_are_no_numbers_is_refused(monkeypatch, tmp_path
 
 
 def test_a_hopeless_plan_is_stopped_and_only_where_a_better_one_is_known(monkeypatch, tmp_path):
-    monkeypatch.setattr("plywise.env.network.samples.BATCH", 4)
+    monkeypatch.setattr("plywise.env.task.samples.BATCH", 4)
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     subject = study()
     bad, strict = heaviest(subject), Demand(0.0, storage_weight=0.01)
@@ -124,7 +124,7 @@ def test_a_stopped_plan_loses_at_least_what_stopped_it(subject, monkeypatch):
 
 def test_who_stops_early_overwrites_no_complete_record(monkeypatch, tmp_path):
     """Two processes run the same plan: one to the end, while the other is still at it and then stops."""
-    monkeypatch.setattr("plywise.env.network.samples.BATCH", 4)
+    monkeypatch.setattr("plywise.env.task.samples.BATCH", 4)
     monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path))
     subject, other = study(), study()
     plan, run, found = subject.plan(heaviest(subject)), subject._scorer.run, []

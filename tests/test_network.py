@@ -185,7 +185,7 @@ def test_what_is_left_alone_has_a_reason():
 
 
 def test_networks_that_do_not_run_or_have_no_layer_are_refused():
-    with pytest.raises(ModelError, match=r"does not run on inputs of shape \(4, 3, 8, 8\)"):
+    with pytest.raises(ModelError, match=r"does not run on a tensor \(4, 3, 8, 8\)"):
         Network.of(nn.Linear(7, 2), images(4))
     with pytest.raises(ModelError, match="no layer that can be compressed: it has no weights"):
         Network.of(nn.Sequential(nn.Flatten()), images(4))

@@ -120,7 +120,7 @@ def test_each_is_compressed_packed_and_exported(kind, tmp_path):
             assert expected.isfinite().all()
             assert torch.equal(loaded(IMAGES), expected)
     if kind in EXPORTED:
-        export_onnx(made, network.example, tmp_path / "model.onnx")
+        export_onnx(made, network.interface, tmp_path / "model.onnx")
         outputs = run_model(tmp_path / "model.onnx", IMAGES)
         assert (outputs.argmax(1) == expected.argmax(1)).double().mean() > 0.9
 

@@ -177,7 +177,7 @@ def test_a_network_that_breaks_is_told(subject, monkeypatch):
 
 def test_the_static_quantiser_gives_nearly_the_same_outputs(subject, tmp_path):
     made = contrasts.static_quantiser(subject, tmp_path / "static.onnx")
-    export_onnx(subject.network.model, subject.network.example, tmp_path / "original.onnx")
+    export_onnx(subject.network.model, subject.network.interface, tmp_path / "original.onnx")
     expected, found = (run_model(tmp_path / f"{name}.onnx", images(32, 9)) for name in ("original", "static"))
     assert made.storage_bytes == (tmp_path / "static.onnx").stat().st_size
     assert 0 < float((found - expected).abs().mean()) < 0.1 * float(expected.abs().mean())

@@ -9,6 +9,7 @@ from torch import nn
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.env.task.batch import items_in, part
 from plywise.env.task.forward import rule_for
+from plywise.env.task.samples import accuracy as accuracy_of
 from plywise.experiments.commands.study import samples
 from plywise.experiments.data.dataset import Split
 from plywise.experiments.data.datasets import load_dataset
@@ -180,7 +181,7 @@ def test_distortion_is_random_small_and_keeps_the_background():
 def test_accuracy_counts_right_answers(digits):
     right = samples(digits.test)
     answers = (right.labels + (torch.arange(len(right)) < 3)) % 10
-    assert accuracy(nn.functional.one_hot(answers, 10), right.labels) == pytest.approx(100 * 357 / 360)
+    assert accuracy_of(nn.functional.one_hot(answers, 10), right.labels) == pytest.approx(100 * 357 / 360)
 
 
 # Networks with a task of their own

@@ -147,7 +147,7 @@ def studied(name: str, plans: int) -> Outcome:
         pricer = Pricer(Bank(network, calibrate(network, labelled(images, torch.arange(64) % 10))), whole)
         pricing = _seconds(lambda: table.milliseconds(pricer.every_chain(), progress=False))
         files = [Path(folder) / f"{place}.onnx" for place in range(plans + 1)]
-        export_onnx(network.model, network.example, files[0])
+        export_onnx(network.model, network.interface, files[0])
         pairs = zip(drawn, files[1:], strict=True)
         shapes = [_exported(network, plan, file) for plan, file in tracked(pairs, name, plans)]
         original = time_model(files[0], SHAPE)
@@ -181,7 +181,7 @@ def _in_turns(whole: NetworkLatency, shapes: Sequence[Shapes], files: Sequence[P
 def _exported(network: Network, plan: Plan, file: Path) -> Shapes:
     """Writes the file of a plan and returns what it runs."""
     model = hollow(network, plan)
-    export_onnx(model, network.example, file)
+    export_onnx(model, network.interface, file)
     modules = dict(model.named_modules())
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in network.layers}
     return chains, trimmed_in(network, model)

@@ -27,7 +27,7 @@ from plywise.env.execution.process_pool import ProcessPool
 from plywise.env.execution.progress import tracked
 from plywise.env.prices.pricing import original_storage
 from plywise.env.runtime.onnx_export import export_onnx
-from plywise.env.runtime.runtime import run_model, time_models
+from plywise.env.runtime.runtime import run_model, time_models, timing_inputs
 from plywise.env.storage.code_digest import code_digest
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.subject import Subject
@@ -174,7 +174,7 @@ def compressed(name: str, subject: Subject, path: Path) -> Made:
     plan, refused = plan_of(subject.network, name)
     stitched = Bank(subject.network, subject.bank.calibration).stitch(plan)
     seconds = time.perf_counter() - started
-    export_onnx(stitched.model, subject.network.example, path)
+    export_onnx(stitched.model, subject.network.interface, path)
     if name == ORIGINAL:
         stored = original_storage(subject.network)
     else:
@@ -212,12 +212,12 @@ def measured(subject: Subject, test: Labelled, folder: Path, makers: Mapping[str
 
 def timed(subject: Subject, found: Found, folder: Path) -> dict[str, Figures | str]:
     """Returns the figures with latencies, each file timed interleaved with the original."""
-    shape = (1, *subject.network.example.shape[1:])
+    inputs = timing_inputs(subject.network.interface, 1)
     original = _onnx(subject, ORIGINAL, folder)
     result: dict[str, Figures | str] = {}
     for name, figures in found.items():
         if isinstance(figures, Figures):
-            base, own = time_models([original, _onnx(subject, name, folder)], shape)
+            base, own = time_models([original, _onnx(subject, name, folder)], inputs)
             figures = dataclasses.replace(figures, latency_ms=own.median_ms, speed_up=base.median_ms / own.median_ms)
         result[name] = figures
     return result

@@ -32,6 +32,7 @@ from plywise.env.network.channel_groups import NORMS
 from plywise.env.network.network import Network
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.subject import Subject
+from plywise.env.task.interface import INPUT
 from plywise.env.task.samples import Labelled
 
 SEARCH_STEPS = 7
@@ -92,7 +93,7 @@ def torch_pruning(everywhere: bool, macs: Callable[[Subject], int]) -> Maker:
     def make(subject: Subject, path: Path) -> Made:
         network, target = subject.network, macs(subject)
         spared = {network.layers[-1].name} if everywhere else {x.name for x in network.layers if x.group is None}
-        ratio = _ratio_of(lambda share: macs_of(_cut(network, spared, share), network.example) - target)
+        ratio = _ratio_of(lambda share: macs_of(_cut(network, spared, share), network) - target)
         started = time.perf_counter()
         model = _cut(network, spared, ratio)
         recalibrate(model, calibration_inputs(subject))
@@ -106,7 +107,7 @@ def static_quantiser(subject: Subject, path: Path) -> Made:
     inputs = calibration_inputs(subject)
     with tempfile.TemporaryDirectory() as folder:
         original = Path(folder) / "original.onnx"
-        export_onnx(subject.network.model, subject.network.example, original)
+        export_onnx(subject.network.model, subject.network.interface, original)
         started = time.perf_counter()
         with _quiet():
             quantize_static(
@@ -168,14 +169,14 @@ def recalibrate(model: nn.Module, inputs: Tensor) -> None:
     model.eval()
 
 
-def macs_of(model: nn.Module, example: Tensor) -> int:
-    """Returns the multiply-adds of one image."""
-    return sum(Network.of(model, example).macs.values())
+def macs_of(model: nn.Module, network: Network) -> int:
+    """Returns the multiply-adds of one image of a network that was cut from another one."""
+    return sum(Network.of(model, network.example, forward=network.forward).macs.values())
 
 
 def _written(model: nn.Module, subject: Subject, path: Path, seconds: float, refused: int = 0) -> Made:
     network = subject.network
-    export_onnx(model, network.example, path)
+    export_onnx(model, network.interface, path)
     stored = len(save({name: value.contiguous() for name, value in model.state_dict().items()}))
     modules = dict(model.named_modules())
     chains = [realised_chain(modules[layer.name], layer) for layer in network.layers]
@@ -194,11 +195,15 @@ def _cut(network: Network, spared: set[str], ratio: float) -> nn.Module:
     try:
         with _quiet():
             pruner = tp.pruner.MagnitudePruner(
-                model, network.example, importance=importance, pruning_ratio=ratio, ignored_layers=ignored
+                model,
+                network.interface.inputs[INPUT],
+                importance=importance,
+                pruning_ratio=ratio,
+                ignored_layers=ignored,
             )
         pruner.step()
         with torch.no_grad():
-            model(network.example)
+            network.run(model)
     except Exception as error:  # whatever third-party surgery raises
         raise ModelError(f"Torch-Pruning leaves a network that does not run: {str(error).splitlines()[0]}") from error
     return model.requires_grad_(False).eval()

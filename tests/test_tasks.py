@@ -195,7 +195,7 @@ def bound(model=None, **parts):
         ({"calibration": [{"columns": torch.zeros(4, 5)}]}, ModelError, r"columns: \(4, 5\) float32"),
         ({"forward_step": lambda model, batch: "text"}, ModelError, "no tensor of floats"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_what_cannot_be_used_is_told_before_anything_is_computed(parts, error, said):
     with pytest.raises(error, match=said):
@@ -224,7 +224,7 @@ def test_the_first_layer_that_gives_no_numbers_is_named():
         ({"weights": "x.pt"}, "leave out 'weights'"),
         ({"recover": "finetune"}, "needs a loss"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_wrong_options_are_told(options, said, tmp_path):
     with pytest.raises(ConfigurationError, match=said):

@@ -1,6 +1,7 @@
 """Modules from the bytes of a file that may be hostile: nothing is trusted, nothing is executed."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def _own_forward(
     return module
 
 
-def fill(name: str, module: nn.Module, reader: PayloadReader, fmt: Any = None) -> None:
+def fill(name: str, module: nn.Module, reader: PayloadReader, fmt: Any = None, without: Collection[str] = ()) -> None:
     """Replaces the module's own tensors by those that the reader stands at; their shapes stay.
 
     Args:
@@ -112,9 +113,12 @@ def fill(name: str, module: nn.Module, reader: PayloadReader, fmt: Any = None) -
         module: what to fill; its parameters may lie on the meta device.
         reader: stands at its tensors.
         fmt: the description of its weight format, from a file, hence not to be trusted.
+        without: names of tensors that it does not hold.
     """
     formatted = False
     for key in tensor_names(module):
+        if key in without:
+            continue
         old = getattr(module, key)
         if old.dtype != torch.float32:
             new = torch.zeros_like(old, device="cpu") if old.is_meta else old

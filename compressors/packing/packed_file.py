@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from plywise.compressors.errors import FileFormatError, ModelError
+from plywise.compressors.formats.tied_weight import tied
 from plywise.compressors.modules.assembly import answer_as, copied
 from plywise.compressors.modules.projected_attention import with_projections
 from plywise.compressors.packing.byte_reader import with_length
@@ -37,6 +38,9 @@ from plywise.compressors.packing.trimmed_module import describe_trimmed, is_trim
 _GROWTH = 4
 """By what factor described modules may hold more numbers than the whole original."""
 _SPARE = 2**16
+
+TIED = "Tied"
+"""First entry of what is said of a module whose weight is that of one before it: `["Tied", its place]`."""
 
 
 def save_packed(model: nn.Module, skeleton: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> int:
@@ -65,8 +69,8 @@ def save_packed(model: nn.Module, skeleton: nn.Module, path: str | Path, metadat
 def load_packed(path: str | Path, skeleton: nn.Module) -> nn.Module:
     """Returns the network of a packed file as a new module in eval mode.
 
-    Parameters equal those that were saved bit for bit, but for the sign of a zero, and so do the outputs. Tied
-    parameters come back equal, but apart.
+    Parameters equal those that were saved bit for bit, but for the sign of a zero, and so do the outputs. Weights that
+    were tied are tied again.
 
     Args:
         path: of a file that `save_packed` wrote; it may come from anyone.
@@ -99,6 +103,7 @@ class _Writer:
         self.entries: list[list[Any]] = []
         self.blocks: list[bytes] = []
         self._seen: dict[int, nn.Module] = {}
+        self._owners: dict[int, tuple[int, nn.Parameter]] = {}
         self._last = 0
 
     def visit(self, name: str, original: nn.Module, module: nn.Module) -> None:
@@ -107,6 +112,12 @@ class _Writer:
             return
         index = len(self._seen)
         self._seen[id(original)] = module
+        owner = self._owner(index, original, module)
+        if owner is not None:
+            self.entries.append([index - self._last, [TIED, owner]])
+            self._last = index
+            self.blocks.extend(own_blocks(name, module, without=("weight",)))
+            return
         if is_altered(module, original):
             self.entries.append([index - self._last, describe(name, module, original)])
             self._last = index
@@ -120,6 +131,14 @@ class _Writer:
         self.blocks.extend(own_blocks(name, module))
         for key, child in parts_of(original):
             self.visit(_join(name, key), child, getattr(module, key))
+
+    def _owner(self, index: int, original: nn.Module, module: nn.Module) -> int | None:
+        """Returns which module before this one has the same weight, in the original and now."""
+        before, now = original._parameters.get("weight"), module._parameters.get("weight")
+        if before is None or now is None or type(module) is not type(original):
+            return None
+        place, weight = self._owners.setdefault(id(before), (index, now))
+        return place if place != index and weight is now else None
 
     def _check_shared(self, name: str, original: nn.Module, module: nn.Module) -> None:
         if self._seen[id(original)] is not module and module.state_dict():
@@ -139,7 +158,14 @@ class _Loader:
     def visit(self, name: str, original: nn.Module) -> nn.Module:
         if id(original) in self._seen:
             return self._seen[id(original)][1]
-        spec = self.entries.pop(len(self._seen), None)
+        index = len(self._seen)
+        spec = self.entries.pop(index, None)
+        if isinstance(spec, list) and spec[:1] == [TIED]:
+            self._seen[id(original)] = original, original
+            fill(name, original, self._reader, without=("weight",))
+            module = self._tied(name, original, spec)
+            self._seen[id(original)] = original, module
+            return module
         if is_trimmed_spec(spec):
             trim(name, spec, original)
             spec = None
@@ -154,6 +180,15 @@ class _Loader:
         for key, child in parts_of(original):
             setattr(original, key, self.visit(_join(name, key), child))
         return original
+
+    def _tied(self, name: str, original: nn.Module, spec: list[Any]) -> nn.Module:
+        built = [module for _, module in self._seen.values()][:-1]
+        place = spec[1] if len(spec) == 2 and type(spec[1]) is int and 0 <= spec[1] < len(built) else None
+        before = original._parameters.get("weight")
+        weight = None if place is None else built[place]._parameters.get("weight")
+        if place is None or before is None or weight is None or weight.shape != before.shape:
+            raise FileFormatError(f"{name} cannot have the weight that the file says: the file is damaged")
+        return tied(original, built[place])
 
 
 def _join(name: str, key: str) -> str:

@@ -8,7 +8,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -108,8 +108,8 @@ def tensor_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
         yield from tensor_blocks(f"{name}.{key}", part)
 
 
-def own_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
-    """Yields the module's own tensors in the order in which they are read back.
+def own_blocks(name: str, module: nn.Module, without: Collection[str] = ()) -> Iterator[bytes]:
+    """Yields the module's own tensors, `without` some, in the order in which they are read back.
 
     Raises:
         ModelError: where weights are no values of their format, or a tensor cannot be stored.
@@ -118,6 +118,8 @@ def own_blocks(name: str, module: nn.Module) -> Iterator[bytes]:
         yield _ranges_bytes(name, module)
     fmt = weight_format(module)
     for key, tensor in float_tensors(name, module).items():
+        if key in without:
+            continue
         if key == "weight" and fmt is not None:
             yield with_length(pack_symbols(_symbols(name, weight_of(module), fmt), fmt.bits))
             for extra in fmt.tensors().values():

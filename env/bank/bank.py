@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
+from plywise.compressors.formats.tied_weight import tied
 from plywise.compressors.modules.assembly import assemble, copied
 from plywise.compressors.modules.layers import is_depthwise
 from plywise.compressors.modules.static_quantized import join
@@ -111,7 +112,7 @@ class Bank:
         """
         state = self.state(plan)
         for name, recipe in plan.items():
-            reason = recipe.unsupported(self.network.modules[name])
+            reason = self._layers[name].unsupported(recipe) or recipe.unsupported(self.network.modules[name])
             if reason is not None:
                 raise UnsupportedLayerError(f"layer {name!r} cannot take {recipe}: {reason}; choose another recipe")
         return state
@@ -204,14 +205,23 @@ class Bank:
             if name not in known and isinstance(network.modules[name], NORMS):
                 replaced[name] = cut_norm(network.modules[name], outputs[name])
         every = {**replaced, **known}
+        every |= {
+            other: tied(network.modules[other], every[layer.name])
+            for layer in network.layers
+            for other in layer.shares
+            if layer.name in every
+        }
         for name, source in self.calibration.sources.items():
             if name in replaced and source in every:
                 join(every[source], replaced[name])
         model = assemble(network.model, {**trimmed(network.modules, network.groups, keep), **every})
         if replaced and settings:
             found, batch = self._targets(settings.inputs), self._batch(settings.inputs)
-            targets = {name: found[name].of(outputs[name]) if name in outputs else found[name] for name in replaced}
-            repair(through(model), lambda model: network.forward(model, batch), targets, replaced, settings)
+            # A weight that others have as well is right for all of them as it is.
+            shared = {layer.name for layer in network.layers if layer.shares}
+            own = {name: each for name, each in replaced.items() if name not in shared}
+            targets = {name: found[name].of(outputs[name]) if name in outputs else found[name] for name in own}
+            repair(through(model), lambda model: network.forward(model, batch), targets, own, settings)
         return Stitched(model, every)
 
     def _find_targets(self, inputs: int) -> dict[str, Target]:

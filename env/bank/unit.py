@@ -59,7 +59,7 @@ def find_units(network: Network) -> tuple[Unit, ...]:
 class _Watch:
     def __init__(self, network: Network) -> None:
         self.layers = {layer.name for layer in network.layers}
-        self.ran = 0
+        self.ran: set[str] = set()
         self.calls: Counter[str] = Counter()
         self.before: dict[str, list[int]] = {}
         self.after: dict[str, tuple[int, Tensor, int]] = {}
@@ -88,9 +88,9 @@ class _Watch:
 
     def _leave(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self.ran += name in self.layers
+            self.ran |= {name} & self.layers
             if isinstance(output, Tensor) and _versions(args, kwargs) == self.before[name]:
-                self.after[name] = self.ran, output, output._version
+                self.after[name] = len(self.ran), output, output._version
 
         return hook
 

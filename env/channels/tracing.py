@@ -224,7 +224,8 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self._alive.extend((inputs, output))
         axis, labels = -1 if channels_last(module) else 1, self.found.labels
-        made = labels.fresh(out_channels(module))
+        made = self.found.outputs.get(name)  # it may have run before
+        made = labels.fresh(out_channels(module)) if made is None else made
         if not isinstance(module, nn.Embedding):
             others = [place for place in range(reads.dim()) if place != axis % reads.dim()]
             if not labels.varies(reads, [axis % reads.dim()]) and labels.varies(reads, others):
@@ -242,6 +243,8 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:  # as many of each group of a convolution
                 labels.unite_along(read.view(groups, -1), [0])
                 labels.unite_along(made.view(groups, -1), [0])
+                if name in self.found.inputs:
+                    labels.unite(self.found.inputs[name], read)
                 self.found.inputs[name] = read
         else:
             self._freeze(made, f"shares channels with {name} (Embedding)")

@@ -1,6 +1,7 @@
 """A network's graph with gaps where its layers are: filled with any layers, it runs as their export would."""
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ from plywise.compressors.statistics.channels import rebuilt
 from plywise.env.costs.latency import Chain
 from plywise.env.network.channel_groups import NORMS, channels_in
 from plywise.env.network.network import Layer, Network
+from plywise.env.network.operation import operations
 from plywise.env.runtime.decoding import drop_domain, drop_idle_relus, drop_nodes, keep_floats, strip_notes
 from plywise.env.runtime.deployed_recurrence import PACKED
 from plywise.env.runtime.onnx_export import exported
@@ -75,6 +77,7 @@ class GraphTemplate:
                 constant.CopyFrom(numpy_helper.from_array(kept, constant.name))
         relus = {node.output[0] for node in whole.graph.node if node.op_type in RELUS}
         del proto.graph.node[:]
+        ran: Counter[str] = Counter()
         for node in whole.graph.node:
             if node.domain != DOMAIN:
                 proto.graph.node.append(node)
@@ -86,7 +89,9 @@ class GraphTemplate:
                 proto.graph.initializer.extend(constants)
                 continue
             (value,), behind = node.input, layer.relu is not None
-            nodes, constants, result = chain_nodes(chains[layer.name], value, f"{layer.name}/", value in relus, behind)
+            ran[layer.name] += 1
+            prefix = f"{layer.name}/" if ran[layer.name] == 1 else f"{layer.name}/{ran[layer.name]}/"
+            nodes, constants, result = chain_nodes(chains[layer.name], value, prefix, value in relus, behind)
             proto.graph.node.extend([*nodes, onnx.helper.make_node("Identity", [result], [node.output[0]])])
             proto.graph.initializer.extend(constants)
         drop_domain(proto, DOMAIN)
@@ -137,12 +142,15 @@ class GraphTemplate:
 
     def _nearest(self) -> dict[str, str | None]:
         places: dict[str, int] = {}  # of the last gap that reaches a value
+        places_of_gaps: Counter[str] = Counter()
         found: dict[str, str | None] = dict.fromkeys(layer.name for layer in self.layers)  # also where nothing reads it
         for node in self._proto.graph.node:
             last = max((places.get(name, -1) for name in node.input), default=-1)
             if node.domain == DOMAIN:
                 first = self._layer(node)
-                found[first.name] = self.layers[last].name if last >= 0 else None
+                if places_of_gaps[first.name] == 0:
+                    found[first.name] = self.layers[last].name if last >= 0 else None
+                places_of_gaps[first.name] += 1
                 last = node.attribute[0].i
                 if node.op_type == "Recurrence":  # what is inside computes on floats alike
                     inside = f"{first.name.rpartition('.')[0]}."
@@ -158,11 +166,17 @@ class _Gap(AroundLayer):
         super().__init__()
         self.layer = module
         self.place = place
+        self.read = torch.Size(layer.input_shape[1:])
         self.shape = list(layer.output_shape)
         self.shape[-1 if channels_last(module) else 0] = out_channels(module)
 
     def forward(self, input: Tensor) -> Tensor:
-        shape = (input.shape[0], *self.shape)
+        shape: tuple[int, ...] = (input.shape[0], *self.shape)
+        if isinstance(self.layer, nn.Linear | nn.Embedding):
+            read = input.shape[:-1] if isinstance(self.layer, nn.Linear) else input.shape
+            shape = (*read, self.shape[-1])
+        elif input.shape[2:] != self.read:  # it runs on several sizes
+            shape = (input.shape[0], *operations(self.layer, tuple(input.shape[1:]))[0].output_shape)
         result: Tensor = symbolic(f"{DOMAIN}::Gap", (input,), {"place": self.place}, dtype=torch.float32, shape=shape)
         return result
 

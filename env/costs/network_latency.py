@@ -115,7 +115,9 @@ class NetworkLatency:
             plans: the chain of each layer, by name.
         """
         if self.overhead.original is None:
-            return np.array([self.latency.milliseconds(list(plan.values()), progress=False).sum() for plan in plans])
+            each = [self.latency.milliseconds([plan[name] for name in self._runs], progress=False) for plan in plans]
+            summed: Doubles = np.array(each) @ np.array(list(self._runs.values()))
+            return summed
         found: Doubles = self._parts(plans) @ np.array(list(asdict(self.overhead).values())[:-1])
         return found
 
@@ -172,6 +174,10 @@ class NetworkLatency:
         return relative_time(graph, self._original, self._inputs, execution, loads, precision)
 
     @cached_property
+    def _runs(self) -> dict[str, float]:
+        return {layer.name: layer.runs for layer in self.network.layers}
+
+    @cached_property
     def _inputs(self) -> Inputs:
         return timing_inputs(self.network.interface, self.latency.device.batch)
 
@@ -212,17 +218,17 @@ class NetworkLatency:
 
     def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> Doubles:
         """Returns what an `Overhead` weighs, `(n, 5)`: two sums of layers alone, borders, numbers across them, one."""
-        names = [layer.name for layer in self.network.layers]
+        names = list(self._runs)
         alone = self.latency.milliseconds([plan[name] for plan in plans for name in names], progress=False)
         parts = np.zeros((len(plans), 5))
         parts[:, 4] = 1.0
         for row, plan, times in zip(parts, plans, alone.reshape(len(plans), -1), strict=True):
             for name, milliseconds in zip(names, times, strict=True):
                 chain = plan[name]
-                row[int(_on_integers(chain))] += milliseconds
+                row[int(_on_integers(chain))] += self._runs[name] * milliseconds
                 before = self._template.nearest[name]
                 if chain and chain[0].integer != (before is not None and _on_integers(plan[before])):
-                    row[2:4] += 1.0, math.prod(chain[0].input_shape)
+                    row[2:4] += 1.0, self._runs[name] * math.prod(chain[0].input_shape)
         return parts
 
     @cached_property

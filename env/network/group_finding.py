@@ -34,7 +34,7 @@ def find_groups(model: nn.Module, run: Run, order: Sequence[str]) -> tuple[list[
     Args:
         model: in eval mode, BatchNorms folded.
         run: runs it on an example.
-        order: names of the compressible layers as they run; each runs once.
+        order: names of the compressible layers, in the order of their first runs.
 
     Returns:
         The groups in the order of their leaders, and for each layer whose channels cannot be cut the reason.

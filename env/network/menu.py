@@ -52,7 +52,7 @@ def legal_recipes(layer: Layer, module: nn.Module) -> tuple[Recipe, ...]:
     found = []
     for recipe in catalogue():
         prunes = any(technique.name == "filter_pruning" for technique in recipe.techniques)
-        if recipe.unsupported(module) is None and not (prunes and not layer.leads):
+        if (layer.unsupported(recipe) or recipe.unsupported(module)) is None and not (prunes and not layer.leads):
             found.append(recipe)
     return tuple(found)
 

@@ -1,8 +1,9 @@
 """A trained network as the walk sees it: layers in execution order and the channels they share."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +25,7 @@ from plywise.env.network.operation import Operation, operations
 from plywise.env.network.preparation import evaluating, prepare
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
 from plywise.env.network.trace import Call, trace
-from plywise.env.task.batch import Batch, as_studied, mapped, shapes_of, tensors_in
+from plywise.env.task.batch import Batch, as_studied, items_in, mapped, shapes_of, tensors_in
 from plywise.env.task.forward import Forward, Run, rule_for
 from plywise.env.task.interface import Interface
 from plywise.env.task.outputs import floats_in
@@ -44,6 +45,8 @@ class Layer:
         reads: indices of the groups that its input channels come from.
         uncut: why its output channels cannot be cut, None where they can.
         recurrent: whether it is a matrix of a recurrence, whose kernel takes it as one whatever it is stored as.
+        runs: how often it runs for one item, in units of `input_shape`.
+        shares: names of modules that have the same weight, which become what it becomes.
     """
 
     name: str
@@ -55,6 +58,15 @@ class Layer:
     reads: tuple[int, ...]
     uncut: str | None
     recurrent: bool = False
+    runs: float = 1.0
+    shares: tuple[str, ...] = ()
+
+    def unsupported(self, recipe: Recipe) -> str | None:
+        """Returns why a layer with these neighbours cannot take a recipe, whatever its own kind."""
+        if not self.shares:
+            return None
+        change = [each.name for each in recipe.techniques if each.stage not in (Stage.SPARSITY, Stage.WEIGHTS)]
+        return f"{change[0]}: {', '.join(self.shares)} has the same weight, whose shape must stay" if change else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +149,12 @@ class Network:
             _check_same(model, prepared, run, name)
         folded = fold_batch_norms(prepared, calls)
         calls = trace(folded, run)
-        usable, skipped = _usable(folded, calls, left_alone(folded, ignored))
+        usable, skipped, shares = _usable(folded, calls, left_alone(folded, ignored))
         if not usable:
             reasons = "; ".join(map(": ".join, skipped.items())) or "it has no weights"
             raise ModelError(f"{name} has no layer that can be compressed: {reasons}")
-        groups, uncut = find_groups(folded, run, [call.name for call in usable])
+        groups, uncut = find_groups(folded, run, [call.name for call in usable if call.name not in shares])
+        uncut |= {name: f"{', '.join(others)} has the same weight" for name, others in shares.items()}
         produced = {side.module: index for index, group in enumerate(groups) for side in group.producers}
         layers = tuple(
             Layer(
@@ -153,7 +166,9 @@ class Network:
                 call.name in {group.leader for group in groups},
                 tuple(i for i, group in enumerate(groups) if any(s.module == call.name for s in group.consumers)),
                 uncut.get(call.name),
-                is_recurrent(folded.get_submodule(call.name)),
+                recurrent := is_recurrent(folded.get_submodule(call.name)),
+                1.0 if recurrent else _runs(call, items_in(example)),
+                shares.get(call.name, ()),
             )
             for call in usable
         )
@@ -198,7 +213,11 @@ class Network:
     @cached_property
     def macs(self) -> dict[str, int]:
         """Multiply-adds of each layer for one input, by name."""
-        return {name: sum(operation.macs for operation in chain) for name, chain in self.operations.items()}
+        runs = {layer.name: layer.runs for layer in self.layers}
+        return {
+            name: round(runs[name] * sum(operation.macs for operation in chain))
+            for name, chain in self.operations.items()
+        }
 
     @cached_property
     def shortcuts(self) -> Mapping[str, Shortcut]:
@@ -214,7 +233,7 @@ class Network:
                 return f"{technique.name}: {layer.uncut or 'its channels cannot be cut'}"
             leader = self.groups[layer.group].leader
             return f"{technique.name}: its channels follow {leader!r}, which decides for both"
-        return recipe.unsupported(self.modules[name])
+        return layer.unsupported(recipe) or recipe.unsupported(self.modules[name])
 
 
 def _check_same(model: nn.Module, prepared: nn.Module, run: Run, name: str) -> None:
@@ -249,17 +268,73 @@ def _memory_format(model: nn.Module, example: Batch, forward: Forward) -> torch.
     return torch.channels_last if same else torch.contiguous_format
 
 
-def _usable(model: nn.Module, calls: list[Call], ignored: Collection[str]) -> tuple[list[Call], dict[str, str]]:
-    """Splits modules with weights into those that can be compressed and the others with their reasons."""
+def _runs(call: Call, items: int) -> float:
+    """Returns how often a layer runs for an item, also where rows of one, such as windows, lie along the batch."""
+    return max(1.0, call.numbers / (items * max(1, math.prod(call.input_shape))))
+
+
+def _merged(calls: Sequence[Call]) -> dict[str, Call]:
+    """Returns what each module sees in all of its runs, by name in the order of their first; empty ones left out."""
+    found: dict[str, Call] = {}
+    for call in calls:
+        if call.numbers:
+            first = found.setdefault(call.name, replace(call, numbers=0))
+            first.numbers += call.numbers
+            first.relu = first.relu if first.relu == call.relu else None
+    return found
+
+
+def _shared_weights(model: nn.Module, order: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Returns the names of the modules that share their weight with others, by that of the one which runs first."""
+    by_weight: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            by_weight.setdefault(id(weight), []).append(name)
+    found = {}
+    for names in by_weight.values():
+        first = next((name for name in order if name in names), None)
+        if len(names) > 1 and first is not None:
+            found[first] = tuple(name for name in names if name != first)
+    return found
+
+
+def _can_share(leader: nn.Module, followers: Sequence[nn.Module]) -> bool:
+    """Returns whether layers can have one compressed weight: it means the same to all of them."""
+    kinds = {type(leader), *map(type, followers)}
+    if any(is_own(module) or is_recurrent(module) for module in (leader, *followers)):
+        return False
+    # An embedding takes fewer formats than a linear layer, so it must be the one that decides.
+    return len(kinds) == 1 or (kinds == {nn.Embedding, nn.Linear} and isinstance(leader, nn.Embedding))
+
+
+def _usable(
+    model: nn.Module, calls: list[Call], ignored: Collection[str]
+) -> tuple[list[Call], dict[str, str], dict[str, tuple[str, ...]]]:
+    """Splits modules with weights into those that can be compressed and the others with their reasons.
+
+    Returns:
+        What the first see, the reasons of the others, and for those of the first whose weight others share as well,
+        by name, the names of these.
+    """
     times = Counter(call.name for call in calls)
-    calls = [call for call in calls if call.numbers]
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    by_name = _merged(calls)
+    shared = _shared_weights(model, by_name)
+    owners = Counter(id(value) for module in model.modules() for value in module._parameters.values())
+    shares = {
+        name: others
+        for name, others in shared.items()
+        if _can_share(model.get_submodule(name), [model.get_submodule(other) for other in others])
+        and not any(other in ignored for other in (name, *others))
+    }
+    followers = {other: name for name, others in shares.items() for other in others}
     usable: list[Call] = []
     skipped: dict[str, str] = {}
-    by_name = {call.name: call for call in calls}
     for name, module in model.named_modules():
         if name in ignored:
             skipped[name] = "left as it is, as asked"
+        elif name in followers:
+            skipped[name] = f"has the weight of {followers[name]!r} and becomes what that becomes"
         elif (reason := refusal(module)) is not None:
             skipped[name] = reason
         if any(name == whole or name.startswith(f"{whole}.") for whole in skipped):
@@ -282,13 +357,12 @@ def _usable(model: nn.Module, calls: list[Call], ignored: Collection[str]) -> tu
             skipped[name] = "it is never called: the network uses its weights directly, or in training only"
         elif name not in by_name:
             skipped[name] = "no input of the example reaches it (it is called on empty batches)"
-        elif times[name] > 1:
-            skipped[name] = f"runs {times[name]} times in one forward pass"
-        elif owners[id(module.weight)] > 1:
+        elif owners[id(module.weight)] > 1 and name not in shares:
             skipped[name] = "shares its weights with another layer"
         elif not torch.is_floating_point(module.weight):
             skipped[name] = f"weights of type {module.weight.dtype}"
         else:
             usable.append(by_name[name])
-    order = {call.name: place for place, call in enumerate(calls)}
-    return sorted(usable, key=lambda call: order[call.name]), skipped
+    order = list(by_name)
+    usable.sort(key=lambda call: order.index(call.name))
+    return usable, skipped, {name: others for name, others in shares.items() if name in {call.name for call in usable}}

@@ -34,7 +34,8 @@ class PlanCosts:
         storage = float(self.packed_bytes(stitched.model))
         latency = self._whole.measured(chains, trimmed_in(self._network, stitched.model))
         units = self._whole.latency.device.energies
-        return storage, latency, sum(energy_mj(chain, units) for chain in chains.values())
+        energy = sum(layer.runs * energy_mj(chains[layer.name], units) for layer in self._network.layers)
+        return storage, latency, energy
 
     def pack(self, model: nn.Module, path: Path) -> int:
         """Writes the file of packed weights that is handed over and returns its bytes."""

@@ -216,7 +216,8 @@ class Pricer:
                     # A device that does not run the bare layer with fewer channels saves nothing by cutting them.
                     latency = latencies[chain] if np.isfinite(latencies[chain]) else uncut
                     storage = size.bytes_of(chain)
-                    costs[:, place, a, b] = storage, latency, energy_mj(_corrected(chain, recipe), units)
+                    energy = energy_mj(_corrected(chain, recipe), units)
+                    costs[:, place, a, b] = storage, layer.runs * latency, layer.runs * energy
         return costs
 
     def _table(

@@ -36,6 +36,22 @@ def write_decoding(model: onnx.ModelProto) -> None:
     drop_domain(model, DOMAIN)
 
 
+def store_once(model: onnx.ModelProto) -> None:
+    """Keeps one of several equal weights: of layers that run several times, or that have the same one."""
+    kept: dict[tuple[Any, ...], str] = {}
+    names: dict[str, str] = {}
+    for tensor in model.graph.initializer:
+        if tensor.dims:
+            key = tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes()
+            names[tensor.name] = kept.setdefault(key, tensor.name)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+    left = [tensor for tensor in model.graph.initializer if names.get(tensor.name, tensor.name) == tensor.name]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(left)
+
+
 def strip_notes(model: onnx.ModelProto) -> None:
     """Removes what the exporter notes for debugging: stack traces and shapes, which can outweigh small weights."""
     del model.graph.value_info[:], model.graph.metadata_props[:], model.metadata_props[:]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ModelError
-from plywise.env.runtime.decoding import drop_idle_relus, keep_floats, strip_notes, write_decoding
+from plywise.env.runtime.decoding import drop_idle_relus, keep_floats, store_once, strip_notes, write_decoding
 from plywise.env.runtime.deployed_layer import deployed
 from plywise.env.runtime.operation_graph import OPSET
 from plywise.env.task.interface import Interface, interface_of
@@ -53,6 +53,7 @@ def export_onnx(
     drop_idle_relus(proto)
     keep_floats(proto)
     strip_notes(proto)
+    store_once(proto)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(path), proto.SerializeToString())
     return not fixed

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError
@@ -155,6 +156,7 @@ def figures(
     """
     modules = dict(model.named_modules())
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
+    runs = {layer.name: layer.runs for layer in subject.layers}
     device, timing, judge = subject.latency.device, measured.timing, subject.validation.judge
     block = {
         "accuracy": _told(measured.score, judge.point),
@@ -165,11 +167,11 @@ def figures(
         "latency_quartiles_ms": timing and [timing.low_ms, timing.high_ms],
         "energy_mj": measured.energy_mj,
         "energy_source": "measured",
-        "macs": sum(operation.macs for chain in chains.values() for operation in chain),
+        "macs": sum(round(runs[name] * sum(each.macs for each in chain)) for name, chain in chains.items()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     if measured.energy_mj is None:
-        energy = sum(energy_mj(chain, device.energies) for chain in chains.values())
+        energy = sum(runs[name] * energy_mj(chain, device.energies) for name, chain in chains.items())
         block |= {"energy_mj": energy, "energy_source": "modelled"}
     return block if device.is_here else block | _on_device(subject, list(chains.values()))
 
@@ -183,7 +185,7 @@ def _on_device(subject: Subject, chains: list[Chain]) -> dict[str, Any]:
     """Returns what is known about a network on a device that is not this machine."""
     latency, device = subject.latency, subject.latency.device
     found = {
-        "device_latency_ms": float(latency.milliseconds(chains).sum()),
+        "device_latency_ms": float(latency.milliseconds(chains) @ np.array([layer.runs for layer in subject.layers])),
         "device_latency_source": latency.source_of(chains),
     }
     if device.latency_source == DECLARED:

@@ -38,7 +38,7 @@ GROUPS = {
     "Depthwise": {"expand": (["expand", "filter"], ["project"]), "project": (["project"], ["head"])},
     "Perceptron": {"embed": (["embed", "fc2"], ["fc1", "head"]), "fc1": (["fc1"], ["fc2"])},
     "Flattened": {"conv": (["conv"], ["hidden"]), "hidden": (["hidden"], ["head"])},
-    "Reused": {"after": (["after"], ["head"])},
+    "Reused": {"stem": (["stem", "twice"], ["twice", "after"]), "after": (["after"], ["head"])},
     "Grouped": {"stem": (["stem"], ["grouped"]), "grouped": (["grouped"], ["last"]), "last": (["last"], ["head"])},
     "Sequence": {"conv1": (["conv1"], ["conv2"]), "conv2": (["conv2"], ["head"])},
     "Encoder": {
@@ -63,7 +63,7 @@ REFUSED = {
     "Depthwise": {"head": OUTPUTS},
     "Perceptron": {"head": OUTPUTS},
     "Flattened": {"head": OUTPUTS},
-    "Reused": {"stem": "twice (Conv2d)", "head": OUTPUTS},
+    "Reused": {"head": OUTPUTS},
     "Grouped": {"head": OUTPUTS},
     "Sequence": {"head": OUTPUTS},
     "Encoder": {"head": OUTPUTS},
@@ -179,7 +179,7 @@ def test_all_groups_at_once():
         ("Identity", "outer", "'outer'.*its channels follow 'stem'"),
         ("Plain", "head", "'head'.*the network's outputs"),
         ("Residual", "b2", "'b2'.*its channels follow 'stem'"),
-        ("Reused", "stem", "'stem'.*shares channels with twice"),
+        ("Reused", "twice", "'twice'.*its channels follow 'stem'"),
     ],
 )
 def test_a_plan_cannot_prune_what_does_not_lead(name, layer, words):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_networks import Identity, Plain, Reused, build, images
+from tiny_networks import Identity, Perceptron, Plain, build, images
 from torch import nn
 from torch.nn import functional as F
 
@@ -73,7 +73,11 @@ def test_layers_keep_the_order_of_the_walk():
         ({"cnv*": FOUR}, Plain, "'cnv[*]' fits no layer of Plain; the nearest are conv"),
         ({"*": FOUR, "convl": TWO}, Plain, "'convl' fits no layer of Plain; the nearest are conv"),
         ({"type:Conv1d": FOUR}, Plain, "'type:Conv1d' fits no layer of Plain; its layers are of type Conv2d, Linear"),
-        ({"*": FOUR, "twice": TWO}, Reused, "'twice' cannot be compressed: runs 2 times in one forward pass; leave it"),
+        (
+            {"*": FOUR, "norm": TWO},
+            Sequence,
+            "'norm' cannot be compressed: LayerNorm: no technique for this kind of layer",
+        ),
         ({"conv1": FOUR}, Plain, "no recipe for layer 'conv2'"),
         ({}, Plain, "no recipe for layer 'conv1'"),
     ],

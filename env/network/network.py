@@ -357,6 +357,8 @@ def _usable(
             skipped[name] = "it is never called: the network uses its weights directly, or in training only"
         elif name not in by_name:
             skipped[name] = "no input of the example reaches it (it is called on empty batches)"
+        elif times[name] > 1 and is_recurrent(module):
+            skipped[name] = f"runs {times[name]} times in one forward pass"
         elif owners[id(module.weight)] > 1 and name not in shares:
             skipped[name] = "shares its weights with another layer"
         elif not torch.is_floating_point(module.weight):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_networks import Identity, Plain, Sequence, build, images
+from tiny_networks import Identity, Plain, build, images
 from torch import nn
 from torch.nn import functional as F
 
@@ -75,7 +75,7 @@ def test_layers_keep_the_order_of_the_walk():
         ({"type:Conv1d": FOUR}, Plain, "'type:Conv1d' fits no layer of Plain; its layers are of type Conv2d, Linear"),
         (
             {"*": FOUR, "norm": TWO},
-            Sequence,
+            Perceptron,
             "'norm' cannot be compressed: LayerNorm: no technique for this kind of layer",
         ),
         ({"conv1": FOUR}, Plain, "no recipe for layer 'conv2'"),

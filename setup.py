@@ -10,7 +10,7 @@ LAYERS = {
     "compressors": "modules statistics formats recipes packing structure sparsity quantization",
     "env": "storage execution task channels network calibration runtime costs bank prices score walk recovery",
     "agent": "learning search",
-    "experiments": "commands data families handover networks studies workbench",
+    "experiments": "breadth commands data families handover networks studies workbench",
 }
 FOLDERS = [*LAYERS, *(f"{layer}/{folder}" for layer, folders in LAYERS.items() for folder in folders.split())]
 PACKAGES = {"plywise": "plywise", **{f"plywise.{folder.replace('/', '.')}": folder for folder in FOLDERS}}
@@ -53,6 +53,7 @@ setup(
     extras_require={
         "dev": ["pytest>=9", "pytest-xdist>=3.8", "mypy>=2", "ruff>=0.17", "types-PyYAML"],
         "study": ["torchao>=0.18"],
+        "breadth": ["timm>=1.0", "torchvision>=0.28", "transformers>=5"],
     },
     entry_points={"console_scripts": ["plywise=plywise.__main__:main"]},
 )

@@ -27,7 +27,7 @@ PACKAGES = (
     *("agent.learning", "agent.search"),
     *("experiments.data", "experiments.families", "experiments.networks", "experiments.handover"),
     *("experiments.commands", "experiments.compress_model", "experiments.train_agent", "experiments.demo"),
-    *("experiments.workbench", "experiments.studies"),
+    *("experiments.workbench", "experiments.studies", "experiments.breadth"),
     "plywise",
 )
 """Packages, and files at the root of a layer, in the order of their imports: each may import those before it."""

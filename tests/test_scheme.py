@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_networks import Identity, Plain, build, images
+from tiny_networks import Identity, Perceptron, Plain, build, images
 from torch import nn
 from torch.nn import functional as F
 

@@ -17,6 +17,9 @@ DAMPING = 0.01
 BLOCK = 128
 """Columns after which the rest of the matrix is updated in one product."""
 
+WIDE = 2048
+"""Features above which it is looked whether the covariance falls into blocks."""
+
 Rounding = Callable[[Tensor], Tensor]
 
 
@@ -46,11 +49,11 @@ class ErrorFeedback:
     def of(cls, covariance: Tensor) -> "ErrorFeedback":
         """Prepares the feedback from the covariance of the inputs `(groups, features, features)`."""
         order = covariance.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)  # (groups, features)
+        if covariance.shape[1] > WIDE:
+            return cls(order, torch.stack([_spread_by_blocks(*pair) for pair in zip(covariance, order, strict=True)]))
         metric = damped(covariance).gather(1, order[:, :, None].expand_as(covariance))
         metric = metric.gather(2, order[:, None, :].expand_as(covariance))
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
-        factor = torch.linalg.cholesky(inverse, upper=True)
-        return cls(order, (factor / factor.diagonal(dim1=-2, dim2=-1)[:, :, None]).float())
+        return cls(order, _spread(metric))
 
     def __call__(self, weights: Tensor, rounding: Rounding, mask: Tensor | None = None) -> Tensor:
         """Rounds matrices column by column.
@@ -82,6 +85,35 @@ class ErrorFeedback:
                 block[:, place + 1 :].addcmul_(spread[:, place, place + 1 :], error[:, None], value=-1)
             work[:, stop:] -= self.spread[:, start:stop, stop:].transpose(1, 2) @ errors[:, start:stop]
         return torch.empty_like(rounded).scatter_(1, columns, rounded).transpose(1, 2)
+
+
+def _spread(metric: Tensor) -> Tensor:
+    """Returns for well-conditioned metrics `(groups, features, features)` how errors spread, see `ErrorFeedback`."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    spread: Tensor = (factor / factor.diagonal(dim1=-2, dim2=-1)[:, :, None]).float()
+    return spread
+
+
+def _spread_by_blocks(covariance: Tensor, order: Tensor) -> Tensor:
+    """Does what `_spread` does for one covariance `(features, features)`, block by block where it is block-diagonal.
+
+    Args:
+        covariance: of the features as they are.
+        order: `(features,)` in which columns are rounded.
+    """
+    metric = damped(covariance[None])[0]
+    together = metric != 0
+    first = together.int().argmax(1)  # of a block, the same for all that are in it
+    if bool((together & (first[:, None] != first)).any()):
+        return _spread(metric[order][:, order][None])[0]
+    result = torch.zeros_like(covariance)
+    place = order.argsort()
+    for block in sorted(set(first.tolist())):
+        inside = (first == block).nonzero().flatten()
+        inside = inside[place[inside].argsort()]
+        result[place[inside][:, None], place[inside]] = _spread(metric[inside][:, inside][None])[0]
+    return result
 
 
 def relative_output_error(before: Tensor, after: Tensor, covariance: Tensor) -> float:

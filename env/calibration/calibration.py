@@ -148,7 +148,8 @@ class _Recorder:
             self._counts[name] = self._counts.get(name, 0) + row_counts(module, inputs)
         else:
             rows = patches(module, inputs, math.ceil(ROWS * share), self.generator)
-            self._rows.setdefault(name, RowMoments()).add(rows)
+            positions = math.prod(weight_of(module).shape[2:])
+            self._rows.setdefault(name, RowMoments(positions)).add(rows)
             if not bool(torch.isfinite(self._rows[name].scatter).all()):
                 raise ModelError(f"{name} sees inputs too large to square on the calibration data; normalise the data")
         before, after = self._values.setdefault(name, ([], []))

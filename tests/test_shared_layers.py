@@ -15,17 +15,20 @@ from plywise.compressors.packing import packed_file
 from plywise.compressors.packing.packed_file import load_packed, save_packed
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.bank.bank import Bank
+from plywise.env.bank.repair import FULL, NONE
 from plywise.env.bank.scorer import Scorer
 from plywise.env.calibration.calibration import calibrate
+from plywise.env.costs.energy import energy_mj
 from plywise.env.costs.graph_template import GraphTemplate
 from plywise.env.costs.network_latency import NetworkLatency
+from plywise.env.costs.trial_graphs import shapes_of
 from plywise.env.network.menu import legal_recipes
 from plywise.env.network.network import Network
 from plywise.env.prices.plan_costs import PlanCosts
 from plywise.env.prices.pricing import original_storage
 from plywise.env.recovery.trainable import TrainableNetwork
 from plywise.env.runtime.onnx_export import export_onnx
-from plywise.env.runtime.runtime import open_session, running_model
+from plywise.env.runtime.runtime import open_session, random_inputs, run_session, running_model
 from plywise.env.task.judge import CLASSIFIER
 from plywise.env.task.samples import Samples
 
@@ -88,8 +91,8 @@ def batch_of(kind, count=64, seed=1):
         return (torch.randint(300, (count, 8), generator=generator),)
     if kind is Siamese:
         return torch.randn(count, 3, 16, 16, generator=generator), torch.randn(count, 3, 12, 12, generator=generator)
-    width = {TwoLinear: 24, Windows: 32}[kind]
-    return (torch.randn(count, width, generator=generator),)
+    shape = {TwoLinear: (24,), Crossed: (24,), Windows: (32,), Levels: (3, 10, 20), Sequences: (13, 8)}[kind]
+    return (torch.randn(count, *shape, generator=generator),)
 
 
 def build(kind):
@@ -256,3 +259,119 @@ def test_remembered_outputs_are_those_of_the_network(kind):
         with torch.no_grad():
             found = scorer.run(plan, lambda model: model(*batch))[1]
             assert torch.equal(found, bank.stitch(plan).model(*batch))
+
+
+class Levels(nn.Module):
+    """A head runs on maps of two sizes, and a block three times on what it has made."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 5, 1)
+        self.block = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    def forward(self, x):
+        low = F.relu(self.a(x))
+        high = F.relu(self.b(low))
+        z = torch.cat([self.head(low).mean((2, 3)), self.head(high).amax((2, 3))], 1)
+        for _ in range(3):
+            z = z + self.block(z)
+        return z
+
+
+@pytest.mark.parametrize("recipe", ["uniform_quantization(bits=2)", "magnitude_pruning(sparsity=0.7)"])
+def test_the_repair_of_one_run_is_right_for_the_others(recipe):
+    bank, (images,) = banked(Levels), batch_of(Levels, 256, 9)
+    with torch.no_grad():
+        expected = build(Levels)(images)
+        repaired, plain = (bank.stitch(plan_of(bank.network, recipe), each).model(images) for each in (FULL, NONE))
+    assert (repaired - expected).square().mean() < (plain - expected).square().mean()
+
+
+class Crossed(nn.ModuleList):
+    """One layer is in two modules; it has its name from the one that runs later."""
+
+    def __init__(self):
+        shared = nn.Linear(24, 24)
+        own = [nn.Sequential(nn.Linear(24, 24), nn.ReLU()) for _ in range(5)]
+        super().__init__([nn.Sequential(shared, nn.ReLU()), *own, nn.Sequential(nn.Linear(24, 24), nn.ReLU(), shared)])
+
+    def forward(self, x):
+        for place in (1, 6, 2, 3, 4, 0, 5):
+            x = self[place](x)
+        return x
+
+
+def test_what_a_layer_of_two_modules_makes_is_not_remembered():
+    bank, batch = banked(Crossed), batch_of(Crossed, 16, 5)
+    scorer, network = Scorer(bank), bank.network
+    for changed in ("2.0", "3.0", "4.0"):
+        plan = plan_of(network, **{"0.0": "uniform_quantization(bits=2)", changed: BITS})
+        with torch.no_grad():
+            found = scorer.run(plan, lambda model: model(*batch))[1]
+            assert torch.equal(found, bank.stitch(plan).model(*batch))
+
+
+class Normed(nn.Module):
+    """A convolution and its BatchNorm run twice; layers with one weight have BatchNorms of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.first, self.second = (
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+        )
+        self.second.weight = self.first.weight
+        self.norms = nn.ModuleList(nn.BatchNorm1d(8) for _ in range(2))
+
+    def forward(self, x):
+        z = [F.relu(self.n(self.a(each))).mean((2, 3)) for each in x.chunk(2, -1)]
+        return self.norms[1](self.second(F.relu(self.norms[0](self.first(z[0] - z[1])))))
+
+
+def test_norms_are_merged_into_what_runs_as_often_and_never_into_one_of_several_uses():
+    network = Network.of(build(Normed), torch.randn(4, 3, 8, 16))
+    assert isinstance(network.modules["n"], nn.Identity)
+    assert isinstance(network.modules["norms.0"], nn.BatchNorm1d)
+    assert network.modules["first"].weight is network.modules["second"].weight
+
+
+def test_a_tied_layer_has_its_price():
+    bank = banked(TiedHead)
+    network, device = bank.network, FakeLatency()
+    (head,) = network.tied
+    assert (head.name, head.runs, network.macs["head"]) == ("head", 1.0, 300 * 32)
+    whole = NetworkLatency(network, device)
+    chains = [*network.operations.values(), network.tied_operations["head"]]
+    found = PlanCosts(network, whole).measure(bank.stitch(plan_of(network)))
+    assert found[1] == pytest.approx(device.milliseconds(chains).sum())
+    assert found[2] == pytest.approx(sum(energy_mj(chain, device.device.energies) for chain in chains))
+
+
+def test_a_weight_of_several_layers_suits_the_inputs_of_all():
+    bank = banked(TiedHead)
+    table, words = bank.network.modules["embedding"], torch.cat([batch_of(TiedHead, 32, seed)[0] for seed in range(4)])
+    with torch.no_grad():
+        hidden = torch.tanh(bank.network.modules["hidden"](table(words).mean(1)))
+    head = hidden.T.cov(correction=0)
+    found = bank.calibration.statistics["embedding"].covariance[0]
+    assert torch.allclose(found, (torch.eye(32) + head / head.diagonal().mean()) / 2, atol=1e-3)
+
+
+class Sequences(nn.Module):
+    """A layer runs on sequences of two lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(self.body(x[:, :9]).mean(1) - self.body(x[:, 9:]).mean(1))
+
+
+def test_whole_graphs_have_the_shapes_of_each_run():
+    network = banked(Sequences).network
+    plan = plan_of(network, "uniform_quantization(bits=7) + activation_quantization")
+    session = open_session(GraphTemplate(network, 2).filled(*shapes_of(network, plan)))
+    assert run_session(session, random_inputs(session, (2, 13, 8))).shape == (2, 5)

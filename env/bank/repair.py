@@ -119,7 +119,7 @@ def repair(
             if refit(leaf, inputs, missing, float(target.moments.deviation.square().sum()), places):
                 outputs = leaf.forward(inputs)
         found = moments(outputs, last)
-        factor, shift = _correction(found, target.moments, settings.deviations and _may_scale(leaf))
+        factor, shift = _correction(found, target.moments, settings.deviations and target.once and _may_scale(leaf))
         shift = shift if settings.means else found.mean * (1.0 - factor)
         if not bool((factor != 1).any() or (shift != 0).any()):
             return outputs

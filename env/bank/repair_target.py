@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -34,19 +34,21 @@ class Target:
         last: whether channels are the last axis of its outputs, rather than the one behind the batch.
         rows: `(rows, out)` its outputs at `places_of` and what the network adds to them; none where it is not refitted.
         shortcut: where that is to be seen, or None.
+        once: whether it runs once; what runs several times, and is seen in its first run, gets back its means alone.
     """
 
     moments: Moments
     last: bool
     rows: Tensor
     shortcut: Shortcut | None = None
+    once: bool = True
 
     def of(self, channels: Tensor) -> "Target":
         """Returns the target of some output channels (indices)."""
         if torch.equal(channels, torch.arange(len(self.moments.mean))):
             return self  # all of them, as most often
         found = Moments(self.moments.mean[channels], self.moments.deviation[channels])
-        return Target(found, self.last, self.rows[:, channels], self.shortcut)
+        return replace(self, moments=found, rows=self.rows[:, channels])
 
 
 def find_targets(network: Network, batch: Batch) -> dict[str, Target]:
@@ -59,7 +61,8 @@ def find_targets(network: Network, batch: Batch) -> dict[str, Target]:
     alongside: dict[str, Tensor] = {}
 
     def record(name: str, module: nn.Module, _: Tensor, outputs: Tensor) -> None:
-        if name in found:  # runs a second time
+        if name in found:  # it runs again: weights that are fitted to its first run would be wrong for this one
+            found[name] = replace(found[name], rows=found[name].rows[:0], shortcut=None, once=False)
             return
         last = channels_last(module)
         rows = rows_of(outputs, places_of(outputs, last, counts.get(name, 0)), last)

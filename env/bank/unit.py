@@ -17,7 +17,7 @@ MOST = 4
 
 @dataclass(frozen=True)
 class Unit:
-    """A module that runs once in a forward pass and changes nothing but its output.
+    """A module that runs once in a forward pass, changes nothing but its output and has its layers to itself.
 
     Attributes:
         name: dotted name.
@@ -59,10 +59,10 @@ def find_units(network: Network) -> tuple[Unit, ...]:
 class _Watch:
     def __init__(self, network: Network) -> None:
         self.layers = {layer.name for layer in network.layers}
-        self.ran: set[str] = set()
+        self.ran: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
-        self.before: dict[str, list[int]] = {}
-        self.after: dict[str, tuple[int, Tensor, int]] = {}
+        self.before: dict[str, tuple[list[int], Counter[str]]] = {}
+        self.after: dict[str, tuple[int, Tensor, int, Counter[str]]] = {}
         handles: list[Any] = []
         for name, module in network.model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
@@ -75,22 +75,23 @@ class _Watch:
                 handle.remove()
         self.units = {
             name: Unit(name, ran, output._version != version)
-            for name, (ran, output, version) in self.after.items()
-            if self.calls[name] == 1
+            for name, (ran, output, version, inside) in self.after.items()
+            if self.calls[name] == 1 and all(self.ran[layer] == runs for layer, runs in inside.items())
         }
 
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.calls[name] += 1
-            self.before[name] = _versions(args, kwargs)
+            self.before[name] = _versions(args, kwargs), self.ran.copy()
 
         return hook
 
     def _leave(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self.ran |= {name} & self.layers
-            if isinstance(output, Tensor) and _versions(args, kwargs) == self.before[name]:
-                self.after[name] = len(self.ran), output, output._version
+            self.ran.update({name} & self.layers)
+            versions, before = self.before[name]
+            if isinstance(output, Tensor) and _versions(args, kwargs) == versions:
+                self.after[name] = len(self.ran), output, output._version, self.ran - before
 
         return hook
 

@@ -10,7 +10,7 @@ from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.statistics.channels import rebuilt
 from plywise.env.costs.latency import Chain
 from plywise.env.network.network import Layer
-from plywise.env.network.operation import operations
+from plywise.env.network.operation import Operation, Shape, operations
 
 
 def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: nn.Module) -> Chain:
@@ -34,6 +34,22 @@ def chain_of(original: Chain, recipe: Recipe, inputs: int, outputs: int, layer: 
     bias = None if isinstance(layer, nn.Embedding) else torch.empty(outputs, device="meta")
     cut = rebuilt(layer, weight, bias, operation.groups)
     return operations(structure.on_cut(layer, cut).outline(cut), operation.input_shape, integer)
+
+
+def run_on(chain: Chain, shape: Shape) -> Chain:
+    """Returns what a chain is where it runs on an input of another shape, without the batch; channels stay its own."""
+    found: list[Operation] = []
+    for operation in chain:
+        if found:
+            reads = found[-1].input_shape if operation.alongside else found[-1].output_shape
+        elif operation.kind == "embedding":
+            reads = shape
+        elif operation.kind in ("linear", "features"):
+            reads = (*shape[:-1], operation.in_channels)
+        else:
+            reads = (operation.in_channels, *shape[1:])
+        found.append(replace(operation, input_shape=reads))
+    return tuple(found)
 
 
 def realised_chain(module: nn.Module, layer: Layer) -> Chain:

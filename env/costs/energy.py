@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plywise.env.network.network import Network
 from plywise.env.network.operation import Operation
 
 
@@ -46,6 +47,11 @@ def energy_mj(chain: Sequence[Operation], units: UnitEnergies = HOROWITZ) -> flo
         units: of the device.
     """
     return sum(read_bytes(each) * units.memory_byte_pj + _running_pj(each, units) for each in chain) / PJ_PER_MJ
+
+
+def tied_energy(network: Network, units: UnitEnergies) -> float:
+    """Returns the modelled energy of the layers of a network that are tied to others, in millijoules."""
+    return sum(layer.runs * energy_mj(network.tied_operations[layer.name], units) for layer in network.tied)
 
 
 def held_bytes(operation: Operation) -> float:

@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,9 +15,10 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from plywise.compressors.errors import ModelError
 from plywise.compressors.modules.assembly import AroundLayer, answer_as, assemble
-from plywise.compressors.modules.layers import bias_of, channels_last, groups_of, is_depthwise, out_channels, weight_of
+from plywise.compressors.modules.layers import bias_of, groups_of, is_depthwise, out_channels, weight_of
 from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence, State
 from plywise.compressors.statistics.channels import rebuilt
+from plywise.env.costs.chains import run_on
 from plywise.env.costs.latency import Chain
 from plywise.env.network.channel_groups import NORMS, channels_in
 from plywise.env.network.network import Layer, Network
@@ -91,7 +93,8 @@ class GraphTemplate:
             (value,), behind = node.input, layer.relu is not None
             ran[layer.name] += 1
             prefix = f"{layer.name}/" if ran[layer.name] == 1 else f"{layer.name}/{ran[layer.name]}/"
-            nodes, constants, result = chain_nodes(chains[layer.name], value, prefix, value in relus, behind)
+            chain = run_on(chains[layer.name], tuple(_attributes(node)["read"].ints[1:]))
+            nodes, constants, result = chain_nodes(chain, value, prefix, value in relus, behind)
             proto.graph.node.extend([*nodes, onnx.helper.make_node("Identity", [result], [node.output[0]])])
             proto.graph.initializer.extend(constants)
         drop_domain(proto, DOMAIN)
@@ -119,7 +122,7 @@ class GraphTemplate:
             owner = layer.name.rpartition(".")[0]
             whole = self._network.modules[owner]
             if not isinstance(whole, ProjectedRecurrence):
-                gaps[layer.name] = _Gap(place, layer, _narrowed(self._network.modules[layer.name], inputs, outputs))
+                gaps[layer.name] = _Gap(place, _narrowed(self._network.modules[layer.name], inputs, outputs))
             elif owner not in gaps:
                 gaps[owner], self._recurrences[owner] = _RecurrentGap(place, whole, outputs // whole.gates), whole
         proto = exported(assemble(self._network.model, gaps), self._network.interface, self._batch)
@@ -127,8 +130,7 @@ class GraphTemplate:
         return proto
 
     def _layer(self, node: onnx.NodeProto) -> Layer:
-        place: int = node.attribute[0].i
-        return self.layers[place]
+        return self.layers[_attributes(node)["place"].i]
 
     def _recurrence(
         self, name: str, chains: Mapping[str, Chain], node: onnx.NodeProto
@@ -151,7 +153,7 @@ class GraphTemplate:
                 if places_of_gaps[first.name] == 0:
                     found[first.name] = self.layers[last].name if last >= 0 else None
                 places_of_gaps[first.name] += 1
-                last = node.attribute[0].i
+                last = _attributes(node)["place"].i
                 if node.op_type == "Recurrence":  # what is inside computes on floats alike
                     inside = f"{first.name.rpartition('.')[0]}."
                     found |= {each.name: first.name for each in self.layers[last + 1 :] if each.name.startswith(inside)}
@@ -160,24 +162,17 @@ class GraphTemplate:
 
 
 class _Gap(AroundLayer):
-    """Exports as one node that knows the place of its layer; the layer itself does not run."""
+    """Exports as one node that knows the place of its layer and what it reads; the layer itself does not run."""
 
-    def __init__(self, place: int, layer: Layer, module: nn.Module) -> None:
+    def __init__(self, place: int, module: nn.Module) -> None:
         super().__init__()
         self.layer = module
         self.place = place
-        self.read = torch.Size(layer.input_shape[1:])
-        self.shape = list(layer.output_shape)
-        self.shape[-1 if channels_last(module) else 0] = out_channels(module)
 
     def forward(self, input: Tensor) -> Tensor:
-        shape: tuple[int, ...] = (input.shape[0], *self.shape)
-        if isinstance(self.layer, nn.Linear | nn.Embedding):
-            read = input.shape[:-1] if isinstance(self.layer, nn.Linear) else input.shape
-            shape = (*read, self.shape[-1])
-        elif input.shape[2:] != self.read:  # it runs on several sizes
-            shape = (input.shape[0], *operations(self.layer, tuple(input.shape[1:]))[0].output_shape)
-        result: Tensor = symbolic(f"{DOMAIN}::Gap", (input,), {"place": self.place}, dtype=torch.float32, shape=shape)
+        shape = (input.shape[0], *operations(self.layer, input.shape[1:])[-1].output_shape)
+        known: dict[str, Any] = {"place": self.place, "read": list(map(int, input.shape))}
+        result: Tensor = symbolic(f"{DOMAIN}::Gap", (input,), known, dtype=torch.float32, shape=shape)
         return result
 
 
@@ -203,6 +198,10 @@ class _RecurrentGap(ProjectedRecurrence):
         read = (sequence.transpose(0, 1), *(state or ()))
         outputs, *states = symbolic_multi_out(name, read, {"place": self.place}, dtypes=dtypes, shapes=shapes)
         return outputs.transpose(0, 1), tuple(states)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, onnx.AttributeProto]:
+    return {attribute.name: attribute for attribute in node.attribute}
 
 
 def _made_by(chain: Chain) -> int:

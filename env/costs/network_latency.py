@@ -117,7 +117,7 @@ class NetworkLatency:
         if self.overhead.original is None:
             each = [self.latency.milliseconds([plan[name] for name in self._runs], progress=False) for plan in plans]
             summed: Doubles = np.array(each) @ np.array(list(self._runs.values()))
-            return summed
+            return summed + self.tied
         found: Doubles = self._parts(plans) @ np.array(list(asdict(self.overhead).values())[:-1])
         return found
 
@@ -172,6 +172,14 @@ class NetworkLatency:
         """Returns the time of a plan's graph over that of the original's, and by how much it varies, relative to it."""
         graph, execution = self._template.filled(*plan), self.latency.device.execution
         return relative_time(graph, self._original, self._inputs, execution, loads, precision)
+
+    @cached_property
+    def tied(self) -> float:
+        """Milliseconds of the tied layers, where they are not part of the overhead."""
+        if self.overhead.original is not None:
+            return 0.0
+        alone = self.latency.milliseconds(list(self.network.tied_operations.values()), progress=False)
+        return float(alone @ np.array([layer.runs for layer in self.network.tied])) if len(alone) else 0.0
 
     @cached_property
     def _runs(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Merges each BatchNorm into the layer that feeds nothing else: exact in inference, and one module less to price."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -20,23 +21,28 @@ def fold_batch_norms(model: nn.Module, calls: Sequence[Call]) -> nn.Module:
         calls: the traced calls of the same model.
     """
     modules = dict(model.named_modules())
-    times = [call.name for call in calls]
-    replacements: dict[str, nn.Module] = {}
+    owners = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
+    runs: dict[str, list[Call]] = {}
     for call in calls:
-        layer = modules[call.name]
-        if len(call.readers) != 1 or len(call.reading_modules) != 1 or times.count(call.name) != 1:
+        runs.setdefault(call.name, []).append(call)
+    replacements: dict[str, nn.Module] = {}
+    for name, (call, *others) in runs.items():
+        layer = modules[name]
+        if any(len(each.readers) != 1 or each.reading_modules != call.reading_modules for each in (call, *others)):
+            continue
+        if len(call.reading_modules) != 1 or any(owners[id(p)] > 1 for p in layer.parameters(recurse=False)):
             continue
         reader = call.reading_modules[0]
         norm = modules[reader]
-        if type(norm) not in BATCH_NORMS or norm.running_mean is None or times.count(reader) != 1:
+        if type(norm) not in BATCH_NORMS or norm.running_mean is None or len(runs[reader]) != 1 + len(others):
             continue
         with torch.no_grad():
             if isinstance(layer, CONVOLUTIONS):
-                replacements[call.name] = fuse_conv_bn_eval(layer, norm)
+                replacements[name] = fuse_conv_bn_eval(layer, norm)
             elif isinstance(layer, TRANSPOSED) and layer.groups == 1:
-                replacements[call.name] = fuse_conv_bn_eval(layer, norm, transpose=True)
+                replacements[name] = fuse_conv_bn_eval(layer, norm, transpose=True)
             elif isinstance(layer, nn.Linear) and len(call.output_shape) == 1:
-                replacements[call.name] = fuse_linear_bn_eval(layer, norm)
+                replacements[name] = fuse_linear_bn_eval(layer, norm)
             else:
                 continue
         replacements[reader] = nn.Identity().eval()

@@ -15,12 +15,12 @@ Record = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]
 
 @contextmanager
 def layer_outputs(network: Network, record: Record) -> Iterator[None]:
-    """Calls `record(name, module, inputs, outputs)` for each layer and remaining BatchNorm of a forward pass.
+    """Calls `record(name, module, inputs, outputs)` for each layer, tied one and remaining BatchNorm of a forward pass.
 
     Runs on nothing, such as those of an expert that no input chooses, are left out. What it returns, if anything, takes
     the place of the outputs.
     """
-    names = {layer.name for layer in network.layers}
+    names = {layer.name for layer in (*network.layers, *network.tied)}
 
     def hook(name: str) -> Callable[..., Tensor | None]:
         def after(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], outputs: Tensor) -> Tensor | None:

@@ -80,7 +80,8 @@ class Network:
             into linear layers.
         layers: the compressible ones, in execution order.
         groups: channels that are cut together.
-        skipped: for modules with weights that stay as they are, the reason.
+        tied: layers that have the weight of one of `layers`, and become what that becomes.
+        skipped: for modules with weights that take no recipe of their own, the reason.
         example: a small batch.
         forward: runs a network on a batch.
         memory_format: in which `model` takes its inputs: images with their channels last where it can, which is faster.
@@ -93,6 +94,7 @@ class Network:
     model: nn.Module
     layers: tuple[Layer, ...]
     groups: tuple[ChannelGroup, ...]
+    tied: tuple[Layer, ...]
     skipped: Mapping[str, str]
     example: Batch
     forward: Forward
@@ -172,6 +174,22 @@ class Network:
             )
             for call in usable
         )
+        followers = {other for others in shares.values() for other in others}
+        tied = tuple(
+            Layer(
+                call.name,
+                call.input_shape,
+                call.output_shape,
+                call.relu,
+                group=None,
+                leads=False,
+                reads=(),
+                uncut=skipped[call.name],
+                runs=_runs(call, items_in(example)),
+            )
+            for call in _merged(calls).values()
+            if call.name in followers
+        )
         memory_format = _memory_format(folded, example, forward)
         return cls(
             name,
@@ -179,6 +197,7 @@ class Network:
             folded,
             layers,
             tuple(groups),
+            tied,
             skipped,
             example,
             forward,
@@ -211,12 +230,17 @@ class Network:
         return {layer.name: operations(self.modules[layer.name], layer.input_shape) for layer in self.layers}
 
     @cached_property
+    def tied_operations(self) -> dict[str, tuple[Operation, ...]]:
+        """What the tied layers run, by name; their recipes do not change it."""
+        return {layer.name: operations(self.modules[layer.name], layer.input_shape) for layer in self.tied}
+
+    @cached_property
     def macs(self) -> dict[str, int]:
-        """Multiply-adds of each layer for one input, by name."""
-        runs = {layer.name: layer.runs for layer in self.layers}
+        """Multiply-adds of each layer for one input, by name, the tied ones among them."""
+        runs = {layer.name: layer.runs for layer in (*self.layers, *self.tied)}
         return {
             name: round(runs[name] * sum(operation.macs for operation in chain))
-            for name, chain in self.operations.items()
+            for name, chain in (self.operations | self.tied_operations).items()
         }
 
     @cached_property

@@ -9,7 +9,7 @@ from plywise.compressors.packing.packed_file import save_packed
 from plywise.compressors.packing.packed_module import packed_size
 from plywise.env.bank.bank import Stitched
 from plywise.env.costs.chains import realised_chain
-from plywise.env.costs.energy import energy_mj
+from plywise.env.costs.energy import energy_mj, tied_energy
 from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.costs.trial_graphs import trimmed_in
 from plywise.env.network.network import Network
@@ -35,7 +35,7 @@ class PlanCosts:
         latency = self._whole.measured(chains, trimmed_in(self._network, stitched.model))
         units = self._whole.latency.device.energies
         energy = sum(layer.runs * energy_mj(chains[layer.name], units) for layer in self._network.layers)
-        return storage, latency, energy
+        return storage, latency, energy + tied_energy(self._network, units)
 
     def pack(self, model: nn.Module, path: Path) -> int:
         """Writes the file of packed weights that is handed over and returns its bytes."""

@@ -29,7 +29,7 @@ from plywise.compressors.statistics.channels import kept_count
 from plywise.compressors.structure.filter_pruning import FilterPruning
 from plywise.env.bank.bank import Bank
 from plywise.env.costs.chains import chain_of, realised_chain
-from plywise.env.costs.energy import energy_mj
+from plywise.env.costs.energy import energy_mj, tied_energy
 from plywise.env.costs.latency import Chain
 from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.network.channel_groups import channels_in
@@ -249,7 +249,8 @@ class Pricer:
                 integers[row, slot] = recipe.at(Stage.ACTIVATIONS) is not None
                 share = _share(self._priced_chain(layer, recipe, 0, 0), network.operations[layer.name])
                 features[row, slot] = _recipe_features(recipe, integers[row, slot], error[row, slot], share)
-        fixed = np.array([bytes_outside, self.whole.overhead.rest, 0.0], np.float32)
+        energy = tied_energy(network, self.latency.device.energies)
+        fixed = np.array([bytes_outside, self.whole.overhead.rest + self.whole.tied, energy], np.float32)
         original = fixed + cost[:, :, 0, 0, 0].sum(1)
         original[0] = original_storage(network)
         return PriceTable(

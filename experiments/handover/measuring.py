@@ -155,8 +155,9 @@ def figures(
         measured: what the runtime shows of its ONNX file.
     """
     modules = dict(model.named_modules())
-    chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
-    runs = {layer.name: layer.runs for layer in subject.layers}
+    layers = (*subject.layers, *subject.network.tied)
+    chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in layers}
+    runs = {layer.name: layer.runs for layer in layers}
     device, timing, judge = subject.latency.device, measured.timing, subject.validation.judge
     block = {
         "accuracy": _told(measured.score, judge.point),
@@ -173,7 +174,7 @@ def figures(
     if measured.energy_mj is None:
         energy = sum(runs[name] * energy_mj(chain, device.energies) for name, chain in chains.items())
         block |= {"energy_mj": energy, "energy_source": "modelled"}
-    return block if device.is_here else block | _on_device(subject, list(chains.values()))
+    return block if device.is_here else block | _on_device(subject, list(chains.values()), list(runs.values()))
 
 
 def _told(score: Score | None, point: float) -> float | None:
@@ -181,11 +182,11 @@ def _told(score: Score | None, point: float) -> float | None:
     return None if score is None or math.isnan(score.value) else score.value * point
 
 
-def _on_device(subject: Subject, chains: list[Chain]) -> dict[str, Any]:
-    """Returns what is known about a network on a device that is not this machine."""
+def _on_device(subject: Subject, chains: list[Chain], runs: list[float]) -> dict[str, Any]:
+    """Returns what is known about a network, of whose layers each runs so often, on a device elsewhere."""
     latency, device = subject.latency, subject.latency.device
     found = {
-        "device_latency_ms": float(latency.milliseconds(chains) @ np.array([layer.runs for layer in subject.layers])),
+        "device_latency_ms": float(latency.milliseconds(chains) @ np.array(runs)),
         "device_latency_source": latency.source_of(chains),
     }
     if device.latency_source == DECLARED:

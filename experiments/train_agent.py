@@ -19,22 +19,20 @@ from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.walk.vector_env import BatchedCompressionEnv
 from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.options import OptionParser
-from plywise.experiments.commands.price_tables import price_networks
+from plywise.experiments.commands.price_tables import dataset_for, price_networks
 from plywise.experiments.commands.study import check_seed
 from plywise.experiments.data.normalisation import Normalisation
 from plywise.experiments.handover.run_folder import alone_in, check_writable
-from plywise.experiments.networks.zoo import ZOO, zoo_entry
-
-DIGITS_ZOO = tuple(name for name, entry in ZOO.items() if entry.dataset == "digits")
+from plywise.experiments.networks.zoo import TRAINED_HERE, zoo_entry
 
 RUN = "run.json"
 """What the run in a folder was asked to do."""
 
 
 def train_agent(
-    networks: Sequence[str] = DIGITS_ZOO,
+    networks: Sequence[str] = TRAINED_HERE,
     hold_out: Sequence[str] = (),
-    data: str = "digits",
+    data: str | None = None,
     out: Path = Path("runs/agent"),
     settings: PPOSettings | None = None,
     devices: Sequence[str] = (HERE,),
@@ -46,7 +44,7 @@ def train_agent(
     Args:
         networks: names of the zoo.
         hold_out: names among them that the agent must not see.
-        data: dataset that the networks run on.
+        data: dataset that classifiers of images run on, as for `dataset_for`; the others have data of their own.
         out: receives `agent/` and `tensorboard/`; an unfinished run in it goes on, a finished one is loaded.
         settings: of PPO.
         devices: where the networks will run, as for `open_device`; the agent learns for all of them.
@@ -60,6 +58,7 @@ def train_agent(
     check_seed(settings.seed)
     limit_memory(memory)
     seen = seen_networks(networks, hold_out)
+    data = dataset_for(seen, data, normalisation)
     asked = {
         "networks": list(seen),
         "data": data,

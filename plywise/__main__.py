@@ -19,7 +19,7 @@ def train(
     out: Path = Path("runs/agent"),
     networks: str | None = None,
     hold_out: str | None = None,
-    data: str = "digits",
+    data: str | None = None,
     steps: int = 200_000,
     envs: int = 128,
     learning_rate: float = 1e-3,
@@ -33,9 +33,11 @@ def train(
 
     Args:
         out: folder that receives agent/ and tensorboard/
-        networks: names of zoo networks, with commas between (see 'plywise list networks'); all of them where not given
+        networks: names of zoo networks, with commas between (see 'plywise list networks'); all that are trained on
+            the spot where not given
         hold_out: names among them that the agent must not see, with commas between
-        data: dataset that they are trained and compressed on
+        data: dataset that classifiers of images are trained and compressed on, digits where not given; the other
+            networks have data of their own
         steps: environment steps
         envs: environments side by side
         learning_rate: of Adam, at the start
@@ -50,7 +52,8 @@ def train(
     from plywise.agent.learning.ppo import PPOSettings
     from plywise.compressors.errors import ConfigurationError
     from plywise.experiments.data.normalisation import make_normalisation
-    from plywise.experiments.train_agent import DIGITS_ZOO, train_agent
+    from plywise.experiments.networks.zoo import TRAINED_HERE
+    from plywise.experiments.train_agent import train_agent
 
     for option, value in (("steps", steps), ("envs", envs)):
         if value < 1:
@@ -59,7 +62,7 @@ def train(
         total_steps=steps, num_envs=envs, minibatch=16 * envs, learning_rate=learning_rate, seed=seed
     )
     agent = train_agent(
-        _names(networks) or DIGITS_ZOO,
+        _names(networks) or TRAINED_HERE,
         _names(hold_out),
         data,
         out,

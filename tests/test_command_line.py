@@ -327,6 +327,7 @@ def test_mistakes_of_compress(place, refused, changes, said):
         ({"--networks": "digits-mlp", "--hold-out": "digits-mlp"}, "no network is left to train on"),
         ({"--networks": "digits-mlp", "--hold-out": "digits-vgg"}, "hold_out names digits-vgg, not among"),
         ({"--data": "digitz"}, "unknown dataset 'digitz'"),
+        ({"--data": "digits", "--networks": "cancer-mlp,stdlib-gpt"}, "cancer-mlp, stdlib-gpt have data of their own"),
         ({"--steps": "0"}, "--steps 0 must be at least 1"),
         ({"--envs": "0"}, "--envs 0 must be at least 1"),
         ({"--seed": "-1"}, "seed=-1 must be at least 0"),

@@ -254,6 +254,30 @@ def test_the_same_network_looks_the_same_at_another_scale(tables):
         assert seen[0][key] == pytest.approx(seen[1][key], abs=1e-4)
 
 
+def test_a_metric_below_zero_looks_like_an_accuracy(tables):
+    """Bits per byte are negative points. What counts is the room between the original and guessing."""
+    below = dataclasses.replace(tables[1], accuracy=tables[1].accuracy - 200.0, chance=tables[1].chance - 200.0)
+    seen = [
+        Observer(walks.stack).observe(walks) for walks in (start([table], 8, seed=1) for table in (tables[1], below))
+    ]
+    for key in seen[0]:
+        assert seen[0][key] == pytest.approx(seen[1][key], abs=1e-4)
+
+
+@pytest.mark.parametrize("room", [0.0, 1e6, np.inf])
+def test_observations_are_bounded_whatever_guessing_comes_to(tables, room):
+    """Of an R2 near zero a hundredth is little, so a poor plan loses a million points; some metrics have no worst."""
+    odd = dataclasses.replace(tables[1], accuracy=-100.0, chance=-100.0 - room, drop=tables[1].drop * 1e5, samples=2)
+    walks, choose = start([odd], 16, seed=2), at_random(2)
+    for _ in range(odd.num_layers):
+        for value in Observer(walks.stack).observe(walks).values():
+            assert np.isfinite(value).all()
+            assert np.abs(value).max() <= LIMIT
+        assert np.isfinite(walks.outlook.potential).all()
+        walks.step(choose(walks))
+    assert np.isfinite(walks.outcomes(np.arange(16))[2]).all()
+
+
 def test_sampled_demands_can_be_met(tables):
     walks = Walks(PriceStack(tables), 200)
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from plywise.compressors.errors import ConfigurationError
 from plywise.env.costs.devices import HERE, open_device
 from plywise.env.costs.latency import RoughLatencyWarning
 from plywise.env.execution.executor import Executor, NoSetup
@@ -16,11 +17,16 @@ from plywise.env.execution.process_pool import ProcessPool
 from plywise.env.execution.progress import tracked
 from plywise.env.prices.prices import PriceTable
 from plywise.env.storage.cache import cache_folder
-from plywise.experiments.commands.study import study
+from plywise.env.task.forward import rule_for
+from plywise.env.task.task import Task
+from plywise.experiments.commands.study import load_both, own_task, study_network
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.data.normalisation import Normalisation
-from plywise.experiments.networks.zoo import trainable, untrained
+from plywise.experiments.networks.zoo import trainable, untrained, zoo_entry
+
+USUAL_DATASET = "digits"
+"""Of classifiers of images, where none is given."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,14 @@ class Pricing:
 
     Attributes:
         network: of the zoo.
-        data: spec of what it runs on.
+        data: spec of the dataset that it runs on; None where it has a task of its own.
         seed: of every random choice.
         device: as for `open_device`.
         normalisation: as for `load_dataset`.
     """
 
     network: str
-    data: str
+    data: str | None
     seed: int = 0
     device: str = HERE
     normalisation: Normalisation | None = None
@@ -53,13 +59,38 @@ class Pricing:
 
     def price(self) -> PriceTable:
         """Returns the price table."""
-        dataset, latency = load_dataset(self.data, normalisation=self.normalisation), open_device(self.device)
-        return study(self.network, dataset, seed=self.seed, progress=False, latency=latency).subject.price()
+        network, data = load_both(self.network, self.data, None, self.normalisation)
+        latency = open_device(self.device)
+        return study_network(network, self.network, data, self.seed, progress=False, latency=latency).subject.price()
+
+
+def dataset_for(networks: Sequence[str], data: str | None, normalisation: Normalisation | None = None) -> str | None:
+    """Returns the spec of the dataset that those of the networks run on that are classifiers of images.
+
+    Args:
+        networks: names of the zoo.
+        data: the spec that was given; the digits where None.
+        normalisation: that was given.
+
+    Returns:
+        None where each network has a task of its own.
+
+    Raises:
+        ConfigurationError: where something was given and no network takes it.
+    """
+    if any(zoo_entry(name).make_task is None for name in networks):
+        return data or USUAL_DATASET
+    if data is not None or normalisation is not None:
+        raise ConfigurationError(
+            f"{', '.join(networks)} have data of their own, and no network is a classifier of images, which a dataset "
+            "is for: leave out --data, --mean and --std, or name a classifier among the networks"
+        )
+    return None
 
 
 def price_networks(
     networks: Sequence[str],
-    data: str,
+    data: str | None = None,
     seed: int = 0,
     devices: Sequence[str] = (HERE,),
     normalisation: Normalisation | None = None,
@@ -67,15 +98,30 @@ def price_networks(
     """Returns the price table of each network on each device, made by one process for each core.
 
     An interrupted run goes on where it stopped: tables and probes are kept as they come.
+
+    Args:
+        networks: names of the zoo.
+        data: dataset that classifiers of images run on, as for `dataset_for`; the others have data of their own.
+        seed: of every random choice.
+        devices: as for `open_device`.
+        normalisation: of the dataset's images.
     """
     # A mistake should be told once, and before anything starts.
-    dataset = load_dataset(data, normalisation=normalisation)
+    data = dataset_for(networks, data, normalisation)
+    dataset = None if data is None else load_dataset(data, normalisation=normalisation)
+    seconds = {}
     for name in networks:
-        trainable(name, dataset)
+        own = own_task(name) or dataset
+        assert own is not None
+        trainable(name, own)
+        seconds[name] = _pass_seconds(name, own)
     for device in devices:
         open_device(device)
-    slowest_first = sorted(networks, key=lambda name: _pass_seconds(name, dataset), reverse=True)  # no core idles
-    tasks = [Pricing(name, data, seed, device, normalisation) for name in slowest_first for device in devices]
+    tasks = [
+        Pricing(name, data if zoo_entry(name).make_task is None else None, seed, device, normalisation)
+        for name in sorted(networks, key=seconds.__getitem__, reverse=True)  # the slowest first, so that no core idles
+        for device in devices
+    ]
     with _executor(min(os.cpu_count() or 1, len(tasks))) as executor:
         results = tracked(executor.results(tasks), "training and pricing networks", len(tasks))
         found = {(task.network, task.device): result for task, result in zip(tasks, results, strict=True)}
@@ -95,9 +141,16 @@ def _executor(processes: int) -> Executor[None]:
 
 
 @torch.inference_mode()
-def _pass_seconds(name: str, dataset: Dataset) -> float:
-    network, images = untrained(name).eval(), torch.zeros(256, *dataset.input_shape)
-    network(images)
+def _pass_seconds(name: str, data: Dataset | Task) -> float:
+    """Returns how long a pass over validation items takes: those of a task, and 256 images of any dataset."""
+    network = untrained(name).eval()
+    if isinstance(data, Task):
+        batches = [*(data.validation or data.calibration)]
+    else:
+        batches = [torch.zeros(256, *data.input_shape)]
+    forward = rule_for(network, batches[0])
+    forward(network, batches[0])
     started = time.perf_counter()
-    network(images)
+    for batch in batches:
+        forward(network, batch)
     return time.perf_counter() - started

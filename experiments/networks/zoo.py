@@ -204,6 +204,10 @@ ZOO: dict[str, ZooEntry] = {
 }
 
 
+TRAINED_HERE = tuple(name for name, entry in ZOO.items() if entry.training is not None)
+"""Names of the networks that are trained on the spot, of all families."""
+
+
 def zoo_entry(name: str) -> ZooEntry:
     """Returns a network's entry; raises ConfigurationError with the nearest names on an unknown one."""
     if name.endswith(".py"):
@@ -258,14 +262,14 @@ def trainable(name: str, data: Dataset | Task) -> TrainingSettings:
     if entry.training is None:
         raise ModelError(
             f"network {name!r} is not trained on the spot: give a file of weights with --weights, or choose one of "
-            f"{', '.join(sorted(name for name, entry in ZOO.items() if entry.training))}"
+            f"{', '.join(sorted(TRAINED_HERE))}"
         )
     if isinstance(data, Task):
         return entry.training
     if entry.make_task is not None:
         raise ModelError(
             f"network {name!r} is no classifier of images: it has a task and data of its own ({entry.task}: "
-            f"{entry.dataset}) and takes no dataset"
+            f"{entry.dataset}) and takes no dataset: leave out --data"
         )
     if data.input_shape != (1, 8, 8) or data.num_classes != 10:
         raise ModelError(

@@ -25,7 +25,7 @@ from plywise.env.subject import Subject
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments.commands.study import study
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.demo import HELD_OUT, SETTINGS
+from plywise.experiments.demo import DIGITS_ZOO, HELD_OUT, SETTINGS
 from plywise.experiments.train_agent import train_agent
 from plywise.experiments.workbench.results_page import Page
 
@@ -53,7 +53,7 @@ def main(out: Path = Path("runs/agent_study"), seeds: Sequence[int] = SEEDS) -> 
     agents = {}
     for seed in seeds:
         settings = replace(SETTINGS, seed=seed, total_steps=STEPS)
-        agents[seed] = train_agent(hold_out=HELD_OUT, out=out / f"seed{seed}", settings=settings)
+        agents[seed] = train_agent(DIGITS_ZOO, HELD_OUT, out=out / f"seed{seed}", settings=settings)
     data = load_dataset("digits")
     subjects = [study(name, data).subject for name in HELD_OUT]
     scores, met = score_methods(subjects, agents)

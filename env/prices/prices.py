@@ -42,7 +42,7 @@ class Baseline:
     """The original on the validation samples.
 
     Attributes:
-        accuracy: percent.
+        accuracy: points: percent, or of another metric as many as make its value; below 0 where that is.
         chance: that of guessing, or its own where that is less.
         samples: that it was counted on.
     """
@@ -71,7 +71,7 @@ class PriceTable:
         legal: `(L, K)`, False on padding.
         cost: `(M, L, K, Q, Q)` at [metric, layer, slot, in_level, out_level]. For a slot that prunes, the cost
             already includes its own cut (`out_level` is then ignored: all entries along it are equal).
-        drop: `(L, K)` estimated accuracy drop, percentage points, of this recipe alone with repair; drops of a
+        drop: `(L, K)` estimated drop of the metric, points, of this recipe alone with repair; drops of a
             plan add up, and then saturate (`plan_drop`). Never negative.
         output_error: `(L, K)` relative squared error of the layer's output, before the network's repair.
         keep_levels: `(Q,)` kept share of channels, 1.0 first, descending.
@@ -90,9 +90,8 @@ class PriceTable:
         layer_features: `(L, len(LAYER_FEATURES))`.
         fixed: `(M,)` cost outside all layers (file headers, runtime overhead).
         original: `(M,)` cost of the original network, fixed part included.
-        accuracy: validation accuracy of the original, percent.
-        chance: accuracy of guessing, percent: no drop is larger than `accuracy - chance`.
-        samples: validation samples that accuracy is counted on.
+        accuracy, chance: as in `Baseline`; no drop is larger than `accuracy - chance`.
+        samples: validation samples that the metric is taken on.
         refused: layer, recipe and reason of what is not offered because the device does not run it.
     """
 

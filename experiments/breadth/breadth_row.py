@@ -21,9 +21,11 @@ from plywise.env.bank.bank import Bank
 from plywise.env.bank.repair import Repair
 from plywise.env.calibration.calibration import calibrate
 from plywise.env.network.network import Network
+from plywise.env.network.preparation import prepare
 from plywise.env.prices.pricing import original_storage
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import running_model
+from plywise.env.task.batch import as_studied
 from plywise.env.task.binding import bind
 from plywise.env.task.outputs import floats_in
 from plywise.env.task.task import Task
@@ -99,7 +101,7 @@ def _steps(architecture: Architecture, name: str, row: Row) -> Iterator[None]:
     torch.manual_seed(0)
     model = architecture.build().eval()
     row.parameters = sum(parameter.numel() for parameter in model.parameters())
-    task = bind(Task([architecture.batch(ITEMS) for _ in range(2)]), model)
+    task = bind(Task([architecture.batch(ITEMS) for _ in range(2)]), prepare(model).model)
     started = time.perf_counter()
     samples = task.calibration
     network = Network.of(model, samples.joined(4), name, samples.judge.forward)
@@ -115,7 +117,7 @@ def _steps(architecture: Architecture, name: str, row: Row) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         weights, onnx = Path(folder) / "weights", Path(folder) / "model.onnx"
         row.share = save_packed(compressed, network.original, weights, {}) / original_storage(network)
-        batch = architecture.batch(ITEMS)
+        batch = as_studied(architecture.batch(ITEMS))
         expected = _outputs(network, compressed, batch)
         if not all(map(torch.equal, _outputs(network, load_packed(weights, network.original), batch), expected)):
             row.problem = "the packed file gives other outputs"

@@ -1,7 +1,7 @@
 """Batches and outputs of any nesting: told apart, cut, joined and rebuilt."""
 
 from collections import OrderedDict, UserDict
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
@@ -63,6 +63,26 @@ def test_a_mapping_that_cannot_be_built_from_a_dictionary_becomes_one():
 
     changed = mapped(Named({"x": torch.zeros(2)}, "given"), lambda tensor: tensor + 1)
     assert torch.equal(changed["x"], torch.ones(2))
+
+
+@dataclass(frozen=True)
+class Late:
+    """Outputs that may not be written to, one of which no constructor takes."""
+
+    logits: Any
+    extra: Any = field(init=False, default=None)
+
+
+def test_outputs_of_any_dataclass_are_rebuilt():
+    given = Late(torch.zeros(2))
+    object.__setattr__(given, "extra", torch.zeros(3))
+    changed = mapped(given, lambda tensor: tensor + 1)
+    assert type(changed) is Late
+    assert torch.equal(changed.logits, torch.ones(2))
+    assert torch.equal(changed.extra, torch.ones(3))
+    assert float(given.logits.sum() + given.extra.sum()) == 0.0
+    with pytest.raises(FrozenInstanceError):
+        changed.logits = None
 
 
 def test_names_say_where_a_tensor_is():

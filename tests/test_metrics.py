@@ -132,6 +132,23 @@ def test_a_metric_is_asked_for_portions_where_some_may_be_enough():
     assert seen == [16, 8]
 
 
+def test_a_metric_that_is_the_mean_of_its_values_for_the_original_alone_is_run_to_the_end():
+    """Weighted right answers: their mean where all are right, and another number where some are wrong."""
+    original, plan = linear(seed=0), linear(seed=1)
+    given = [(batch, original(batch).argmax(1)) for batch in batches()]
+
+    def metric(model, some):
+        right = torch.cat([(model(batch).argmax(1) == labels).double() for batch, labels in some])
+        weights = torch.cat([1.0 + labels for _, labels in some]).double()
+        return 100.0 * float(right @ weights / weights.sum()), 100.0 * right
+
+    asked = []
+    assert UserMetric(metric).score(original, given, call).values is not None
+    found = UserMetric(metric).score(plan, given, call, lambda values: bool(asked.append(values)))
+    assert (found.value, found.values) == (metric(plan, given)[0], None)
+    assert not asked
+
+
 # Outputs
 
 

@@ -1,5 +1,6 @@
 """Batches and outputs: any nesting of tensors in tuples, lists, mappings and dataclasses."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,8 +50,10 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(mapped(each, change) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: mapped(getattr(value, field.name), change) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
+        again = copy.copy(value)
+        for field in dataclasses.fields(value):  # past the constructor, which need not take all, and past `frozen`
+            object.__setattr__(again, field.name, mapped(getattr(value, field.name), change))
+        return again
     return value
 
 

@@ -126,7 +126,8 @@ class UserMetric:
         found: list[Tensor] = []
         for some in _portions(batches):
             values = self._asked(model, some).values
-            assert values is not None
+            if values is None:  # they have the metric for their mean for the original alone, so they bound nothing
+                return self._asked(model, batches)
             found.append(values)
             if enough(values):
                 break

@@ -86,6 +86,7 @@ def test_only_classifiers_are_priced_on_the_dataset(monkeypatch):
 REPORT = {
     "original": {"accuracy": 0.5, "storage_bytes": 1000, "latency_ms": 2.0},
     "compressed": {"accuracy": 0.49, "storage_bytes": 120, "latency_ms": 1.0},
+    "validation": {"original_accuracy": 0.6, "compressed_accuracy": 0.595},
     "metric": {"point": 0.005},
     "checks": [{"passed": True}, {"passed": True}],
     "demand_met": False,
@@ -96,7 +97,11 @@ def test_a_compression_is_paid_for_once_and_judged_in_its_own_metric(tmp_path, m
     asked = []
     monkeypatch.setattr(family_study, "compress_model", lambda settings, out: asked.append((settings, out)) or REPORT)
     first, again = (compressed("diabetes-mlp", None, 2, tmp_path) for _ in range(2))
-    assert first == again == Compressed(0.5, 0.49, pytest.approx(2.0), 0.12, 0.5, equal=True, met=False)
+    assert (
+        first
+        == again
+        == Compressed(0.5, 0.49, pytest.approx(2.0), pytest.approx(1.0), 0.12, 0.5, equal=True, met=False)
+    )
     ((settings, _),) = asked
     assert (settings.source.model, settings.source.data) == ("zoo:diabetes-mlp", None)
     assert (settings.search.method, settings.search.seed, settings.demand) == ("knapsack", 2, family_study.DEMAND)
@@ -113,13 +118,13 @@ def test_a_demand_out_of_reach_is_a_row_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(family_study, "compress_model", refuse)
     rows = {("stdlib-gpt", "knapsack", 0): compressed("stdlib-gpt", None, 0, tmp_path)}
     rows |= {
-        ("cancer-mlp", "agent", seed): Compressed(98.0, 97.0 + seed, 1.0 - seed, 0.1, 0.9, True, seed == 1)
+        ("cancer-mlp", "agent", seed): Compressed(98.0, 97.0 + seed, 1.0 - seed, 0.5, 0.1, 0.9, True, seed == 1)
         for seed in (0, 1)
     }
     page = Page("family_study", "command", 0.0)
     family_study._tables(page, rows)
     table, counts, reason = page.markdown[-3:]
     assert "| stdlib-gpt | knapsack | bits per byte | refused |" in table
-    assert "| 98 | 97.5 ± 0.71 | 0.50 ± 0.71 | 0.100 ± 0 | 0.90 ± 0 | 2 of 2 | 1 of 2 |" in table
+    assert "| 98 | 97.5 ± 0.71 | 0.50 ± 0.71 | 0.50 ± 0 | 0.100 ± 0 | 0.90 ± 0 | 2 of 2 | 1 of 2 |" in table
     assert "Demands met: 1 of 3. Files equal: 2 of 3." in counts
     assert reason == "stdlib-gpt, knapsack: refused, for no plan has 0.15 of the bytes"

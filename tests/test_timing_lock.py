@@ -186,12 +186,12 @@ def test_the_demo_prices_all_networks_before_its_agent_learns(tmp_path, monkeypa
     class Stopped(Exception):
         pass
 
-    def train(**_):
+    def train(*_, **__):
         called.append("train")
         raise Stopped
 
     monkeypatch.setattr(demo, "RUN", tmp_path)
-    monkeypatch.setattr(demo, "price_networks", lambda names, data: called.append(tuple(names)))
+    monkeypatch.setattr(demo, "price_networks", lambda names: called.append(tuple(names)))
     monkeypatch.setattr(demo, "train_agent", train)
     with pytest.raises(Stopped):
         demo.main()

@@ -3,6 +3,7 @@
 import math
 import random
 import resource
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,6 +43,9 @@ RECIPES = (
     "uniform_quantization(bits=7) + activation_quantization",
 )
 """What the layers of a plan choose from; one that cannot take its recipe gets the next one that it can."""
+
+PATIENCE = 20
+"""Seconds that Torch-Pruning may take to find its groups."""
 
 CLOSE = 0.05
 """Root mean square of what ONNX Runtime may differ by, relative to the outputs: 8-bit kernels round otherwise."""
@@ -170,10 +174,16 @@ def cut_share(network: Network) -> float:
     return sum(_numbers(network.modules[name]) for name in names) / total
 
 
+def _too_long(*_: Any) -> None:
+    raise TimeoutError
+
+
 def _torch_pruning(architecture: Architecture) -> float | None:
-    """Returns the share of the parameters in layers that Torch-Pruning can cut; None where it fails on the network."""
+    """Returns the share of the parameters in layers that Torch-Pruning can cut; None where it fails, or takes long."""
     torch.manual_seed(0)
     model, batch = architecture.build().eval(), architecture.batch(2)
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(PATIENCE)
     try:
         graph = tp.DependencyGraph().build_dependency(model, example_inputs=batch)
         names: set[nn.Module] = set()
@@ -182,5 +192,7 @@ def _torch_pruning(architecture: Architecture) -> float | None:
             names.update(dependency.target.module for dependency, _ in group)
     except Exception:  # it fails on some networks, which is what the column says
         return None
+    finally:
+        signal.alarm(0)
     layers = (module for module in names if isinstance(module, nn.Module))
     return sum(map(_numbers, layers)) / sum(parameter.numel() for parameter in model.parameters())

@@ -22,7 +22,7 @@ from plywise.experiments.breadth.breadth_row import ITEMS, row_of
 from plywise.experiments.workbench.kept_runs import kept_run
 from plywise.experiments.workbench.results_page import Page
 
-SECONDS = 1800
+SECONDS = 900
 """That a network may take, at most."""
 
 ROW = "--row"

@@ -194,5 +194,9 @@ def _torch_pruning(architecture: Architecture) -> float | None:
         return None
     finally:
         signal.alarm(0)
-    layers = (module for module in names if isinstance(module, nn.Module))
-    return sum(map(_numbers, layers)) / sum(parameter.numel() for parameter in model.parameters())
+    found = {id(value): value.numel() for module in names if isinstance(module, nn.Module) for value in _own(module)}
+    return sum(found.values()) / sum(parameter.numel() for parameter in model.parameters())
+
+
+def _own(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)

@@ -18,7 +18,7 @@ from rich.console import Console
 from plywise.env.execution.progress import tracked
 from plywise.env.storage.cache import cache_folder
 from plywise.experiments.breadth.architectures import ARCHITECTURES
-from plywise.experiments.breadth.breadth_row import ITEMS, row_of
+from plywise.experiments.breadth.breadth_row import ITEMS, PATIENCE, row_of
 from plywise.experiments.workbench.kept_runs import kept_run
 from plywise.experiments.workbench.results_page import Page
 
@@ -94,8 +94,8 @@ def write(page: Page, rows: dict[str, dict[str, Any]]) -> None:
     page.text(
         "Reached: share of the parameters in layers that some technique can take. Cut: share in layers of which "
         "channel cuts reach one side at least; Torch-Pruning: the same for the groups that it finds, where it builds "
-        "its graph. Bytes: of the packed file over the original's. ONNX: root mean square by which ONNX Runtime "
-        "differs, relative to the outputs. Seconds: to study and to compress, on one process."
+        f"its graph within {PATIENCE} s. Bytes: of the packed file over the original's. ONNX: root mean square by which "
+        "ONNX Runtime differs, relative to the outputs. Seconds: to study and to compress, on one process."
     )
 
 

@@ -94,8 +94,8 @@ def write(page: Page, rows: dict[str, dict[str, Any]]) -> None:
     page.text(
         "Reached: share of the parameters in layers that some technique can take. Cut: share in layers of which "
         "channel cuts reach one side at least; Torch-Pruning: the same for the groups that it finds, where it builds "
-        f"its graph within {PATIENCE} s. Bytes: of the packed file over the original's. ONNX: root mean square by which "
-        "ONNX Runtime differs, relative to the outputs. Seconds: to study and to compress, on one process."
+        f"its graph within {PATIENCE} s. Bytes: of the packed file over the original's. ONNX: root mean square that "
+        "ONNX Runtime differs by, relative to the outputs. Seconds: to study and to compress, on one process."
     )
 
 

@@ -2,11 +2,13 @@
 
 import math
 import random
+import re
 import resource
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,10 @@ CLOSE = 0.05
 """Root mean square of what ONNX Runtime may differ by, relative to the outputs: 8-bit kernels round otherwise."""
 
 
+LAYER_NAMES = r"'[\w.]+'|\w+(?:\.\w+)+|(?<=with )\w+(?= \()|^\w+(?= has the same weight)"
+"""What names a layer in a reason: in quotes, with dots, or where sentences have one."""
+
+
 @dataclass
 class Row:
     """What came of one architecture.
@@ -60,11 +66,13 @@ class Row:
         reached: share of them that some technique reaches.
         cut: share of them in layers that channel cuts reach, on either side.
         others_cut: likewise those that Torch-Pruning can cut; None where it fails.
-        skipped: layers that are left as they are, by reason.
+        skipped: modules that are left as they are, by reason.
+        uncut: layers whose channels cannot be cut, by reason.
+        chosen: layers that take each technique in the plan.
         share: bytes of the packed file over those of the original.
         difference: of ONNX Runtime's outputs, relative to them.
-        seconds: to study the network and to compress it.
-        gigabytes: of memory at most.
+        seconds: of the processor, to study the network and to compress it.
+        gigabytes: of memory at most, libraries included and Torch-Pruning not.
         problem: what went wrong; empty where all is well.
     """
 
@@ -73,6 +81,8 @@ class Row:
     cut: float = 0.0
     others_cut: float | None = None
     skipped: dict[str, int] = field(default_factory=dict)
+    uncut: dict[str, int] = field(default_factory=dict)
+    chosen: dict[str, int] = field(default_factory=dict)
     share: float = math.nan
     difference: float = math.nan
     seconds: float = 0.0
@@ -88,16 +98,16 @@ def row_of(architecture: Architecture, name: str, torch_pruning: bool = True) ->
         name: what to call it.
         torch_pruning: whether Torch-Pruning is asked as well.
     """
-    row, started = Row(), time.perf_counter()
+    row, started = Row(), time.process_time()
     try:
         for _ in _steps(architecture, name, row):
             pass
-        if torch_pruning:
-            row.others_cut = _torch_pruning(architecture)
     except Exception as error:  # a study of what fails must not fail
         row.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-    row.seconds = row.seconds or time.perf_counter() - started
+    row.seconds = row.seconds or time.process_time() - started
     row.gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if torch_pruning and row.parameters:
+        row.others_cut = _torch_pruning(architecture)
     return asdict(row)
 
 
@@ -106,17 +116,18 @@ def _steps(architecture: Architecture, name: str, row: Row) -> Iterator[None]:
     model = architecture.build().eval()
     row.parameters = sum(parameter.numel() for parameter in model.parameters())
     task = bind(Task([architecture.batch(ITEMS) for _ in range(2)]), prepare(model).model)
-    started = time.perf_counter()
+    started = time.process_time()
     samples = task.calibration
     network = Network.of(model, samples.joined(4), name, samples.judge.forward)
     row.reached, row.cut = reached(network), cut_share(network)
-    for reason in network.skipped.values():
-        kind = reason.split(":")[-1].strip() if ":" in reason else reason.split("'")[0].strip()
-        row.skipped[kind] = row.skipped.get(kind, 0) + 1
+    row.skipped = counted(network.skipped.values())
+    row.uncut = counted(layer.uncut for layer in network.layers if layer.uncut)
+    plan = mixed_plan(network)
+    row.chosen = Counter(technique.name for recipe in plan.values() for technique in recipe.techniques)
     yield
     bank = Bank(network, calibrate(network, samples.laid_out(network.memory_format)))
-    compressed = bank.stitch(mixed_plan(network), Repair(inputs=4)).model
-    row.seconds = time.perf_counter() - started
+    compressed = bank.stitch(plan, Repair(inputs=4)).model
+    row.seconds = time.process_time() - started
     yield
     with tempfile.TemporaryDirectory() as folder:
         weights, onnx = Path(folder) / "weights", Path(folder) / "model.onnx"
@@ -134,6 +145,11 @@ def _steps(architecture: Architecture, name: str, row: Row) -> Iterator[None]:
         if not row.difference < CLOSE:
             row.problem = f"ONNX Runtime gives other outputs ({row.difference:.2g})"
     yield
+
+
+def counted(reasons: Iterable[str]) -> dict[str, int]:
+    """Returns how often reasons are given, whatever layers they name."""
+    return Counter(re.sub(LAYER_NAMES, "...", reason) for reason in reasons)
 
 
 def _outputs(network: Network, model: nn.Module, batch: Any) -> list[Tensor]:
@@ -157,21 +173,21 @@ def mixed_plan(network: Network) -> Plan:
     return Plan(network.name, chosen)
 
 
-def _numbers(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
-
-
 def reached(network: Network) -> float:
     """Returns the share of the parameters that some technique reaches."""
-    total = sum(parameter.numel() for parameter in network.model.parameters())
-    return sum(_numbers(network.modules[layer.name]) for layer in network.layers) / total
+    return _share(network.model, (network.modules[layer.name] for layer in network.layers))
 
 
 def cut_share(network: Network) -> float:
     """Returns the share of the parameters in layers of which channel cuts reach one side at least."""
-    names = {side.module for group in network.groups for side in (*group.producers, *group.consumers)}
-    total = sum(parameter.numel() for parameter in network.model.parameters())
-    return sum(_numbers(network.modules[name]) for name in names) / total
+    sides = (side for group in network.groups for side in (*group.producers, *group.consumers))
+    return _share(network.model, (network.modules[side.module] for side in sides))
+
+
+def _share(model: nn.Module, modules: Iterable[nn.Module]) -> float:
+    """Returns the share of a network's parameters that lie in some of its modules; what is shared counts once."""
+    inside = {id(parameter): parameter.numel() for module in modules for parameter in module.parameters(recurse=False)}
+    return sum(inside.values()) / sum(parameter.numel() for parameter in model.parameters())
 
 
 def _too_long(*_: Any) -> None:
@@ -194,9 +210,4 @@ def _torch_pruning(architecture: Architecture) -> float | None:
         return None
     finally:
         signal.alarm(0)
-    found = {id(value): value.numel() for module in names if isinstance(module, nn.Module) for value in _own(module)}
-    return sum(found.values()) / sum(parameter.numel() for parameter in model.parameters())
-
-
-def _own(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
+    return _share(model, (module for module in names if isinstance(module, nn.Module)))

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,6 @@ PATIENCE = 20
 
 CLOSE = 0.05
 """Root mean square of what ONNX Runtime may differ by, relative to the outputs: 8-bit kernels round otherwise."""
-
 
 LAYER_NAMES = r"'[\w.]+'|\w+(?:\.\w+)+|(?<=with )\w+(?= \()|^\w+(?= has the same weight)"
 """What names a layer in a reason: in quotes, with dots, or where sentences have one."""
@@ -100,8 +99,7 @@ def row_of(architecture: Architecture, name: str, torch_pruning: bool = True) ->
     """
     row, started = Row(), time.process_time()
     try:
-        for _ in _steps(architecture, name, row):
-            pass
+        _fill(architecture, name, row)
     except Exception as error:  # a study of what fails must not fail
         row.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
     row.seconds = row.seconds or time.process_time() - started
@@ -111,7 +109,7 @@ def row_of(architecture: Architecture, name: str, torch_pruning: bool = True) ->
     return asdict(row)
 
 
-def _steps(architecture: Architecture, name: str, row: Row) -> Iterator[None]:
+def _fill(architecture: Architecture, name: str, row: Row) -> None:
     torch.manual_seed(0)
     model = architecture.build().eval()
     row.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -123,33 +121,30 @@ def _steps(architecture: Architecture, name: str, row: Row) -> Iterator[None]:
     row.skipped = counted(network.skipped.values())
     row.uncut = counted(layer.uncut for layer in network.layers if layer.uncut)
     plan = mixed_plan(network)
-    row.chosen = Counter(technique.name for recipe in plan.values() for technique in recipe.techniques)
-    yield
+    row.chosen = dict(Counter(technique.name for recipe in plan.values() for technique in recipe.techniques))
     bank = Bank(network, calibrate(network, samples.laid_out(network.memory_format)))
     compressed = bank.stitch(plan, Repair(inputs=4)).model
     row.seconds = time.process_time() - started
-    yield
     with tempfile.TemporaryDirectory() as folder:
         weights, onnx = Path(folder) / "weights", Path(folder) / "model.onnx"
         row.share = save_packed(compressed, network.original, weights, {}) / original_storage(network)
         batch = as_studied(architecture.batch(ITEMS))
         expected = _outputs(network, compressed, batch)
-        if not all(map(torch.equal, _outputs(network, load_packed(weights, network.original), batch), expected)):
-            row.problem = "the packed file gives other outputs"
+        loaded = _outputs(network, load_packed(weights, network.original), batch)
         if not all(bool(tensor.isfinite().all()) for tensor in expected):
             row.problem = "outputs are no numbers"
-        yield
+        elif not all(map(torch.equal, loaded, expected)):
+            row.problem = "the packed file gives other outputs"
         export_onnx(compressed, network.interface, onnx)
         found = _outputs(network, running_model(onnx, network.interface, compressed), batch)
         row.difference = max(_apart(*pair) for pair in zip(found, expected, strict=True))
-        if not row.difference < CLOSE:
+        if not row.problem and not row.difference < CLOSE:
             row.problem = f"ONNX Runtime gives other outputs ({row.difference:.2g})"
-    yield
 
 
 def counted(reasons: Iterable[str]) -> dict[str, int]:
     """Returns how often reasons are given, whatever layers they name."""
-    return Counter(re.sub(LAYER_NAMES, "...", reason) for reason in reasons)
+    return dict(Counter(re.sub(LAYER_NAMES, "...", reason) for reason in reasons))
 
 
 def _outputs(network: Network, model: nn.Module, batch: Any) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """All tables under `experiments/results`, one after the other: `make bench`.
 
 Those that need ResNet-20 and its images are run one by one: `technique_table`, `order_study`, `score_study`,
-`recovery_study`, `fidelity_study` and `uniform_study`. So is `family_study`, which takes an hour.
+`recovery_study`, `fidelity_study` and `uniform_study`. So are `family_study`, which takes an hour, and
+`experiments.breadth.breadth_study`, which needs the extra `breadth`.
 """
 
 from plywise.experiments.studies import agent_study, gating_study, latency_study, speed_study, technique_table

@@ -25,7 +25,7 @@ from plywise.env.storage.cache import cache_folder
 from plywise.env.storage.code_digest import code_digest
 from plywise.experiments.breadth import breadth_row
 from plywise.experiments.breadth.architectures import ARCHITECTURES
-from plywise.experiments.breadth.breadth_row import ITEMS, row_of
+from plywise.experiments.breadth.breadth_row import CLOSE, ITEMS, PATIENCE, row_of
 from plywise.experiments.workbench.kept_runs import kept_run
 from plywise.experiments.workbench.results_page import Page
 
@@ -104,9 +104,9 @@ def write(page: Page, rows: Mapping[str, dict[str, Any]]) -> None:
     page.text(
         "Reached: share of the parameters in layers that some technique can take. Cut: share in layers of which "
         "channel cuts reach one side at least, each cut tried; Torch-Pruning: the same for the groups that it finds, "
-        "not tried, where it finds them. Bytes: of the packed file over the original's. ONNX: root mean square by "
-        f"which ONNX Runtime differs, over the deviation of the outputs, at most {breadth_row.CLOSE}. Seconds: of the "
-        "processor, to study and to compress. GiB: at most, libraries included."
+        f"not tried, where it finds them within {PATIENCE} s. Bytes: of the packed file over the original's. ONNX: "
+        f"root mean square by which ONNX Runtime differs, over the outputs' deviation, at most {CLOSE}. Seconds: of "
+        "the processor, to study and to compress. GiB: at most, libraries included."
     )
     page.text("What plans hold: layers that take each technique.")
     kinds = sorted({kind for row in studied.values() for kind in row["chosen"]})

@@ -189,6 +189,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         window_size=[7, 7],
     ),
     "vit_tiny": _timm("vit_tiny_patch16_224", 64, img_size=64),
+    "swin_timm": _timm(
+        "swin_tiny_patch4_window7_224", 56, img_size=56, embed_dim=48, depths=(2, 2, 2, 1), num_heads=(2, 4, 8, 16)
+    ),
     "convnext_atto": _timm("convnext_atto", 64),
     "ghostnet_100": _timm("ghostnet_100", 64),
     "repvgg_a0": _timm("repvgg_a0", 64),

@@ -86,7 +86,7 @@ def alone(name: str) -> dict[str, Any]:
         raise WorkerError(f"not done after {SECONDS} s") from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1]
-        raise WorkerError(f"the process ended with {done.returncode}: {last}")
+        raise WorkerError(f"the process ended with {done.returncode}: {last[:150]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from plywise.compressors.errors import DataError
-from plywise.experiments.breadth import breadth_study
+from plywise.experiments.breadth import breadth_row, breadth_study
 from plywise.experiments.breadth.architectures import ARCHITECTURES, Architecture
 from plywise.experiments.breadth.breadth_row import counted, row_of
 from plywise.experiments.workbench.results_page import Page
@@ -35,6 +35,16 @@ def test_a_network_goes_through_everything(row):
     assert row["others_cut"] == 1.0
     assert sum(row["chosen"].values()) >= 2
     assert row["uncut"] == {"its channels are the network's outputs": 1}
+
+
+@pytest.mark.parametrize(
+    ("reader", "told"),
+    [("load_packed", "the packed file gives other outputs"), ("running_model", "ONNX Runtime gives")],
+)
+def test_a_file_with_other_outputs_is_told(reader, told, monkeypatch):
+    monkeypatch.setattr(breadth_row, reader, lambda *_: small().float().eval())
+    row = row_of(Architecture("here", small, images), "small", torch_pruning=False)
+    assert row["problem"].startswith(told)
 
 
 def test_what_fails_is_told_in_the_row():

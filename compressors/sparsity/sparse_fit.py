@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plywise.compressors.statistics.error_feedback import damped, relative_output_error
+from plywise.compressors.statistics.feature_blocks import FeatureBlocks
 
 Selection = Callable[[Tensor, float], Tensor]
 """Maps scores `(groups, rows, features)` to which of them stay (boolean); the number from 0 to 1 says how much of the
@@ -40,11 +41,13 @@ class SparseFit:
         target: `(groups, rows, features)` float32, largest weight of about one before scaling.
         metric: `(groups, features, features)` float32, damped covariance with ones on its diagonal.
         scale: like `target`; divides scaled weights to give those of the layer.
+        blocks: of the metric.
     """
 
     target: Tensor
     metric: Tensor
     scale: Tensor
+    blocks: FeatureBlocks
 
     @classmethod
     def of(cls, weights: Tensor, covariance: Tensor) -> "SparseFit":
@@ -55,32 +58,35 @@ class SparseFit:
         deviation = metric.diagonal(dim1=-2, dim2=-1).sqrt()
         metric = metric / (deviation[:, :, None] * deviation[:, None, :])
         target = (weights.float() / unit).double() * deviation[:, None]
-        return cls(target.float(), metric.float(), deviation[:, None] / unit.double())
+        blocks = FeatureBlocks.of(covariance)
+        return cls(target.float(), metric.float(), deviation[:, None] / unit.double(), blocks)
 
     def refit(self, mask: Tensor) -> Tensor:
         """Returns the layer's weights of least output error that are zero where `mask` is False."""
         weights = self.target * mask
-        residual = ((self.target - weights) @ self.metric) * mask
+        residual = self._drawn(self.target - weights) * mask
         enough = 1e-10 * self.target.square().sum(-1, keepdim=True)
-        change = descended(lambda direction: direction @ self.metric, residual, mask, REFIT_STEPS, enough)
+        change = descended(self._drawn, residual, mask, REFIT_STEPS, enough)
         return self._unscaled((weights + change) * mask)
 
     def masks(self, select: Selection) -> Iterable[Tensor]:
         """Yields candidates for what should stay: by the scaled magnitudes, then by alternation."""
         yield select(self.target.abs(), 1.0)
         identity = torch.eye(self.metric.shape[-1], dtype=torch.float64)
-        drawn = self.target @ self.metric
+        drawn = self._drawn(self.target)
         for penalty in PENALTIES:
-            factor = torch.linalg.cholesky(self.metric.double() + penalty * identity)
-            inverse = torch.cholesky_inverse(factor).float()
+            inverse = self.blocks.inverse(self.metric.double() + penalty * identity).float()
             weights, multiplier = self.target, torch.zeros_like(self.target)
             for step in range(1, STEPS + 1):
                 shifted = weights + multiplier
                 mask = select(shifted.abs(), min(1.0, 2 * step / STEPS))
                 sparse = shifted * mask
                 multiplier = shifted - sparse
-                weights = (drawn + penalty * (sparse - multiplier)) @ inverse
+                weights = self.blocks.times(drawn + penalty * (sparse - multiplier), inverse)
             yield mask
+
+    def _drawn(self, weights: Tensor) -> Tensor:
+        return self.blocks.times(weights, self.metric)
 
     def _unscaled(self, weights: Tensor) -> Tensor:
         return (weights.double() / self.scale).float()

@@ -16,6 +16,7 @@ from plywise.compressors.modules.layers import (
     weight_of,
 )
 from plywise.compressors.statistics.error_feedback import DAMPING, damped
+from plywise.compressors.statistics.feature_blocks import FeatureBlocks
 from plywise.compressors.statistics.statistics import LayerStatistics
 
 WIDE = 32
@@ -102,7 +103,7 @@ def _refitted(
     ridge = damped(inner[None], DAMPING)[0]
     pull = (ridge - inner.double()).diagonal()
     target = matrix @ cross + matrix[:, feature] * pull
-    refitted = torch.linalg.solve(ridge, target.T).T
+    refitted = FeatureBlocks.of(inner).solved(ridge, target.T).T
     return refitted, matrix @ mean.double() - refitted @ mean[feature].double(), inner, mean[feature]
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plywise.compressors.statistics.feature_blocks import FeatureBlocks
+
 DAMPING = 0.01
 """Share of the mean variance that is added to the diagonal (GPTQ's `percdamp`)."""
 
 BLOCK = 128
 """Columns after which the rest of the matrix is updated in one product."""
-
-WIDE = 2048
-"""Features above which it is looked whether the covariance falls into blocks."""
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -49,8 +48,10 @@ class ErrorFeedback:
     def of(cls, covariance: Tensor) -> "ErrorFeedback":
         """Prepares the feedback from the covariance of the inputs `(groups, features, features)`."""
         order = covariance.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)  # (groups, features)
-        if covariance.shape[1] > WIDE:
-            return cls(order, torch.stack([_spread_by_blocks(*pair) for pair in zip(covariance, order, strict=True)]))
+        blocks = FeatureBlocks.of(covariance)
+        if len(blocks.runs) > 1:
+            each = zip(covariance, order, strict=True)
+            return cls(order, torch.stack([_spread_by_blocks(*pair, blocks) for pair in each]))
         metric = damped(covariance).gather(1, order[:, :, None].expand_as(covariance))
         metric = metric.gather(2, order[:, None, :].expand_as(covariance))
         return cls(order, _spread(metric))
@@ -95,23 +96,18 @@ def _spread(metric: Tensor) -> Tensor:
     return spread
 
 
-def _spread_by_blocks(covariance: Tensor, order: Tensor) -> Tensor:
-    """Does what `_spread` does for one covariance `(features, features)`, block by block where it is block-diagonal.
+def _spread_by_blocks(covariance: Tensor, order: Tensor, blocks: FeatureBlocks) -> Tensor:
+    """Does what `_spread` does for one covariance `(features, features)`, block by block.
 
     Args:
         covariance: of the features as they are.
         order: `(features,)` in which columns are rounded.
+        blocks: of the covariance.
     """
-    metric = damped(covariance[None])[0]
-    together = metric != 0
-    first = together.int().argmax(1)  # of a block, the same for all that are in it
-    if bool((together & (first[:, None] != first)).any()):
-        return _spread(metric[order][:, order][None])[0]
-    result = torch.zeros_like(covariance)
-    place = order.argsort()
-    for block in sorted(set(first.tolist())):
-        inside = (first == block).nonzero().flatten()
-        inside = inside[place[inside].argsort()]
+    metric = damped(covariance[None])[0]  # all blocks count for what is added
+    result, place = torch.zeros_like(covariance), order.argsort()
+    for run in blocks.runs:
+        inside = order[place[run].sort().values]
         result[place[inside][:, None], place[inside]] = _spread(metric[inside][:, inside][None])[0]
     return result
 
@@ -126,9 +122,10 @@ def relative_output_error(before: Tensor, after: Tensor, covariance: Tensor) -> 
 
     # Both are measured in units of the largest weight, so that tiny and huge weights do not leave float32.
     unit = before.abs().max().clamp(min=torch.finfo(torch.float32).tiny).float()
+    blocks = FeatureBlocks.of(covariance)
 
     def energy(matrix: Tensor) -> float:
-        return float(((matrix @ covariance) * matrix).sum())
+        return float((blocks.times(matrix, covariance) * matrix).sum())
 
     before, after = before.float() / unit, after.float() / unit
     return max(0.0, energy(before - after)) / max(energy(before), 1e-30)

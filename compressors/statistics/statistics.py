@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from plywise.compressors.modules.branches import Branches
 from plywise.compressors.modules.channel_order import ChannelOrder
-from plywise.compressors.modules.composition import dense_kernel, extent_of, on_window, windows
+from plywise.compressors.modules.composition import Extent, dense_kernel, extent_of, on_window, windows
 from plywise.compressors.modules.layers import bias_of, groups_of, weight_matrices, weight_of
 from plywise.compressors.modules.rectifier import Rectifier, rectified
 from plywise.compressors.statistics.error_feedback import ErrorFeedback
+from plywise.compressors.statistics.feature_blocks import WIDE
 
 CRITERIA = (
     "l1",
@@ -28,7 +30,11 @@ CRITERIA = (
 """By what the channels of a layer can be ranked; `env/calibration/channel_importance.py` says how."""
 
 
-@dataclass(frozen=True)
+CHAINS = 2
+"""Chains whose leaves' statistics are kept: recipes that begin with the same structure follow each other."""
+
+
+@dataclass(frozen=True, eq=False)
 class LayerStatistics:
     """Moments of a layer's unfolded inputs and ranges of its activations.
 
@@ -92,14 +98,15 @@ def table_moments(table: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
     return centred.T @ (share * centred), mean
 
 
-def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[LayerStatistics]:
-    """Returns the statistics at each leaf of a chain that replaces one ungrouped layer.
+@lru_cache(CHAINS)
+def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> tuple[LayerStatistics, ...]:
+    """Returns the statistics at each leaf of a chain that replaces one ungrouped layer; neither may change afterwards.
 
     They follow in closed form from those of the layer: each leaf maps the window that the chain looks at to a
     smaller one, and sees what its kernel covers, averaged over the places of the window.
     """
     if isinstance(chain[0], nn.Embedding):
-        return _factored_table(chain, statistics)
+        return tuple(_factored_table(chain, statistics))
     found: list[LayerStatistics] = []
     covariance, mean = statistics.covariance[0], statistics.mean[0]  # over (channels * positions)
     kernels = [dense_kernel(leaf) for leaf in chain]
@@ -120,13 +127,23 @@ def chain_statistics(chain: nn.Sequential, statistics: LayerStatistics) -> list[
             found[place - 1] = replace(found[place - 1], outputs=behind)
         if last:
             break
-        wide = on_window(kernel, extent)
-        covariance, mean = wide @ covariance @ wide.T, wide @ mean
+        covariance, mean = _moved(kernel, extent, covariance, mean)
         extent = (extent[0] - height + 1, extent[1] - width + 1)
         if isinstance(leaf, Rectifier):
             covariance, mean, _ = rectified(covariance, mean)
         mean = mean + _bias(leaf, len(kernel)).repeat_interleave(extent[0] * extent[1])
-    return found
+    return tuple(found)
+
+
+def _moved(kernel: Tensor, extent: Extent, covariance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns covariance and mean of what a kernel `(out, in, height, width)` puts out at all places of a window."""
+    if len(mean) <= WIDE:
+        matrix = on_window(kernel, extent)
+        return matrix @ covariance @ matrix.T, matrix @ mean
+    # The same sums, without the zeros of the matrix, which are most of it.
+    half = F.conv2d(covariance.view(len(mean), -1, *extent), kernel).flatten(1)  # (features, out * places)
+    both = F.conv2d(half.T.reshape(half.shape[1], -1, *extent), kernel).flatten(1)
+    return both, F.conv2d(mean.view(1, -1, *extent), kernel).flatten()
 
 
 def branch_statistics(branches: Branches, statistics: LayerStatistics) -> list[LayerStatistics]:

@@ -10,6 +10,9 @@ from plywise.compressors.statistics.error_feedback import damped
 ROUNDS = 30
 """Times that each factor is fitted in turn; the joint fit on the data comes behind it."""
 
+WORK = 5e10
+"""Multiply-adds of all rounds, at most: of layers of thousands of features there are fewer."""
+
 
 def polyadic_start(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]:
     """Returns kernels `(rank, in, 1, 1)`, `(rank, 1, height, width)`, `(out, rank, 1, 1)` by alternating least squares.
@@ -30,7 +33,7 @@ def polyadic_start(whole: Tensor, covariance: Tensor, rank: int) -> list[Tensor]
     tensor = torch.einsum("oip,ij->ojp", whole.flatten(2), root)
     generator = torch.Generator().manual_seed(0)
     factors = [torch.randn(size, rank, generator=generator, dtype=torch.float64) for size in tensor.shape]
-    for _ in range(ROUNDS):
+    for _ in range(min(ROUNDS, max(1, int(WORK / (3 * tensor.numel() * rank))))):
         for place, sizes in enumerate(("ojp,jr,pr->or", "ojp,or,pr->jr", "ojp,or,jr->pr")):
             others = [factor for other, factor in enumerate(factors) if other != place]
             moment = (others[0].T @ others[0]) * (others[1].T @ others[1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plywise.compressors.modules.composition import composed
+from plywise.compressors.statistics.feature_blocks import FeatureBlocks
 
 STEPS = 30
 """Steps of L-BFGS: ResNet-20's layers have then come within 2 % of the error that they converge to."""
@@ -32,8 +33,9 @@ def fitted(
         covariance: `(features, features)` of its inputs, positive definite, float64.
         compose: maps the kernels to `(out, in, height, width)`.
     """
-    root = torch.linalg.cholesky(covariance).float()
-    wanted = target.float() @ root
+    blocks = FeatureBlocks.of(covariance)
+    root = blocks.cholesky(covariance).float()
+    wanted = blocks.times(target.float(), root)
     scale = wanted.square().sum()
     start = [kernel.float().contiguous() for kernel in kernels]
     steps = min(STEPS, int(WORK / (3 * target.numel() * target.shape[1])))
@@ -41,7 +43,7 @@ def fitted(
         return start
 
     def error(found: Sequence[Tensor]) -> Tensor:
-        share: Tensor = (compose(found).flatten(1) @ root - wanted).square().sum() / scale
+        share: Tensor = (blocks.times(compose(found).flatten(1), root) - wanted).square().sum() / scale
         return share
 
     # The step sizes of L-BFGS suit unknowns of one size, so each kernel is measured in its own.

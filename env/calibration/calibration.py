@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plywise.compressors.errors import ModelError
-from plywise.compressors.modules.layers import CONVOLUTIONS, TRANSPOSED, channels_last, groups_of, weight_of
+from plywise.compressors.modules.layers import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    channels_last,
+    groups_of,
+    weight_matrices,
+    weight_of,
+)
 from plywise.compressors.statistics.statistics import LayerStatistics, isotropic
 from plywise.env.calibration.channel_importance import channel_importance
-from plywise.env.calibration.row_moments import RowMoments
+from plywise.env.calibration.row_moments import WIDE, RowMoments
 from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
 from plywise.env.task.batch import items_in
@@ -24,6 +31,8 @@ from plywise.env.task.samples import Samples
 
 ROWS = 16384
 """Patches that a layer's moments are taken from."""
+WIDE_ROWS = 8192
+"""Patches of a layer of many features: as many for each feature of a block as the widest whole layer has."""
 VALUES = 4096
 """Activation values kept of each layer's inputs and of its outputs."""
 
@@ -165,10 +174,11 @@ class _Recorder:
         if isinstance(module, nn.Embedding):
             self._counts[name] = self._counts.get(name, 0) + row_counts(module, inputs)
         else:
-            rows = patches(module, inputs, math.ceil(ROWS * share), self.generator)
-            positions = math.prod(weight_of(module).shape[2:])
+            features, positions = weight_matrices(module).shape[2], math.prod(weight_of(module).shape[2:])
+            rows = patches(module, inputs, math.ceil((WIDE_ROWS if features > WIDE else ROWS) * share), self.generator)
             self._rows.setdefault(name, RowMoments(positions)).add(rows)
-            if not bool(torch.isfinite(self._rows[name].scatter).all()):
+            # No product of two features is larger than the larger square.
+            if not bool(torch.isfinite(self._rows[name].scatter.diagonal(dim1=1, dim2=2)).all()):
                 raise ModelError(f"{name} sees inputs too large to square on the calibration data; normalise the data")
         before, after = self._values.setdefault(name, ([], []))
         count, seed = math.ceil(VALUES * share), self.seed + len(before)

@@ -18,6 +18,9 @@ from plywise.env.task.samples import Samples
 MEMORY = 0.9
 """Share of the earlier batches in the running mean over batches (Molchanov et al., 2019, section 4)."""
 
+MOST_DIFFERENCES = 2**26
+"""Of weights of one layer, for their distances: one by one they take 0.1 s."""
+
 
 class ChannelImportance(Mapping[str, Tensor]):
     """Importance `(out,)` of a layer's channels by criterion; `reconstruction`, which takes long, on demand."""
@@ -68,12 +71,12 @@ def channel_importance(
         seed: of the control.
     """
     generator = torch.Generator().manual_seed(seed)
-    gates = _gate_importance(network, samples, seed)
+    gates = gate_importance(network, samples, seed)
     own = {layer.name: gates.get(layer.name) or _without_gradient(deviations[layer.name]) for layer in network.layers}
     for name, known in own.items():
         module = network.modules[name]
         weight = weight_of(module)
-        known.update(_filter_importance(weight.T if isinstance(module, nn.Embedding) else weight))
+        known.update(filter_importance(weight.T if isinstance(module, nn.Embedding) else weight))
         known["scale"] = deviations[name]
         known["random"] = torch.rand(deviations[name].shape, generator=generator)
     whole = cache(lambda index: reconstruction_importance(network, network.groups[index], covariances))
@@ -95,14 +98,18 @@ def _spread(before: "partial[Tensor]", whole: "partial[Tensor]", local: Tensor, 
     return before().index_copy(0, local, whole()[root])
 
 
-def _filter_importance(weight: Tensor) -> dict[str, Tensor]:
+def filter_importance(weight: Tensor) -> dict[str, Tensor]:
+    """Returns what the filters `(out, ...)` of a layer say of its channels, `(out,)` by criterion."""
     rows = weight.float().flatten(1)
+    # By a product where differences one by one would take longer than all else.
+    by_product = len(rows) * rows.numel() > MOST_DIFFERENCES
+    way = "use_mm_for_euclid_dist" if by_product else "donot_use_mm_for_euclid_dist"
     # In double precision, distances of huge weights stay finite.
-    distances = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(rows.double(), rows.double(), compute_mode=way)
     return {"l1": rows.abs().sum(1), "l2": rows.norm(dim=1), "median": distances.sum(1).float()}
 
 
-def _gate_importance(network: Network, samples: Samples, seed: int) -> dict[str, dict[str, Tensor]]:
+def gate_importance(network: Network, samples: Samples, seed: int) -> dict[str, dict[str, Tensor]]:
     """Returns for each layer what the gradients of its channels' gates say, summed up batch by batch."""
     squares: dict[str, Tensor] = {}
     memory: dict[str, dict[str, Tensor]] = {}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plywise.compressors.modules.layers import weight_matrices, weight_of
 from plywise.compressors.statistics.error_feedback import damped
-from plywise.env.calibration.row_moments import WIDE
+from plywise.compressors.statistics.feature_blocks import WIDE, FeatureBlocks
 from plywise.env.network.channel_groups import ChannelGroup, Side
 from plywise.env.network.network import Network
 
@@ -72,7 +72,7 @@ class Reader:
         metric = damped(covariance[None])[0][features][:, features]
         energy = ((weights @ metric) * weights).sum()
         weights = weights / energy.clamp(min=1e-300).sqrt()
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
+        inverse = FeatureBlocks.of(metric).inverse(metric)
         return cls(weights, inverse, int(times[0]) * positions)
 
     def losses(self, channels: int) -> Tensor:
@@ -94,13 +94,21 @@ class Reader:
             features = (channels[:, None] * self.size + torch.arange(self.size)).flatten()
             self._remove_many(features)
             return
-        pull = torch.linalg.solve(self.inverse[gone, gone], self.inverse[gone])  # (size, features)
-        self.weights.sub_(self.weights[:, gone] @ pull)
-        self.inverse.sub_(self.inverse[:, gone] @ pull)
+        near = self._near(gone)
+        pull = torch.linalg.solve(self.inverse[gone, gone], self.inverse[gone, near])  # (size, features)
+        self.weights[:, near] -= self.weights[:, gone] @ pull
+        self.inverse[near, near] -= self.inverse[near, gone] @ pull
         self.weights[:, gone] = 0.0
         self.inverse[:, gone] = 0.0
         self.inverse[gone] = 0.0
         self.inverse[gone, gone] = torch.eye(self.size, dtype=torch.float64)
+
+    def _near(self, gone: slice) -> slice:
+        """Returns a run of features outside of which the inverse of those `gone` is zero; all where there are few."""
+        if len(self.inverse) <= WIDE:
+            return slice(None)
+        filled = (self.inverse[gone] != 0).any(0).nonzero()
+        return slice(int(filled[0]), int(filled[-1]) + 1)
 
     def _remove_many(self, features: Tensor) -> None:
         rows = self.inverse[features]

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-WIDE = 2048
-"""Features above which only those of near channels are taken to vary together."""
+from plywise.compressors.statistics.feature_blocks import WIDE
 
 BLOCK = 1024
 """Features of a block then."""
@@ -41,9 +40,9 @@ class RowMoments:
             for start in range(0, features, self._block):
                 near = slice(start, start + self._block)
                 block, some, moved = self.scatter[:, near, near], centred[:, :, near], apart[:, near]
-                block += some.transpose(1, 2) @ some
+                block.baddbmm_(some.transpose(1, 2), some)
                 if self.count:
-                    block += weight * moved[:, :, None] * moved[:, None]
+                    block.baddbmm_(moved[:, :, None], moved[:, None], alpha=weight)
         else:
             self.scatter = self.scatter + centred.transpose(1, 2) @ centred
             if self.count:

@@ -56,6 +56,13 @@ def test_plans_good_enough_are_stopped_no_more_often_than_promised(monkeypatch: 
     assert sum(stop is not None for stop in stops) <= 3 * RISK * 3000
 
 
+def test_parts_of_a_right_answer_bound_nothing_where_the_original_has_none() -> None:
+    stopping = EarlyStopping(torch.full((64,), 100.0), lambda look: True)
+    assert not any(stopping(part) for part in torch.full((64,), 50.0).split(8))
+    assert stopping.looks == []
+    assert not can_stop(torch.full((64,), 50.0), None)
+
+
 def test_a_look_falls_due_once_however_large_the_batches() -> None:
     stopping = EarlyStopping(values(np.arange(64) >= 5), lambda look: False)
     for size in (20, 4, 4, 4, 4, 28):

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from plywise.compressors.errors import ModelError
 from plywise.compressors.modules.assembly import assemble
+from plywise.env.network.calls import calls_in
 from plywise.env.network.folding import fold_batch_norms
+from plywise.env.network.graph import Graph
 from plywise.env.network.network import Network
-from plywise.env.network.trace import trace
 
 
 class Norms(nn.Module):
@@ -44,7 +45,7 @@ def run(model):
 
 
 def folded_of(model):
-    return fold_batch_norms(model, trace(model, run))
+    return fold_batch_norms(model, calls_in(Graph.of(model, run)))
 
 
 @pytest.mark.parametrize("kind", [*NETWORKS, Norms])
@@ -95,7 +96,7 @@ def test_a_layer_that_runs_twice_is_not_folded():
 
 
 def test_trace_sees_order_shapes_and_the_relu_that_follows():
-    calls = {call.name: call for call in trace(build(Plain), run)}
+    calls = {call.name: call for call in calls_in(Graph.of(build(Plain), run))}
     assert list(calls) == ["conv1", "norm1", "conv2", "norm2", "head"]
     assert calls["conv2"].input_shape == (16, 8, 8)
     assert calls["conv2"].output_shape == (24, 4, 4)
@@ -117,7 +118,7 @@ def test_trace_sees_order_shapes_and_the_relu_that_follows():
 )
 def test_range_of_what_follows(activation, expected):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), activation, nn.Flatten(), nn.Linear(256, 5)).eval()
-    assert trace(model, run)[0].relu == expected
+    assert calls_in(Graph.of(model, run))[0].relu == expected
 
 
 def test_a_relu_beside_another_reader_decides_nothing():
@@ -130,7 +131,7 @@ def test_a_relu_beside_another_reader_decides_nothing():
             out = self.conv(inputs)
             return F.relu(out) + out
 
-    assert trace(build(Both), run)[0].relu is None
+    assert calls_in(Graph.of(build(Both), run))[0].relu is None
 
 
 def test_assemble_shares_all_but_what_it_exchanges():

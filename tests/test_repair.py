@@ -21,6 +21,7 @@ from plywise.env.bank.least_squares import refit, rows_for
 from plywise.env.bank.repair import NONE, Repair, make_repair, output_leaves, repair
 from plywise.env.bank.repair_target import find_targets, places_of, rows_of
 from plywise.env.calibration.calibration import calibrate, moments
+from plywise.env.network.graph import Graph
 from plywise.env.network.network import Network
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
 from plywise.env.task.samples import labelled
@@ -309,7 +310,9 @@ def into_the_shortcut(net, inputs):
     ],
 )
 def test_what_is_added_is_found_where_it_is_known_in_time(join, expected):
-    found = find_shortcuts(Alongside(join).eval(), lambda net: net(torch.randn(4, 6)), {"one", "two", "three"})
+    found = find_shortcuts(
+        Graph.of(Alongside(join).eval(), lambda net: net(torch.randn(4, 6))), {"one", "two", "three"}
+    )
     assert found == {layer: place for layer, place in expected.items() if place is not None}
 
 

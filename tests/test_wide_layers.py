@@ -1,6 +1,5 @@
 """Layers of many features: what varies together is known in blocks, and what follows from that stays right."""
 
-
 import pytest
 import torch
 from torch import nn

@@ -6,6 +6,7 @@ in what follows from one. Source: Golub and Van Loan, Matrix Computations, 2013,
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class FeatureBlocks:
     def solved(self, matrix: Tensor, right: Tensor) -> Tensor:
         """Returns what such a matrix has to be multiplied by to give `right` `(features, columns)`."""
         if len(self.runs) == 1:
-            return torch.linalg.solve(matrix, right)
+            return cast(Tensor, torch.linalg.solve(matrix, right))
         return torch.cat([torch.linalg.solve(matrix[run, run], right[run]) for run in self.runs])
 
     def _mapped(self, function: Callable[[Tensor], Tensor], matrix: Tensor) -> Tensor:

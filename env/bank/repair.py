@@ -24,7 +24,7 @@ from plywise.compressors.modules.static_quantized import StaticQuantized
 from plywise.env.bank.least_squares import refit, refits
 from plywise.env.bank.repair_target import Target, places_of, rows_of, watched
 from plywise.env.calibration.calibration import Moments, moments
-from plywise.env.network.trace import read_by
+from plywise.env.network.graph import read_by
 from plywise.env.task.forward import Run
 
 TRUST = 0.05

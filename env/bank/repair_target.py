@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from plywise.compressors.modules.layers import channels_last, out_channels
 from plywise.env.bank.least_squares import LEAST_ROWS, refits, rows_for
 from plywise.env.calibration.calibration import Moments, moments
+from plywise.env.network.graph import read_by
 from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
 from plywise.env.network.shortcuts import Shortcut
-from plywise.env.network.trace import read_by
 from plywise.env.task.batch import Batch
 
 MOST_ROWS = 4096

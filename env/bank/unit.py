@@ -1,14 +1,13 @@
 """Parts of a network whose outputs are worth remembering while plans change behind them."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from plywise.compressors.modules.projected_recurrence import ProjectedRecurrence
+from plywise.env.network.graph import Entry, Exit, Graph
 from plywise.env.network.network import Network
 
 MOST = 4
@@ -35,8 +34,8 @@ class Unit:
 
 
 def find_units(network: Network) -> tuple[Unit, ...]:
-    """Watches one forward pass and returns the largest modules of few layers that can be units; none overlap."""
-    watch = _Watch(network)
+    """Returns the largest modules of few layers that can be units; none overlap."""
+    units = _units(network.graph, {layer.name for layer in network.layers})
     most = max(1, min(MOST, len(network.layers) // 6))
     found: list[Unit] = []
 
@@ -46,7 +45,7 @@ def find_units(network: Network) -> tuple[Unit, ...]:
         for name, child in module.named_children():
             inner = f"{path}{name}"
             inside = sum(layer.name == inner or layer.name.startswith(f"{inner}.") for layer in network.layers)
-            unit = watch.units.get(inner)
+            unit = units.get(inner)
             if unit is not None and 0 < inside <= most:
                 found.append(unit)
             elif inside:
@@ -56,46 +55,23 @@ def find_units(network: Network) -> tuple[Unit, ...]:
     return tuple(found)
 
 
-class _Watch:
-    def __init__(self, network: Network) -> None:
-        self.layers = {layer.name for layer in network.layers}
-        self.ran: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-        self.before: dict[str, tuple[list[int], Counter[str]]] = {}
-        self.after: dict[str, tuple[int, Tensor, int, Counter[str]]] = {}
-        handles: list[Any] = []
-        for name, module in network.model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave(name), with_kwargs=True))
-        try:
-            with torch.no_grad():
-                network.run(network.model)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self.units = {
-            name: Unit(name, ran, output._version != version)
-            for name, (ran, output, version, inside) in self.after.items()
-            if self.calls[name] == 1 and all(self.ran[layer] == runs for layer, runs in inside.items())
-        }
-
-    def _enter(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.calls[name] += 1
-            self.before[name] = _versions(args, kwargs), self.ran.copy()
-
-        return hook
-
-    def _leave(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self.ran.update({name} & self.layers)
-            versions, before = self.before[name]
-            if isinstance(output, Tensor) and _versions(args, kwargs) == versions:
-                self.after[name] = len(self.ran), output, output._version, self.ran - before
-
-        return hook
-
-
-def _versions(args: Any, kwargs: Any) -> list[int]:
-    """Returns how often each tensor among the arguments has been changed in place."""
-    return [leaf._version for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+def _units(graph: Graph, layers: Collection[str]) -> dict[str, Unit]:
+    """Returns the modules that can be units, by name, whatever their size."""
+    ran: Counter[str] = Counter()  # layers, by name, how often until now
+    calls: Counter[str] = Counter()
+    entries: dict[str, tuple[Entry, Counter[str]]] = {}
+    units: dict[str, tuple[Unit, Counter[str]]] = {}
+    for step in graph.steps:
+        if isinstance(step, Exit):
+            ran.update({step.module} & set(layers))
+            entry, before = entries[step.module]
+            if step.output is not None and step.reads == entry.reads:  # it has written over none of them
+                units[step.module] = Unit(step.module, len(ran), step.changed), ran - before
+        elif isinstance(step, Entry):
+            calls[step.module] += 1
+            entries[step.module] = step, ran.copy()
+    return {
+        name: unit
+        for name, (unit, inside) in units.items()
+        if calls[name] == 1 and all(ran[layer] == runs for layer, runs in inside.items())
+    }

@@ -21,9 +21,10 @@ from plywise.compressors.modules.layers import (
     weight_matrices,
     weight_of,
 )
+from plywise.compressors.statistics.feature_blocks import WIDE
 from plywise.compressors.statistics.statistics import LayerStatistics, isotropic
 from plywise.env.calibration.channel_importance import channel_importance
-from plywise.env.calibration.row_moments import WIDE, RowMoments
+from plywise.env.calibration.row_moments import RowMoments
 from plywise.env.network.layer_outputs import layer_outputs
 from plywise.env.network.network import Network
 from plywise.env.task.batch import items_in

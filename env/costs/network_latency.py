@@ -21,7 +21,6 @@ from plywise.env.costs.graph_template import GraphTemplate
 from plywise.env.costs.latency import Chain, Latencies, LatencyTable, chain_key, tell_rough
 from plywise.env.costs.trial_graphs import Shapes, random_plans, shapes_of
 from plywise.env.network.network import Network
-from plywise.env.network.trace import operators
 from plywise.env.runtime.runtime import Inputs, relative_time, time_model, timing_inputs
 from plywise.env.runtime.target_program import NOISY
 from plywise.env.storage.result_store import ResultStore
@@ -243,7 +242,7 @@ class NetworkLatency:
     def _digest(self) -> str:
         """Returns a hash of all that decides about time: shapes and wires, not weights."""
         layers = [(name, chain_key(chain)) for name, chain in self.network.operations.items()]
-        content = json.dumps([repr(self.network.model), layers, operators(self.network.model, self.network.run)])
+        content = json.dumps([repr(self.network.model), layers, self.network.graph.operators])
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from plywise.compressors.modules.assembly import assemble
 from plywise.compressors.modules.layers import CONVOLUTIONS, TRANSPOSED
-from plywise.env.network.trace import Call
+from plywise.env.network.calls import Call
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

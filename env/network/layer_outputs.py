@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from plywise.env.network.channel_groups import NORMS
+from plywise.env.network.graph import read_by
 from plywise.env.network.network import Network
-from plywise.env.network.trace import read_by
 
 Record = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]
 

@@ -17,14 +17,15 @@ from plywise.compressors.modules.plain_layers import with_plain_layers
 from plywise.compressors.modules.projected_attention import refusal, with_projections
 from plywise.compressors.recipes.technique import Recipe, Stage
 from plywise.compressors.structure.filter_pruning import FilterPruning
+from plywise.env.network.calls import Call, calls_in
 from plywise.env.network.channel_groups import ChannelGroup
 from plywise.env.network.folding import fold_batch_norms
+from plywise.env.network.graph import Graph
 from plywise.env.network.group_finding import find_groups
 from plywise.env.network.ignored import left_alone
 from plywise.env.network.operation import Operation, operations
 from plywise.env.network.preparation import evaluating, prepare
 from plywise.env.network.shortcuts import Shortcut, find_shortcuts
-from plywise.env.network.trace import Call, trace
 from plywise.env.task.batch import Batch, as_studied, items_in, mapped, shapes_of, tensors_in
 from plywise.env.task.forward import Forward, Run, rule_for
 from plywise.env.task.interface import Interface
@@ -78,6 +79,7 @@ class Network:
         original: a copy of what was given, see `preparation.py`; never changed.
         model: the same function with BatchNorms merged into the layers before them and torch's attention taken apart
             into linear layers.
+        graph: one forward pass of `model` on `example`.
         layers: the compressible ones, in execution order.
         groups: channels that are cut together.
         tied: layers that have the weight of one of `layers`, and become what that becomes.
@@ -92,6 +94,7 @@ class Network:
     name: str
     original: nn.Module
     model: nn.Module
+    graph: Graph
     layers: tuple[Layer, ...]
     groups: tuple[ChannelGroup, ...]
     tied: tuple[Layer, ...]
@@ -134,7 +137,7 @@ class Network:
 
         try:
             prepared = with_plain_layers(attending, run)
-            calls = trace(prepared, run)
+            calls = calls_in(Graph.of(prepared, run))
         except Exception as error:  # a user's forward may raise anything
             raise ModelError(
                 f"{name} does not run on {shapes_of(example)}: {error}. Check that the data fit the network (channels, "
@@ -150,7 +153,8 @@ class Network:
         if attending is not model:
             _check_same(model, prepared, run, name)
         folded = fold_batch_norms(prepared, calls)
-        calls = trace(folded, run)
+        graph = Graph.of(folded, run)
+        calls = calls_in(graph)
         usable, skipped, shares = _usable(folded, calls, left_alone(folded, ignored))
         if not usable:
             reasons = "; ".join(map(": ".join, skipped.items())) or "it has no weights"
@@ -195,6 +199,7 @@ class Network:
             name,
             model,
             folded,
+            graph,
             layers,
             tuple(groups),
             tied,
@@ -246,7 +251,7 @@ class Network:
     @cached_property
     def shortcuts(self) -> Mapping[str, Shortcut]:
         """What is added to the outputs of a layer, by its name."""
-        return find_shortcuts(self.model, self.run, {layer.name for layer in self.layers})
+        return find_shortcuts(self.graph, {layer.name for layer in self.layers})
 
     def unsupported(self, name: str, recipe: Recipe) -> str | None:
         """Returns why the layer of a name cannot take a recipe, or None where it can."""

@@ -3,16 +3,8 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import count
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-from plywise.env.network.trace import read_by
-from plywise.env.task.forward import Run
+from plywise.env.network.graph import Exit, Graph, Operator, Value
 
 
 @dataclass(frozen=True)
@@ -29,101 +21,70 @@ class Shortcut:
     read: bool
 
 
-def find_shortcuts(model: nn.Module, run: Run, layers: Collection[str]) -> Mapping[str, Shortcut]:
-    """Watches one forward pass and returns what is added to the outputs of a layer, by its name.
+@dataclass(frozen=True)
+class _Sight:
+    """One time that a tensor was seen: where and at which step."""
+
+    place: Shortcut
+    step: int
+
+
+def find_shortcuts(graph: Graph, layers: Collection[str]) -> Mapping[str, Shortcut]:
+    """Returns what is added to the outputs of a layer, by its name.
 
     Only where nothing else reads these, and where the other addend is known when the layer runs.
 
     Args:
-        model: the network.
-        run: runs it on some batch that may be written over.
+        graph: of the network.
         layers: names of leaf modules.
     """
-    watch = _Watch(layers)
-    handles: list[Any] = []
-    for name, module in model.named_modules():
-        if name:
-            handles.append(module.register_forward_pre_hook(watch.entering(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(watch.leaving(name), with_kwargs=True))
-    try:
-        with torch.no_grad(), watch:
-            run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return watch.shortcuts()
+    runs: Counter[str] = Counter()
+    sights: dict[Value, list[_Sight]] = {}
+    began: dict[str, int] = {}
+    makers: dict[int, str] = {}
+    readers: dict[str, list[list[_Sight]]] = {}  # of a layer's outputs: where what is added was seen
 
+    def see(value: Value | None, place: Shortcut, turn: int) -> None:
+        if value is not None and place.module:  # what the whole network reads, its first modules read as well
+            sights.setdefault(value, []).append(_Sight(place, turn))
 
-@dataclass(frozen=True)
-class _Sight:
-    """One time that a tensor was seen: where, which version of it, and how many were seen before."""
+    for turn, step in enumerate(graph.steps):
+        if isinstance(step, Operator):
+            for value, added in _addends(step):
+                layer = makers.get(value.number)
+                if layer is not None:
+                    readers.setdefault(layer, []).append([] if added is None else list(sights.get(added, [])))
+                    if step.name.endswith("_") and step.args[0] == value:
+                        del makers[value.number]  # from here on it is something else
+        elif isinstance(step, Exit):
+            see(step.made, Shortcut(step.module, False), turn)
+            if step.made is not None and step.module in layers:
+                makers[step.made.number] = step.module
+        else:
+            runs[step.module] += 1
+            see(step.read, Shortcut(step.module, True), turn)
+            began[step.module] = turn
 
-    place: Shortcut
-    version: int
-    turn: int
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows tensors by their ids."""
-
-    def __init__(self, layers: Collection[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._layers = layers
-        self._runs: Counter[str] = Counter()
-        self._turns = count()
-        self._sights: dict[int, list[_Sight]] = {}
-        self._began: dict[str, int] = {}
-        self._makers: dict[int, str] = {}
-        self._readers: dict[str, list[list[_Sight]]] = {}  # of a layer's outputs: where what is added was seen
-        self._alive: list[Tensor] = []  # ids stay unique only while the tensors live
-
-    def entering(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            self._runs[name] += 1
-            read = read_by(args, keywords)
-            if read is not None:
-                self._see(read, Shortcut(name, True))
-            self._began[name] = next(self._turns)
-
-        return hook
-
-    def leaving(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            if isinstance(output, Tensor) and output is not read_by(args, keywords):
-                self._see(output, Shortcut(name, False))
-                if name in self._layers:
-                    self._makers[id(output)] = name
-
-        return hook
-
-    def shortcuts(self) -> dict[str, Shortcut]:
-        found = {}
-        for layer, readers in self._readers.items():
-            places = [sight.place for sight in readers[0] if self._usable(layer, sight)]
-            if len(readers) == 1 and places:
-                found[layer] = places[0]
-        return found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        adds = func.overloadpacket.__name__ in ("add", "add_") and not kwargs and len(tensors) == 2
-        for outputs, other in zip(tensors, reversed(tensors), strict=True):
-            layer = self._makers.get(id(outputs))
-            if layer is None:
-                continue
-            fits = adds and other is not outputs and other.shape == outputs.shape
-            sights = [sight for sight in self._sights.get(id(other), []) if sight.version == other._version]
-            self._readers.setdefault(layer, []).append(sights if fits else [])
-            if func.overloadpacket.__name__.endswith("_") and outputs is args[0]:
-                del self._makers[id(outputs)]  # from here on it is something else
-        return func(*args, **(kwargs or {}))
-
-    def _see(self, tensor: Tensor, place: Shortcut) -> None:
-        self._alive.append(tensor)
-        self._sights.setdefault(id(tensor), []).append(_Sight(place, tensor._version, next(self._turns)))
-
-    def _usable(self, layer: str, sight: _Sight) -> bool:
+    def usable(layer: str, sight: _Sight) -> bool:
         """Whether it was there in time, and not inside of something that the layer is not in."""
         holder = sight.place.module.rpartition(".")[0]
         inside = not holder or layer.startswith(f"{holder}.")
-        return inside and sight.turn < self._began[layer] and self._runs[sight.place.module] == 1
+        return inside and sight.step <= began[layer] and runs[sight.place.module] == 1
+
+    places = {
+        layer: [sight.place for sight in sightings[0] if usable(layer, sight)]
+        for layer, sightings in readers.items()
+        if len(sightings) == 1
+    }
+    return {layer: found[0] for layer, found in places.items() if found}
+
+
+def _addends(step: Operator) -> list[tuple[Value, Value | None]]:
+    """Returns each value that an operator reads, with the other one where it does nothing but add the two."""
+    values = step.reads
+    if len(values) != 2:
+        return [(value, None) for value in values]
+    first, second = values
+    adds = step.name in ("add", "add_") and not step.kwargs
+    fits = adds and first.number != second.number and first.shape == second.shape
+    return [(first, second if fits else None), (second, first if fits else None)]

@@ -79,6 +79,8 @@ class EarlyStopping:
 
     def __call__(self, values: Tensor) -> bool:
         """Returns whether the plan is hopeless, given its values `(m,)` on the next batch."""
+        if self._bounds is None and not _are_counts(values):
+            self._due = []  # the original's were: what this plan can get at most is not known
         self._sum += float(values.double().sum())
         self._seen += len(values)
         if self._due and self._due[0] <= self._seen < self._total:
@@ -101,7 +103,11 @@ class EarlyStopping:
 
 def can_stop(before: Tensor | None, bounds: tuple[float, float] | None) -> bool:
     """Returns whether a bound holds for values like the original's: they count right answers, or have known bounds."""
-    return before is not None and (bounds is not None or bool(((before == 0) | (before == 100)).all()))
+    return before is not None and (bounds is not None or _are_counts(before))
+
+
+def _are_counts(values: Tensor) -> bool:
+    return bool(((values == 0) | (values == 100)).all())
 
 
 def most_mean(mean: float, seen: int, total: int, bounds: tuple[float, float], risk: float) -> float:

@@ -120,7 +120,7 @@ def compress(
         ignored: layers to leave as they are, with commas between: names, patterns of names such as 'head*', types such
             as Embedding
         agent: folder of a trained agent, which looks for the plan (what 'plywise train' wrote, or runs/demo/agent)
-        method: who looks for the plan where no agent is given: knapsack, greedy, uniform or random
+        method: who looks for the plan where no agent is given: guided, knapsack, greedy, uniform, random
         plan: a plan, or recipes by name pattern or type, to apply as they are instead of looking for a plan
         weights: state dict of the network (.safetensors, or a torch file of tensors)
         max_accuracy_drop: points of accuracy that may be lost, of other metrics hundredths of the original's value;

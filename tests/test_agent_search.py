@@ -105,18 +105,18 @@ def mild():
 
 def test_walks_after_a_surprise_see_larger_drops(agent, mild, monkeypatch):
     """Where a plan loses four times what was promised, the next walk sees more of it at every layer."""
-    seen = []
+    seen, plans = [], []
 
     def watching(agent, surrogate, demand, count, generator):
         seen.append(surrogate.table.drop)
-        return walk(agent, surrogate, demand, count, generator)
+        plans.append(walk(agent, surrogate, demand, count, generator))
+        return plans[-1]
 
     monkeypatch.setattr("plywise.agent.search.agent_search.walk", watching)
-    evaluator = Strict(mild, DEMAND, 4.0)
-    AgentSearch(agent).search(evaluator, 4, seed=0)
+    AgentSearch(agent).search(Strict(mild, DEMAND, 4.0), 4, seed=0)
     assert (seen[0] == mild.drop).all()
     assert (seen[1] > seen[0]).all()
-    first, later = (mild.drop[range(LAYERS), evaluator.plans[index]].sum() for index in (0, -1))
+    first, later = (mild.drop[range(LAYERS), best].sum() for best, *_ in plans)
     assert later < first
 
 

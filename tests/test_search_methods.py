@@ -41,7 +41,7 @@ def test_equal_seeds_give_equal_results(name, table):
 
 
 def test_registry_names_are_the_methods_names():
-    assert list(SEARCH_METHODS) == ["random", "uniform", "greedy", "knapsack"]
+    assert list(SEARCH_METHODS) == ["random", "uniform", "greedy", "knapsack", "guided"]
     assert all(method.name == name for name, method in SEARCH_METHODS.items())
 
 
@@ -136,6 +136,7 @@ def test_one_knapsack_plan_beats_the_others_on_estimates(seed):
     found = {
         name: method.search(SurrogateEvaluator(table, demand), 1 if name == "knapsack" else 60, seed=0).outcome.score
         for name, method in SEARCH_METHODS.items()
+        if name != "guided"  # which begins with the same plan
     }
     assert max(found, key=found.__getitem__) == "knapsack"
     assert found["greedy"] > found["random"]

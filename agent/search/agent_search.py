@@ -1,13 +1,16 @@
-"""The trained agent as a search method: walks on paper, the most promising of which are scored."""
+"""The trained agent as a search method: its walks on paper, and small changes of what they gave."""
 
 from typing import Any
 
 import numpy as np
 
 from plywise.agent.learning.recipe_agent import RecipeAgent
+from plywise.agent.search.knapsack import knapsack_plans
+from plywise.agent.search.local_changes import improve
 from plywise.agent.search.search_method import CountedSearch, SearchMethod
-from plywise.env.arrays import Floats
+from plywise.env.arrays import Floats, Ints
 from plywise.env.score.demand import Demand
+from plywise.env.score.evaluator import PlanEstimator
 from plywise.env.score.score import Demands, expected_scores
 from plywise.env.score.surrogate import Surrogate
 from plywise.env.walk.vector_env import BatchedCompressionEnv
@@ -20,10 +23,10 @@ HOTTEST = 4.0
 
 
 class AgentSearch(SearchMethod):
-    """Takes several walks on paper at once, the first with the agent's best choices, and scores the most promising.
+    """Takes several walks on paper at once, the first with the agent's best choices, and scores the most promising one.
 
-    Each exact score teaches the surrogate what the estimates are off by, so that a walk that lost more accuracy than
-    promised is followed by more careful ones.
+    Each exact score teaches the surrogate what the estimates are off by. From then on, walks that know it, plans of an
+    integer program and small changes of the best plans so far compete for the next score: see `local_changes.py`.
 
     Attributes:
         agent: who decides.
@@ -39,12 +42,17 @@ class AgentSearch(SearchMethod):
     def look(self, counted: CountedSearch, seed: int) -> None:
         """Scores the most promising walks until the budget is spent; `seed` decides what is drawn."""
         generator = np.random.default_rng(seed)
-        while not counted.spent:
+
+        def walks() -> Ints:
             plans = walk(self.agent, counted.surrogate, counted.demand, self.side_by_side, generator)
-            actions = next((plan for plan in plans if not counted.seen(plan)), None)
-            if actions is None:
-                break
-            counted.evaluate(actions)
+            return np.array(plans, np.int64)
+
+        def proposed() -> Ints:
+            solved = knapsack_plans(PlanEstimator(counted.surrogate.table), counted.demand)
+            return np.concatenate([walks(), solved])
+
+        counted.evaluate(walks()[0].tolist())
+        improve(counted, proposed, generator)
 
 
 def walk(

@@ -81,6 +81,11 @@ class CountedSearch:
         """How many plans of the budget were scored."""
         return len(self._history)
 
+    @property
+    def ranked(self) -> list[tuple[int, ...]]:
+        """All plans that were scored, the best first."""
+        return sorted(self._seen, key=lambda plan: -self._seen[plan].score)
+
     def seen(self, actions: Sequence[int]) -> bool:
         """Returns whether a plan was scored already."""
         return _plan(actions) in self._seen

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.agent.search.agent_search import AgentSearch
@@ -21,6 +22,7 @@ from plywise.compressors.recipes.technique import Recipe
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.execution.progress import tracked
+from plywise.env.network.preparation import prepare
 from plywise.env.network.scheme import Scheme
 from plywise.env.prices.pricing import original_storage
 from plywise.env.recovery.recovery import Recovered, recover
@@ -32,9 +34,10 @@ from plywise.env.score.evaluator import check_demand
 from plywise.env.subject import Subject
 from plywise.env.task.task import Task
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
-from plywise.experiments.commands.compression_settings import CompressionSettings
+from plywise.experiments.commands.compression_settings import CompressionSettings, SourceSettings
 from plywise.experiments.commands.near_chance import chance_warning, tell
-from plywise.experiments.commands.study import Study, load_both, study_network, validation_kind
+from plywise.experiments.commands.study import Study, load_both, study_network, trained_here, validation_kind
+from plywise.experiments.commands.usual_preprocessing import preprocessing_warning
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
@@ -62,9 +65,10 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
     given = None if search.plan is None else read_plan(search.plan, search.agent, search.method)
     searcher = find_method(search.method, search.agent) if given is None else None
     latency = open_device(settings.device)
-    network, data = load_both(source.model, source.data, source.weights, source.normalisation, source.task)
+    network, data = load_both(source.model, source.data, source.weights, source.preprocessing, source.task)
     check_recovery(settings.recovery, data)
     with claimed(out):
+        warnings = input_warnings(network, source, data)
         studied = study_network(
             network, source.name, data, search.seed, latency=latency, repair=settings.repair, ignored=source.ignored
         )
@@ -74,8 +78,10 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             print(f"note: {note}", file=sys.stderr)
         if settings.drop is not None:
             demand = replace(demand, max_accuracy_drop=settings.drop / subject.validation.judge.point)
-        warning = chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None
-        tell(warning)
+        chance = chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None
+        if chance is not None:
+            tell(chance)
+            warnings += (chance,)
         if searcher is None:
             assert given is not None
             chosen, refused = given.on(subject.network)
@@ -102,10 +108,11 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             started=started,
             validation=validation_kind(source.model, task or data, source.weights),  # type: ignore[arg-type]
             refused=refused,
-            normalisation=data.normalisation if isinstance(data, Dataset) else None,
+            preprocessing=data.preprocessing if isinstance(data, Dataset) else None,
+            classes=data.classes if isinstance(data, Dataset) else (),
             task=source.task if isinstance(source.task, str) else None,
             notes=notes,
-            warnings=() if warning is None else (warning,),
+            warnings=warnings,
             stopped=stopped,
             uniform=uniform,
             uniform_evaluations=started_from,
@@ -125,6 +132,15 @@ def fine_tune(
     most = None if share is None else share * original_storage(subject.network)
     state = out / STATE_FILE
     return recover(subject, plan, data, settings, state, tracked, most)
+
+
+def input_warnings(network: nn.Module, source: SourceSettings, data: Dataset | Task) -> tuple[str, ...]:
+    """Says at once, and returns, what casts doubt on how images are prepared for a network."""
+    if not isinstance(data, Dataset) or trained_here(source.model, source.weights):
+        return ()
+    warning = preprocessing_warning(prepare(network).model, data)
+    tell(warning)
+    return () if warning is None else (warning,)
 
 
 def training_data(data: Dataset | Task, studied: Study) -> TrainingData:
@@ -271,6 +287,8 @@ def show_report(report: Report, console: Console | None = None) -> None:
         console.print(f"judged by the latency on {report['device']['name']}; {blocks[2]['device_latency_source']}")
     if not blocks[2].get("fits_memory", True):
         console.print(f"does NOT fit the memory of {report['device']['name']}: {_memory(report)}", soft_wrap=True)
+    if report["preprocessing"] is not None:
+        console.print(f"inputs: {report['preprocessing']['in_words']}", soft_wrap=True)
     if "uniform" in report:
         console.print(_uniform(report))
     console.print(f"recipes a layer {_choices(report)}")

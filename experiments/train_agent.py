@@ -21,7 +21,7 @@ from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.options import OptionParser
 from plywise.experiments.commands.price_tables import dataset_for, price_networks
 from plywise.experiments.commands.study import check_seed
-from plywise.experiments.data.normalisation import Normalisation
+from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
 from plywise.experiments.handover.run_folder import alone_in, check_writable
 from plywise.experiments.networks.zoo import TRAINED_HERE, zoo_entry
 
@@ -37,7 +37,7 @@ def train_agent(
     settings: PPOSettings | None = None,
     devices: Sequence[str] = (HERE,),
     memory: float | None = None,
-    normalisation: Normalisation | None = None,
+    preprocessing: Preprocessing = NOTHING_GIVEN,
 ) -> RecipeAgent:
     """Prices the networks, then trains one agent over all of them and over sampled demands.
 
@@ -49,7 +49,7 @@ def train_agent(
         settings: of PPO.
         devices: where the networks will run, as for `open_device`; the agent learns for all of them.
         memory: GiB that all processes together may keep while they price; a quarter of the machine's where None.
-        normalisation: of the images, as for `load_dataset`.
+        preprocessing: of the images, as for `load_dataset`.
 
     Raises:
         PlywiseError: on anything that the user can fix.
@@ -58,11 +58,11 @@ def train_agent(
     check_seed(settings.seed)
     limit_memory(memory)
     seen = seen_networks(networks, hold_out)
-    data = dataset_for(seen, data, normalisation)
+    data = dataset_for(seen, data, preprocessing)
     asked = {
         "networks": list(seen),
         "data": data,
-        "normalisation": normalisation and normalisation.report(),
+        "preprocessing": preprocessing.options(),
         "devices": list(devices),
         **dataclasses.asdict(settings),
     }
@@ -71,7 +71,7 @@ def train_agent(
         check_run(out, asked)
         if (out / "agent" / "agent.json").exists():
             return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
-        tables = price_networks(seen, data, devices=devices, normalisation=normalisation)
+        tables = price_networks(seen, data, devices=devices, preprocessing=preprocessing)
         write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
         return train(
             BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),

@@ -53,6 +53,9 @@ def compress(
     memory: float | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
+    size: int | str | Sequence[int] | None = None,
+    crop: float | None = None,
+    channels: str | None = None,
     **demand: float | None,
 ) -> dict[str, Any]:
     """Compresses a network and returns the report that is also written to `out`.
@@ -65,7 +68,9 @@ def compress(
             as `model(x)`, `model(*x)` or `model(**x)` with what its forward takes. Or a `Task`, which holds all of
             this, or the name of a dataset.
         out: folder to write.
-        data: `digits`, `mnist:PATH`, `cifar10:PATH` or `folder:PATH`, for a classifier of its images.
+        data: `digits`, `mnist:PATH`, `cifar10:PATH` or `folder:PATH`, for a classifier of its images. It reads float
+            images `(n, c, h, w)`, scaled to [0, 1] and normalised by `mean` and `std`, and gives one logit for each
+            class, those of a folder in alphabetical order.
         task: a `Task` or `path.py:make_task`, a function of yours that returns one.
         validation: iterable of batches that plans are scored on; a part of `calibration` is held out where None.
         test: iterable of batches that are looked at once, for the report.
@@ -99,6 +104,11 @@ def compress(
         mean: what is taken from each channel of a dataset's images after scaling to [0, 1], as when the network was
             trained, one number or one a channel; the dataset's usual one, or that of its training images, where None.
         std: what each channel is divided by then, likewise.
+        size: height and width of a dataset's images that the network reads: one number for squares, two, or a text such
+            as `192x256`. Images are resized until they just cover `size / crop`, keeping their proportions, and the
+            middle is cut out. Must be given where images differ in size; as they are where None.
+        crop: share of the resized image that is cut out; 0.875 where None, and 1 where all have the size already.
+        channels: order of the channels that the network reads: `rgb`, `bgr` or `gray`; that of the images where None.
         demand: fields of `plywise.env.score.demand.Demand`, such as `max_storage=0.15`.
 
     Raises:

@@ -28,6 +28,9 @@ def train(
     memory: float | None = None,
     mean: str | None = None,
     std: str | None = None,
+    size: str | None = None,
+    crop: float | None = None,
+    channels: str | None = None,
 ) -> None:
     """Trains an agent over a zoo of networks and over sampled demands. An interrupted run goes on where it stopped.
 
@@ -48,10 +51,13 @@ def train(
             where not given
         mean: as in 'plywise compress'
         std: as in 'plywise compress'
+        size: as in 'plywise compress'
+        crop: as in 'plywise compress'
+        channels: as in 'plywise compress'
     """
     from plywise.agent.learning.ppo import PPOSettings
     from plywise.compressors.errors import ConfigurationError
-    from plywise.experiments.data.normalisation import make_normalisation
+    from plywise.experiments.data.preprocessing import make_preprocessing
     from plywise.experiments.networks.zoo import TRAINED_HERE
     from plywise.experiments.train_agent import train_agent
 
@@ -69,7 +75,7 @@ def train(
         settings,
         _names(devices) or ("here",),
         memory,
-        make_normalisation(mean, std),
+        make_preprocessing(mean, std, size, crop, channels),
     )
     print(
         f"agent of {agent.trained_steps:,} steps in {out / 'agent'}; curves: tensorboard --logdir {out / 'tensorboard'}"
@@ -106,6 +112,9 @@ def compress(
     memory: float | None = None,
     mean: str | None = None,
     std: str | None = None,
+    size: str | None = None,
+    crop: float | None = None,
+    channels: str | None = None,
 ) -> None:
     """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors and report.json.
 
@@ -114,7 +123,9 @@ def compress(
     Args:
         model: zoo:NAME, package.module:factory or path.py:factory
         out: folder to write; must not hold another run
-        data: digits, mnist:PATH, cifar10:PATH or folder:PATH, for a classifier of its images
+        data: digits, mnist:PATH, cifar10:PATH or folder:PATH (train/<class>/ and test/<class>/ or val/<class>/), for a
+            classifier of its images: it reads float images (batch, channels, height, width), scaled to [0, 1], then
+            normalised by mean and std, and gives one logit for each class, in the alphabetical order of the folders
         task: path.py:make_task, a function of yours that returns data, metric and loss ('plywise init' writes a file to
             start from); networks of the zoo that are no classifiers of images bring their own
         ignored: layers to leave as they are, with commas between: names, patterns of names such as 'head*', types such
@@ -150,6 +161,12 @@ def compress(
             one number, or one a channel with commas between; the dataset's usual one, or that of its training images,
             where not given
         std: what each channel is divided by then, likewise
+        size: height and width of the images that the network reads, such as 224, or 192x256; images are resized until
+            they just cover size / crop, keeping their proportions, and the middle is cut out; must be given where they
+            differ in size, as they are where not given
+        crop: share of the resized image that is cut out; 0.875 where not given, and 1 where all images have the size
+            already
+        channels: order of the channels that the network reads: rgb, bgr or gray; that of the images where not given
     """
     options = {name: value for name, value in locals().items() if name not in ("out", "memory")}
     from plywise.env.storage.memory import limit_memory
@@ -172,6 +189,9 @@ def evaluate(
     weights: Path | None = None,
     mean: str | None = None,
     std: str | None = None,
+    size: str | None = None,
+    crop: float | None = None,
+    channels: str | None = None,
 ) -> None:
     """Measures the files of a compressed network again: accuracy in ONNX Runtime and in torch, bytes, latency.
 
@@ -183,11 +203,14 @@ def evaluate(
         weights: of the original network, where the metric is agreement with it
         mean: as in 'plywise compress'; that of the report where not given
         std: likewise
+        size: likewise
+        crop: likewise
+        channels: likewise
     """
     from plywise.experiments.commands.evaluate_files import evaluate_files
-    from plywise.experiments.data.normalisation import make_normalisation
+    from plywise.experiments.data.preprocessing import make_preprocessing
 
-    evaluate_files(folder, data, model, make_normalisation(mean, std), task, weights)
+    evaluate_files(folder, data, model, make_preprocessing(mean, std, size, crop, channels), task, weights)
 
 
 def profile(
@@ -199,6 +222,9 @@ def profile(
     ask: Path | None = None,
     mean: str | None = None,
     std: str | None = None,
+    size: str | None = None,
+    crop: float | None = None,
+    channels: str | None = None,
 ) -> None:
     """Shows what a network is made of and what its layers cost on this machine or another device.
 
@@ -213,11 +239,14 @@ def profile(
             and inputs of one run as --device here:4x8 says
         mean: as in 'plywise compress'
         std: as in 'plywise compress'
+        size: as in 'plywise compress'
+        crop: as in 'plywise compress'
+        channels: as in 'plywise compress'
     """
     from plywise.experiments.commands.profile_model import profile_model
-    from plywise.experiments.data.normalisation import make_normalisation
+    from plywise.experiments.data.preprocessing import make_preprocessing
 
-    profile_model(model, data, weights, device, ask, make_normalisation(mean, std), task)
+    profile_model(model, data, weights, device, ask, make_preprocessing(mean, std, size, crop, channels), task)
 
 
 def init(out: Path = Path("task.py")) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch_runtime import TorchRuntime
@@ -53,7 +54,7 @@ from plywise.experiments.commands.compression_settings import (
 from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.near_chance import near_chance
 from plywise.experiments.commands.price_tables import Pricing, price_networks
-from plywise.experiments.data.normalisation import Normalisation
+from plywise.experiments.data.preprocessing import Preprocessing, make_preprocessing
 from plywise.experiments.handover import files, handover, measuring
 from plywise.experiments.handover.run_folder import alone_in, claimed
 from plywise.experiments.handover.running import Running
@@ -77,6 +78,13 @@ def colour():
 
 def five():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+
+def reddish():
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    state = {"0.weight": [[1, 0, 0], [0, 1, 0]], "0.bias": [0, 0], "4.weight": [[1, 0], [0, 0]], "4.bias": [0, 0.2]}
+    state = {name: torch.tensor(values, dtype=torch.float32) for name, values in state.items()}
+    network.load_state_dict(state | {"0.weight": state["0.weight"][:, :, None, None]})
+    return network
 
 def nothing():
     return nn.Sequential(nn.AdaptiveAvgPool2d((1, 10)), nn.Flatten())
@@ -905,7 +913,7 @@ def test_defects_are_not_dressed_up_as_mistakes(monkeypatch):
 def test_a_folder_of_another_training_run(tmp_path, refused, monkeypatch):
     """Runs are compared by what they were asked, before anything is priced."""
     monkeypatch.chdir(tmp_path)
-    asked = {"networks": ["digits-mlp"], "data": "digits", "normalisation": None, "devices": ["here"]}
+    asked = {"networks": ["digits-mlp"], "data": "digits", "preprocessing": {}, "devices": ["here"]}
     asked |= dataclasses.asdict(PPOSettings(seed=0))
     Path("out").mkdir()
     Path("out/run.json").write_text(json.dumps(asked))
@@ -1005,7 +1013,7 @@ def test_a_finished_training_run_is_loaded_without_pricing(tmp_path, monkeypatch
     asked = {
         "networks": ["digits-mlp"],
         "data": "digits",
-        "normalisation": None,
+        "preprocessing": {},
         "devices": ["here"],
         **dataclasses.asdict(settings),
     }
@@ -1046,7 +1054,16 @@ def test_a_given_normalisation_is_reported_and_used_again(place, monkeypatch, wa
     Path("plan.yaml").write_text("plywise: plan/1\npatterns: {'*': identity}\n")
     main(command("compress", {**options, "--mean": "0.25", "--std": "0.5"}))
     report = json.loads(Path("out/report.json").read_text())
-    assert report["normalisation"] == {"mean": [0.25], "std": [0.5], "source": "given"}
+    assert report["preprocessing"] == {
+        "channels": "gray",
+        "size": [8, 8],
+        "crop": 1.0,
+        "mean": [0.25],
+        "std": [0.5],
+        "source": "given",
+        "in_words": "gray, 8x8, pixels in [0, 1], mean 0.25, std 0.5 (given)",
+    }
+    assert report["classes"] == list("0123456789")
     assert report["warnings"] == []
     capsys.readouterr()
     main(command("evaluate", {"--folder": "out"}))
@@ -1057,6 +1074,51 @@ def test_a_given_normalisation_is_reported_and_used_again(place, monkeypatch, wa
     shown = capsys.readouterr()
     assert "WARNING: the compressed network reaches" in shown.err
     assert "mean -2, std 1 (given)" in shown.err
+
+
+def photos(root, count=20):
+    """Photos of several sizes: `bright` ones have much red, `dark` ones a little."""
+    for split in ("train", "val", "test"):
+        for name, red in (("bright", 200), ("dark", 20)):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (12 + index % 3, 9), (red + index, 90, 40)).save(root / split / name / f"{index}.png")
+
+
+def test_photos_of_several_sizes_are_prepared_as_asked(place, refused, warned, quick):
+    photos(place / "photos")
+    Path("plan.yaml").write_text("plywise: plan/1\npatterns: {'*': identity}\n")
+    options = {"--model": "net.py:reddish", "--data": "folder:photos", "--out": "out", "--plan": "plan.yaml"}
+    options |= {"--mean": "0", "--std": "1"}
+    assert "--size 224" in refused(command("compress", options))
+    main(command("compress", {**options, "--size": "6x8", "--crop": "0.75", "--channels": "rgb"}))
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["warnings"] == []
+    assert report["classes"] == ["bright", "dark"]
+    assert report["original"]["torch_accuracy"] == 100.0
+    found = report["preprocessing"]
+    assert (found["size"], found["crop"], found["channels"], found["mean"]) == ([6, 8], 0.75, "rgb", [0.0] * 3)
+    assert report["compressed"]["accuracy"] == 100.0
+    again = evaluate_files._dataset(evaluate_files.read_report(Path("out")), None, None, make_preprocessing())
+    assert again.preprocessing.report() == found
+    assert again.input_shape == (3, 6, 8)
+    other = evaluate_files._dataset(report, None, None, make_preprocessing(size=5))
+    assert (other.input_shape, other.preprocessing.crop, other.mean) == ((3, 5, 5), 0.75, again.mean)
+
+
+def test_a_usual_preprocessing_that_does_better_is_told_before_anything_is_studied(place, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    photos(place / "photos")
+    Path("plan.yaml").write_text("plywise: plan/1\npatterns: {'*': identity}\n")
+    options = {"--model": "net.py:reddish", "--data": "folder:photos", "--out": "out", "--plan": "plan.yaml"}
+    monkeypatch.setattr(compress_module, "study_network", stop)
+    with pytest.raises(SystemExit):
+        main(command("compress", {**options, "--size": "6", "--mean": "2", "--std": "1"}))
+    said = capsys.readouterr().err
+    assert "100.0 % with ImageNet's mean and std" in said
+    assert "give --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225:" in said
 
 
 def test_an_original_near_chance_is_warned_of_before_and_after(place, warned, quick, capsys):
@@ -1084,7 +1146,7 @@ def test_flat_options_become_one_value_for_each_subject():
     options = {"mean": "0.5", "std": 0.25, "plan": "a.yaml", "recover": "distill", "epochs": 2, "seed": 3}
     lists = {"gradients": "ternary", "gradients_of": "weights, errors", "repair": ["means"], "device": Path("x.json")}
     found = make_compression({"model": "zoo:x", "data": "digits", "max_storage": 0.1, **options, **lists})
-    assert found.source == SourceSettings("zoo:x", "digits", normalisation=Normalisation((0.5,), (0.25,)))
+    assert found.source == SourceSettings("zoo:x", "digits", preprocessing=Preprocessing((0.5,), (0.25,)))
     assert found.search == SearchSettings(plan=Path("a.yaml"), seed=3)
     assert found.demand == Demand(max_storage=0.1)
     assert (found.recovery.mode, found.recovery.epochs, found.recovery.seed) == ("distill", 2, 3)

@@ -20,7 +20,9 @@ from plywise.experiments.data import image_folder
 from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.cifar_batches import CLASSES, TEST_FILES, TRAIN_FILES
 from plywise.experiments.data.dataset import Split
-from plywise.experiments.data.datasets import CIFAR10_NORMALISATION, load_dataset
+from plywise.experiments.data.datasets import CIFAR10_USUAL, load_dataset
+from plywise.experiments.data.preprocessing import CHANNELS, MEASURED, Preprocessing, make_preprocessing
+from plywise.experiments.data.resizing import resized
 from plywise.experiments.data.splits import LabelledImages, assemble, channel_moments, stratified
 
 
@@ -195,12 +197,99 @@ def test_own_validation_folder_is_used(tmp_path):
     assert [len(only_val.train), len(only_val.validation), len(only_val.test)] == [11, 1, 12]
 
 
-def test_images_take_the_size_of_the_first(tmp_path):
-    root = write_folder(tmp_path / "large", size=(448, 300))
+def test_images_of_one_size_stay_as_they_are(tmp_path):
+    data = load_dataset(f"folder:{write_folder(tmp_path / 'large', size=(448, 300))}")
+    assert data.input_shape == (3, 300, 448)
+    assert data.preprocessing == Preprocessing(data.mean, data.std, (300, 448), 1.0, "rgb", MEASURED)
+    again = load_dataset(f"folder:{tmp_path / 'large'}", preprocessing=data.preprocessing)
+    assert same(again.test, data.test)
+    named = load_dataset(f"folder:{tmp_path / 'large'}", preprocessing=make_preprocessing(size="300x448"))
+    assert named.preprocessing == data.preprocessing
+    assert same(named.test, data.test)
+
+
+def test_images_of_several_sizes_need_one(tmp_path):
+    root = write_folder(tmp_path / "photos")
     (root / "test" / "cat" / "0.png").write_bytes(encoded(40, (3, 5), "L"))
-    data = load_dataset(f"folder:{root}")
-    assert data.input_shape == (3, 150, 224)
+    with pytest.raises(DataError, match=r"photos: the images differ in size: 4x6 \(23 of them\), 5x3 .*--size 224"):
+        load_dataset(f"folder:{root}")
+    data = load_dataset(f"folder:{root}", preprocessing=make_preprocessing(size=4))
+    assert data.input_shape == (3, 4, 4)
+    assert data.preprocessing.crop == 0.875
     assert data.test.images[0].unique().tolist() == [40]
+
+
+def test_more_images_than_memory_holds_are_told(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "pets")
+    monkeypatch.setattr(image_folder.os, "sysconf", lambda _: 10)
+    with pytest.raises(DataError, match=r"pets: 24 images of 4x6 take .*--size 224"):
+        load_dataset(f"folder:{root}")
+
+
+def gradient(width, height):
+    """Each pixel says where it lies: red its column, green its row."""
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    return np.stack([columns, rows, np.full_like(rows, 7)], 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "corner", "shape"),
+    [
+        ("30x40", 1.0, (0, 0), (30, 40)),
+        ("30x30", 1.0, (5, 0), (30, 30)),
+        ("24x32", 0.8, (4, 3), (24, 32)),
+        ("15x30", 0.5, (5, 8), (15, 30)),  # round half to even, as torchvision does
+    ],
+)
+def test_the_middle_is_cut_out(size, crop, corner, shape):
+    to = make_preprocessing(size=size, crop=crop).for_images({(30, 40): 1, (1, 1): 1}, colour=True)
+    wide = 60 if size == "15x30" else 40
+    found = resized(Image.fromarray(gradient(wide, 30)), to)
+    assert found.shape == (3, *shape)
+    assert found[:2, 0, 0].tolist() == [corner[0] + (10 if wide == 60 else 0), corner[1]]
+    assert found[0].diff(dim=1).unique().tolist() == [1]
+    assert found[1].diff(dim=0).unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(("width", "height", "across", "down"), [(500, 375, 341, 256), (375, 500, 256, 341)])
+def test_photos_are_resized_as_torchvision_does(width, height, across, down):
+    """`Resize(256)` gives 256 x int(256 * long / short), `CenterCrop(224)` the middle of that."""
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    to = make_preprocessing(size=224).for_images({(height, width): 1}, colour=True)
+    left, top = round((across - 224) / 2), round((down - 224) / 2)
+    whole = photo.resize((across, down), Image.Resampling.BILINEAR)
+    expected = np.array(whole.crop((left, top, left + 224, top + 224)))
+    assert np.array_equal(resized(photo, to).permute(1, 2, 0).numpy(), expected)
+
+
+def test_channels_come_in_the_order_that_is_asked_for(tmp_path):
+    spec = f"folder:{write_folder(tmp_path / 'pets')}"
+    rgb, bgr, gray = (load_dataset(spec, preprocessing=make_preprocessing(channels=name)) for name in CHANNELS)
+    assert same(rgb.test, load_dataset(spec).test)
+    assert torch.equal(bgr.test.images, rgb.test.images.flip(1))
+    assert (bgr.mean, bgr.std) == (rgb.mean[::-1], rgb.std[::-1])
+    assert gray.input_shape == (1, 4, 6)
+    assert [data.preprocessing.channels for data in (rgb, bgr, gray)] == ["rgb", "bgr", "gray"]
+
+
+def test_built_in_images_take_size_and_channels_too():
+    whole, data = (
+        load_dataset("digits"),
+        load_dataset("digits", preprocessing=make_preprocessing(size=12, channels="rgb")),
+    )
+    assert data.input_shape == (3, 12, 12)
+    assert data.preprocessing.covering == (14, 14)
+    assert torch.equal(data.test.images[:, 0], data.test.images[:, 2])
+    assert torch.equal(data.test.labels, whole.test.labels)
+    assert data.mean[0] == pytest.approx(whole.mean[0], abs=0.1)
+
+
+def test_usual_numbers_follow_the_order_of_channels(tmp_path):
+    spec = f"cifar10:{write_python_batches(tmp_path / 'py')}"
+    found = load_dataset(spec, preprocessing=make_preprocessing(channels="bgr"))
+    assert found.mean == (0.406, 0.456, 0.485)
+    assert torch.equal(found.test.images, load_dataset(spec).test.images.flip(1))
+    assert load_dataset(spec, preprocessing=make_preprocessing(channels="gray")).preprocessing.source == MEASURED
 
 
 @pytest.mark.parametrize(("name", "channels"), [("train/dog/5.png", 3), ("test/dog/5.png", 1)])
@@ -208,7 +297,7 @@ def test_colour_in_any_training_image_decides(tmp_path, name, channels):
     root = write_folder(tmp_path / "grey")
     for path in root.rglob("*.png"):
         path.write_bytes(encoded(40, mode="L"))
-    (root / name).write_bytes(encoded((9, 8, 7), (3, 5)))
+    (root / name).write_bytes(encoded((9, 8, 7)))
     assert load_dataset(f"folder:{root}").input_shape == (channels, 4, 6)
 
 
@@ -221,7 +310,7 @@ def test_images_of_16_bits_keep_their_levels(tmp_path):
     assert data.train.images[0].tolist() == [[[0, 1, 100], [117, 253, 255]]]
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", encoded((1, 2, 3), (50, 50))[:60]])
+@pytest.mark.parametrize("content", [b"", b"no image", encoded((1, 2, 3))[:45]])
 @pytest.mark.parametrize("name", ["train/cat/0.png", "test/dog/3.png"])
 def test_damaged_image_is_named(tmp_path, name, content):
     root = write_folder(tmp_path / "pets")
@@ -362,7 +451,8 @@ def test_both_original_forms_agree(tmp_path):
     binary = load_dataset(f"cifar10:{write_binary_batches(tmp_path / 'bin')}")
     found = load_dataset(f"cifar10:{tmp_path}")
     assert python.classes == CLASSES
-    assert python.normalisation == CIFAR10_NORMALISATION
+    assert (python.mean, python.std) == (CIFAR10_USUAL["rgb"].mean, CIFAR10_USUAL["rgb"].std)
+    assert python.preprocessing.source == "usual for the dataset"
     assert [len(python.train), len(python.validation), len(python.test)] == [90, 10, 20]
     for other in (binary, found):
         assert same(python.train, other.train)
@@ -474,7 +564,7 @@ def test_some_real_cifar10_images(real_data, tmp_path):
     assert data.classes == CLASSES
     assert data.input_shape == (3, 32, 32)
     assert len(data.test) == 30
-    assert data.normalisation == CIFAR10_NORMALISATION
+    assert (data.mean, data.std) == (CIFAR10_USUAL["rgb"].mean, CIFAR10_USUAL["rgb"].std)
 
 
 def test_a_choice_of_samples_is_not_the_first_class_only():

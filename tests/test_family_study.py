@@ -15,7 +15,7 @@ from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments import train_agent as train_module
 from plywise.experiments.commands import price_tables
 from plywise.experiments.commands.price_tables import Pricing, dataset_for, price_networks
-from plywise.experiments.data.normalisation import make_normalisation
+from plywise.experiments.data.preprocessing import NOTHING_GIVEN, make_preprocessing
 from plywise.experiments.networks.mlp import mlp
 from plywise.experiments.networks.training import TrainingSettings
 from plywise.experiments.networks.zoo import TRAINED_HERE, ZOO
@@ -70,7 +70,7 @@ def test_the_dataset_is_for_classifiers_of_images():
     assert dataset_for(["digits-mlp", "stdlib-gpt"], None) == "digits"
     assert dataset_for(["digits-mlp", "stdlib-gpt"], "mnist:there") == "mnist:there"
     assert dataset_for(["stdlib-gpt"], None) is None
-    for given in (("digits", None), (None, make_normalisation("0.5", "0.2"))):
+    for given in (("digits", NOTHING_GIVEN), (None, make_preprocessing("0.5", "0.2"))):
         with pytest.raises(ConfigurationError, match=r"stdlib-gpt have data of their own.*leave out --data"):
             dataset_for(["stdlib-gpt"], *given)
     with pytest.raises(ModelError, match="takes no dataset: leave out --data"):

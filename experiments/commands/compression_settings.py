@@ -14,7 +14,7 @@ from plywise.env.recovery.recovery_settings import RecoverySettings, make_recove
 from plywise.env.score.demand import Demand, make_demand
 from plywise.env.task.task import Task
 from plywise.experiments.commands.study import check_seed
-from plywise.experiments.data.normalisation import Normalisation, make_normalisation
+from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing, make_preprocessing
 from plywise.experiments.networks.zoo import zoo_entry
 
 LIMITS = ("drop", "storage", "latency", "energy")
@@ -34,7 +34,7 @@ class SourceSettings:
         task: the network's task, or `path.py:make_task`; None for a classifier of a dataset's images, and for a network
             of the zoo that has its own.
         weights: a state dict for the network.
-        normalisation: of the images, as for `load_dataset`.
+        preprocessing: of the images, as for `load_dataset`.
         ignored: layers to leave as they are: names, patterns of names, types and names of types.
     """
 
@@ -42,7 +42,7 @@ class SourceSettings:
     data: str | None = None
     task: Task | str | None = None
     weights: Path | None = None
-    normalisation: Normalisation | None = None
+    preprocessing: Preprocessing = NOTHING_GIVEN
     ignored: tuple[str | type, ...] = ()
 
     def __post_init__(self) -> None:
@@ -136,7 +136,9 @@ def make_compression(options: Mapping[str, Any]) -> CompressionSettings:
         ConfigurationError: on values that are not allowed and on names that are not known.
     """
     left = dict(options)
-    mean, std = left.pop("mean", None), left.pop("std", None)
+    preprocessing = make_preprocessing(
+        **{name: left.pop(name) for name in ("mean", "std", "size", "crop", "channels") if name in left}
+    )
     source = {each.name: left.pop(each.name) for each in fields(SourceSettings) if each.name in left}
     search = {each.name: left.pop(each.name) for each in fields(SearchSettings) if each.name in left}
     recovery = {name: left.pop(name) for name in ("recover", "epochs", "incremental", "gradients") if name in left}
@@ -151,7 +153,7 @@ def make_compression(options: Mapping[str, Any]) -> CompressionSettings:
     for name in limits.keys() & left.keys():
         raise ConfigurationError(f"{name}={left[name]!r} and the same in limits were given; leave one of them out")
     return CompressionSettings(
-        source=SourceSettings(**source, normalisation=make_normalisation(mean, std)),
+        source=SourceSettings(**source, preprocessing=preprocessing),
         search=found,
         demand=make_demand(left | limits),
         drop=drop,

@@ -17,10 +17,11 @@ from plywise.env.task.binding import bind
 from plywise.env.task.interface import Interface
 from plywise.env.task.samples import Samples
 from plywise.experiments.commands.near_chance import chance_warning, tell
-from plywise.experiments.commands.study import own_task, samples
+from plywise.experiments.commands.study import check_no_preprocessing, own_task, samples
+from plywise.experiments.commands.usual_preprocessing import preprocessing_warning
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.data.normalisation import Normalisation, reported_normalisation
+from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing, reported_preprocessing
 from plywise.experiments.handover.files import CHECKED, checksum
 from plywise.experiments.handover.measuring import measured_energies
 from plywise.experiments.handover.running import Running
@@ -38,7 +39,7 @@ def evaluate_files(
     folder: Path,
     data: str | None = None,
     model: str | None = None,
-    normalisation: Normalisation | None = None,
+    preprocessing: Preprocessing = NOTHING_GIVEN,
     task: str | None = None,
     weights: Path | None = None,
 ) -> None:
@@ -48,7 +49,7 @@ def evaluate_files(
         folder: a hand-over folder.
         data: the dataset whose test split is used; that of the report where None.
         model: the original network, where it is not of the zoo.
-        normalisation: of the images; that of the report where None.
+        preprocessing: of the images; what is not given is that of the report.
         task: `path.py:make_task`; that of the report where None.
         weights: of the original network, where it is the reference.
 
@@ -59,7 +60,7 @@ def evaluate_files(
     said = report["compressed"]
     check_unchanged(folder, report["checksums"])
     network = load_compressed(folder, model)
-    dataset = _dataset(report, data, task, normalisation)
+    dataset = _dataset(report, data, task, preprocessing)
     if dataset is None:
         test = _task_samples(report, network, model or str(report["model"]), task, weights)
     else:
@@ -89,17 +90,17 @@ def evaluate_files(
         table.add_row(name, *map(_shown, values))
     Console().print(table)
     if dataset is not None:
+        tell(preprocessing_warning(network, dataset, "the compressed network"))
         tell(chance_warning(found, dataset, "the compressed network"))
 
 
-def _dataset(
-    report: Mapping[str, Any], data: str | None, task: str | None, normalisation: Normalisation | None
-) -> Dataset | None:
+def _dataset(report: Mapping[str, Any], data: str | None, task: str | None, given: Preprocessing) -> Dataset | None:
     """Returns the dataset that files are looked at on; None where they are for a task."""
-    if task is not None or (data is None and report.get("normalisation") is None):
+    reported = report.get("preprocessing")
+    if task is not None or (data is None and reported is None):
+        check_no_preprocessing(given)
         return None
-    dataset = load_dataset(data or str(report["data"]))
-    return dataset.normalised(normalisation or reported_normalisation(report.get("normalisation")))
+    return load_dataset(data or str(report["data"]), preprocessing=given.or_else(reported_preprocessing(reported)))
 
 
 def _task_samples(

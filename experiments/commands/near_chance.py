@@ -23,9 +23,9 @@ def chance_warning(accuracy: float, dataset: Dataset, network: str = "the origin
         return None
     return (
         f"{network} reaches {accuracy:.1f} %, hardly more than guessing ({100.0 / dataset.num_classes:.1f} %), so no "
-        f"figure here means anything. Inputs were normalised with {dataset.normalisation}: give what the network was "
-        "trained with as --mean and --std, one number or one for each channel, such as --mean 0.49,0.48,0.45; or the "
-        "weights or the order of the classes are not those of the data"
+        f"figure here means anything. Inputs were prepared as {dataset.preprocessing}: give what the network was "
+        "trained with as --mean and --std, one number or one for each channel, such as --mean 0.49,0.48,0.45, "
+        "--size and --channels likewise; or the weights or the order of the classes are not those of the data"
     )
 
 

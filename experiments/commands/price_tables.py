@@ -22,7 +22,7 @@ from plywise.env.task.task import Task
 from plywise.experiments.commands.study import load_both, own_task, study_network
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.data.normalisation import Normalisation
+from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
 from plywise.experiments.networks.zoo import trainable, untrained, zoo_entry
 
 USUAL_DATASET = "digits"
@@ -38,14 +38,14 @@ class Pricing:
         data: spec of the dataset that it runs on; None where it has a task of its own.
         seed: of every random choice.
         device: as for `open_device`.
-        normalisation: as for `load_dataset`.
+        preprocessing: as for `load_dataset`.
     """
 
     network: str
     data: str | None
     seed: int = 0
     device: str = HERE
-    normalisation: Normalisation | None = None
+    preprocessing: Preprocessing = NOTHING_GIVEN
     key: None = None
 
     def run(self, _: None = None) -> tuple[PriceTable, bool]:
@@ -59,18 +59,18 @@ class Pricing:
 
     def price(self) -> PriceTable:
         """Returns the price table."""
-        network, data = load_both(self.network, self.data, None, self.normalisation)
+        network, data = load_both(self.network, self.data, None, self.preprocessing)
         latency = open_device(self.device)
         return study_network(network, self.network, data, self.seed, progress=False, latency=latency).subject.price()
 
 
-def dataset_for(networks: Sequence[str], data: str | None, normalisation: Normalisation | None = None) -> str | None:
+def dataset_for(networks: Sequence[str], data: str | None, preprocessing: Preprocessing = NOTHING_GIVEN) -> str | None:
     """Returns the spec of the dataset that those of the networks run on that are classifiers of images.
 
     Args:
         networks: names of the zoo.
         data: the spec that was given; the digits where None.
-        normalisation: that was given.
+        preprocessing: that was given.
 
     Returns:
         None where each network has a task of its own.
@@ -80,10 +80,10 @@ def dataset_for(networks: Sequence[str], data: str | None, normalisation: Normal
     """
     if any(zoo_entry(name).make_task is None for name in networks):
         return data or USUAL_DATASET
-    if data is not None or normalisation is not None:
+    if data is not None or preprocessing != NOTHING_GIVEN:
         raise ConfigurationError(
             f"{', '.join(networks)} have data of their own, and no network is a classifier of images, which a dataset "
-            "is for: leave out --data, --mean and --std, or name a classifier among the networks"
+            "is for: leave out --data, --mean and the like, or name a classifier among the networks"
         )
     return None
 
@@ -93,7 +93,7 @@ def price_networks(
     data: str | None = None,
     seed: int = 0,
     devices: Sequence[str] = (HERE,),
-    normalisation: Normalisation | None = None,
+    preprocessing: Preprocessing = NOTHING_GIVEN,
 ) -> list[PriceTable]:
     """Returns the price table of each network on each device, made by one process for each core.
 
@@ -104,11 +104,11 @@ def price_networks(
         data: dataset that classifiers of images run on, as for `dataset_for`; the others have data of their own.
         seed: of every random choice.
         devices: as for `open_device`.
-        normalisation: of the dataset's images.
+        preprocessing: of the dataset's images.
     """
     # A mistake should be told once, and before anything starts.
-    data = dataset_for(networks, data, normalisation)
-    dataset = None if data is None else load_dataset(data, normalisation=normalisation)
+    data = dataset_for(networks, data, preprocessing)
+    dataset = None if data is None else load_dataset(data, preprocessing=preprocessing)
     seconds = {}
     for name in networks:
         own = own_task(name) or dataset
@@ -118,7 +118,7 @@ def price_networks(
     for device in devices:
         open_device(device)
     tasks = [
-        Pricing(name, data if zoo_entry(name).make_task is None else None, seed, device, normalisation)
+        Pricing(name, data if zoo_entry(name).make_task is None else None, seed, device, preprocessing)
         for name in sorted(networks, key=seconds.__getitem__, reverse=True)  # the slowest first, so that no core idles
         for device in devices
     ]

@@ -15,9 +15,10 @@ from plywise.env.network.menu import catalogue, legal_recipes
 from plywise.env.prices.pricing import Pricer
 from plywise.env.subject import Subject
 from plywise.experiments.commands.near_chance import chance_warning, tell
-from plywise.experiments.commands.study import load_both, study_network
+from plywise.experiments.commands.study import load_both, study_network, trained_here
+from plywise.experiments.commands.usual_preprocessing import preprocessing_warning
 from plywise.experiments.data.dataset import Dataset
-from plywise.experiments.data.normalisation import Normalisation
+from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
 
 
 def profile_model(
@@ -26,7 +27,7 @@ def profile_model(
     weights: Path | None = None,
     device: str | None = None,
     ask: Path | None = None,
-    normalisation: Normalisation | None = None,
+    preprocessing: Preprocessing = NOTHING_GIVEN,
     task: str | None = None,
 ) -> None:
     """Prints a table of layers: shapes, macs, bytes, latency in float and in integers, recipes, what is pruned.
@@ -35,7 +36,7 @@ def profile_model(
         model, data, weights: as for `compress_model`.
         device: as for `compress_model`.
         ask: where to write the archive that measures the network's layers on another machine; None for nowhere.
-        normalisation: as for `load_dataset`.
+        preprocessing: as for `load_dataset`.
         task: as for `compress_model`.
 
     Raises:
@@ -44,9 +45,11 @@ def profile_model(
     if ask is not None and (ask.is_dir() or not os.access(ask.parent, os.W_OK)):
         raise ConfigurationError(f"--ask {ask}: name a file in a folder that is there and may be written to")
     latencies = open_device(device)
-    loaded, found = load_both(model, data, weights, normalisation, task)
+    loaded, found = load_both(model, data, weights, preprocessing, task)
     subject = study_network(loaded, model, found, latency=latencies).subject
     if isinstance(found, Dataset):
+        if not trained_here(model, weights):
+            tell(preprocessing_warning(subject.network.original, found))
         tell(chance_warning(subject.accuracy, found))
     network, latency = subject.network, subject.latency
     asked = latency.device if latency.device.is_here else Device.here()  # how questions are run on the target

@@ -19,7 +19,7 @@ from plywise.env.task.samples import Labelled, Samples, labelled
 from plywise.env.task.task import Task
 from plywise.experiments.data.dataset import Dataset, Split
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.data.normalisation import Normalisation
+from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
 from plywise.experiments.networks.model_loading import check_runs, load_model, load_task
 from plywise.experiments.networks.zoo import zoo_entry
 
@@ -114,7 +114,7 @@ def load_both(
     model: str | nn.Module,
     data: str | None,
     weights: Path | None,
-    normalisation: Normalisation | None = None,
+    preprocessing: Preprocessing = NOTHING_GIVEN,
     task: Task | str | None = None,
 ) -> tuple[nn.Module, Dataset | Task]:
     """Loads a network and the data that it must run on: first what is quick, so that mistakes are told soon.
@@ -123,7 +123,7 @@ def load_both(
         model: as for `load_model`, or the network itself.
         data: a dataset; None where there is a task.
         weights: a state dict.
-        normalisation: of the dataset's images.
+        preprocessing: of the dataset's images.
         task: of the network, or `path.py:make_task`; that of the zoo where it has one and None is given.
 
     Raises:
@@ -132,6 +132,7 @@ def load_both(
     if task is None and data is None:
         task = own_task(model) if isinstance(model, str) else None
     if task is not None:
+        check_no_preprocessing(preprocessing)
         found = load_task(task) if isinstance(task, str) else task
         return load_model(model, weights) if isinstance(model, str) else model, found
     if data is None:
@@ -140,16 +141,25 @@ def load_both(
             "'digits' or 'folder:PATH', or a task with data of your own ('plywise init' writes a file to start from)"
         )
     if not isinstance(model, str):
-        dataset = load_dataset(data, normalisation=normalisation)
+        dataset = load_dataset(data, preprocessing=preprocessing)
         check_runs(prepare(model).model, dataset)
         return model, dataset
     if weights is None and trains_here(model):
-        dataset = load_dataset(data, normalisation=normalisation)
+        dataset = load_dataset(data, preprocessing=preprocessing)
         return load_model(model, None, dataset), dataset
     network = load_model(model, weights)
-    dataset = load_dataset(data, normalisation=normalisation)
+    dataset = load_dataset(data, preprocessing=preprocessing)
     check_runs(network, dataset)
     return network, dataset
+
+
+def check_no_preprocessing(given: Preprocessing) -> None:
+    """Raises ConfigurationError where a task's own data come with what is done to a dataset's images."""
+    if given != NOTHING_GIVEN:
+        raise ConfigurationError(
+            f"{', '.join(given.options())} say what is done to the images of a dataset, and a task prepares its own "
+            "data: do it there and leave them out, or give a dataset with --data"
+        )
 
 
 def own_task(model: str) -> Task | None:
@@ -165,10 +175,14 @@ def trains_here(model: str) -> bool:
     return (not colon or kind == "zoo") and zoo_entry(name).training is not None
 
 
+def trained_here(model: str | nn.Module, weights: Path | None) -> bool:
+    """Returns whether a network was trained on the spot, on the data as they are prepared."""
+    return weights is None and isinstance(model, str) and trains_here(model)
+
+
 def validation_kind(model: str | nn.Module, data: Dataset | BoundTask, weights: Path | None) -> str:
     """Returns in words what plans are scored on."""
-    trained_here = weights is None and isinstance(model, str) and trains_here(model)
-    seen = "the network was not trained on them" if trained_here else NOT_KNOWN
+    seen = "the network was not trained on them" if trained_here(model, weights) else NOT_KNOWN
     return f"{data.validation_source if isinstance(data, Dataset) else data.validation_kind}; {seen}"
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plywise.env.recovery.augmentation import Augmentation, normalised
-from plywise.experiments.data.normalisation import MEASURED, Normalisation
+from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
 
 CUT = "cut from the training split"
 
@@ -63,7 +63,7 @@ class Dataset:
         validation: for scoring plans; shares no image with `train`.
         test: touched once, for the report.
         validation_source: where the validation images come from, in words.
-        normalisation_source: where mean and standard deviation of the splits come from, in words.
+        preprocessing: what was done to the images and is done to the inputs, and who chose it.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Dataset:
     validation: Split
     test: Split
     validation_source: str = CUT
-    normalisation_source: str = MEASURED
+    preprocessing: Preprocessing = NOTHING_GIVEN
 
     @property
     def num_classes(self) -> int:
@@ -89,25 +89,6 @@ class Dataset:
     def augmentation(self) -> Augmentation:
         """How training images vary; only what is known to be photos is mirrored, for digits and letters change."""
         return Augmentation(mirror=self.name == "cifar10")
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """How inputs are normalised, and who chose it."""
-        return Normalisation(self.mean, self.std, self.normalisation_source)
-
-    def normalised(self, normalisation: Normalisation | None) -> "Dataset":
-        """Returns the dataset with another normalisation, the same where None.
-
-        Raises:
-            ConfigurationError: if it is for another number of channels.
-        """
-        if normalisation is None:
-            return self
-        each = normalisation.for_channels(self.input_shape[0])
-        train, validation, test = (
-            replace(split, mean=each.mean, std=each.std) for split in (self.train, self.validation, self.test)
-        )
-        return replace(self, train=train, validation=validation, test=test, normalisation_source=each.source)
 
     @property
     def mean(self) -> tuple[float, ...]:

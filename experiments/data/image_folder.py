@@ -2,9 +2,11 @@
 
 import io
 import math
+import os
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,66 +19,51 @@ from plywise.env.execution.progress import tracked
 from plywise.env.storage.cache import cache_folder
 from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.image_source import ImageSource, open_source
+from plywise.experiments.data.preprocessing import CHANNELS, GRAY, NOTHING_GIVEN, RGB, Preprocessing, Size, size_text
+from plywise.experiments.data.resizing import resized
 from plywise.experiments.data.splits import LabelledImages
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 SPLITS = ("train", "val", "test")
-LARGEST_SIDE = 224
-LOOKED_AT = 200
-"""Training images, at most and evenly spread, that decide whether there is colour."""
-FORMAT = "2"
+FORMAT = "3"
 """Part of the key of cached images; to be raised whenever the decoding changes."""
 
 Listing = Mapping[str, Mapping[str, Sequence[str]]]
 """File names by split and class, all sorted."""
 
 
-@dataclass(frozen=True)
-class ImageForm:
-    """What every image is brought to: Pillow's mode (`L` or `RGB`), width and height in pixels."""
-
-    mode: str
-    width: int
-    height: int
-
-    @classmethod
-    def of(cls, content: bytes, name: str) -> "ImageForm":
-        """Returns the form of an encoded image, scaled down where a side is above 224 pixels."""
-        image = _opened(content, name)
-        scale = min(1.0, LARGEST_SIDE / max(image.size))
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        return cls("L" if image.mode in ("1", "L") else "RGB", width, height)
-
-    @classmethod
-    def of_all(cls, source: ImageSource, names: Sequence[str]) -> "ImageForm":
-        """Returns the size of the first image, in colour where any of those looked at is."""
-        forms = (cls.of(source.read(name), name) for name in names[:: math.ceil(len(names) / LOOKED_AT)])
-        first = next(forms)
-        return replace(first, mode="RGB") if any(form.mode == "RGB" for form in forms) else first
-
-
-def read_image_folder(path: Path) -> tuple[tuple[str, ...], dict[str, LabelledImages]]:
+def read_image_folder(
+    path: Path, asked: Preprocessing = NOTHING_GIVEN
+) -> tuple[tuple[str, ...], dict[str, LabelledImages], Preprocessing]:
     """Reads all images, from the cache where nothing has changed since they were decoded.
 
-    All images get the size of the first training image, at most 224 pixels a side, and three channels where any of 200
-    training images has colour, else one.
+    Where no channels are asked for there are three where any training image has colour, else one.
+
+    Args:
+        path: the folder, or a zip archive of it.
+        asked: what is left open is filled in, as for `Preprocessing.for_images`.
 
     Returns:
-        The names of the classes, sorted, and the images of each split that is there (`train` always is, and at
-        least one of `val` and `test`).
+        The names of the classes, sorted, the images of each split that is there (`train` always is, and at
+        least one of `val` and `test`), and what was done to them.
 
     Raises:
-        DataError: there are no images, the splits' classes differ, or an image is damaged.
+        DataError: there are no images, the splits' classes differ, an image is damaged, or the images differ in size
+            and none is given.
     """
     source = open_source(path)
     listing = list_images(source)
-    cached = cache_folder("images") / f"{source.fingerprint()}-{FORMAT}.safetensors"
+    geometry = f"{asked.size and size_text(asked.size)}-{asked.crop}-{asked.channels}"
+    cached = cache_folder("images") / f"{source.fingerprint()}-{geometry}-{FORMAT}.safetensors"
     tensors = read_tensors(cached)
     if tensors is None:
-        tensors = _decode_all(source, listing)
+        tensors = _decode_all(source, listing, asked)
         write_tensors(cached, tensors)
     parts = {split: LabelledImages(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in listing}
-    return tuple(listing["train"]), parts
+    count, height, width = parts["train"].images.shape[1:]
+    channels = asked.channels or (RGB if count == CHANNELS[RGB] else GRAY)
+    done = replace(asked, size=(height, width), crop=float(tensors["crop"]), channels=channels).for_channels(count)
+    return tuple(listing["train"]), parts, done
 
 
 def list_images(source: ImageSource) -> Listing:
@@ -132,18 +119,21 @@ def _hidden(path: PurePosixPath) -> bool:
     return path.parts[0] == "__MACOSX" or any(part.startswith(".") for part in path.parts)
 
 
-def _decode_all(source: ImageSource, listing: Listing) -> dict[str, Tensor]:
-    form = ImageForm.of_all(source, [name for names in listing["train"].values() for name in names])
+def _decode_all(source: ImageSource, listing: Listing, asked: Preprocessing) -> dict[str, Tensor]:
     rows = [
         (split, label, name)
         for split, classes in listing.items()
         for label, names in enumerate(classes.values())
         for name in names
     ]
-    images = torch.empty((len(rows), len(form.mode), form.height, form.width), dtype=torch.uint8)
+    to = _looked_at(source, rows, asked)
+    assert to.size is not None
+    shape = (len(rows), CHANNELS[str(to.channels)], *to.size)
+    _check_memory(source, shape)
+    images = torch.empty(shape, dtype=torch.uint8)
     for index, (_, _, name) in enumerate(tracked(rows, f"Decoding the images of {source.path.name}")):
-        images[index] = decode(source.read(name), name, form)
-    tensors, start = {}, 0
+        images[index] = decode(source.read(name), name, to)
+    tensors, start = {"crop": torch.tensor(to.crop, dtype=torch.float64)}, 0
     for split in listing:
         labels = torch.tensor([label for part, label, _ in rows if part == split])
         tensors[f"{split}.images"] = images[start : start + len(labels)]
@@ -152,8 +142,31 @@ def _decode_all(source: ImageSource, listing: Listing) -> dict[str, Tensor]:
     return tensors
 
 
-def decode(content: bytes, name: str, form: ImageForm) -> Tensor:
-    """Decodes an image and brings it to `form`.
+def _looked_at(source: ImageSource, rows: Sequence[tuple[str, int, str]], asked: Preprocessing) -> Preprocessing:
+    """Returns what all images are brought to, from what their headers say."""
+    sizes, colour = Counter[Size](), False
+    for split, _, name in tracked(rows, f"Looking at the images of {source.path.name}"):
+        image = _opened(source.read(name), name)
+        sizes[image.height, image.width] += 1
+        colour |= split == "train" and image.mode not in ("1", "L")
+    try:
+        return asked.for_images(sizes, colour)
+    except DataError as error:
+        raise DataError(f"{source.path}: {error}") from error
+
+
+def _check_memory(source: ImageSource, shape: tuple[int, ...]) -> None:
+    """Raises DataError where decoded images `(n, c, h, w)` would take more than half of the memory."""
+    needed, there = math.prod(shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there / 2:
+        raise DataError(
+            f"{source.path}: {shape[0]} images of {shape[2]}x{shape[3]} take {needed / 2**30:.1f} GiB of the machine's "
+            f"{there / 2**30:.1f}; give the size that the network reads, such as --size 224, or fewer images"
+        )
+
+
+def decode(content: bytes, name: str, to: Preprocessing) -> Tensor:
+    """Decodes an image and brings it to what the network reads.
 
     Returns:
         `(c, h, w)` uint8.
@@ -162,13 +175,9 @@ def decode(content: bytes, name: str, form: ImageForm) -> Tensor:
         DataError: the image is empty, truncated or not an image.
     """
     try:
-        image = _opened(content, name).convert(form.mode)
+        return resized(_opened(content, name), to)
     except (OSError, ValueError, SyntaxError) as error:
         raise _damaged(name, error) from error
-    if image.size != (form.width, form.height):
-        image = image.resize((form.width, form.height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if form.mode == "L" else pixels.permute(2, 0, 1)
 
 
 def _opened(content: bytes, name: str) -> Image.Image:

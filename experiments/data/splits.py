@@ -1,6 +1,6 @@
 """How images are cut into splits: stratified by class, the same on every machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from plywise.compressors.errors import DataError
 from plywise.env.task.samples import random_order
 from plywise.experiments.data.dataset import CUT, Dataset, Split
-from plywise.experiments.data.normalisation import MEASURED, Normalisation
+from plywise.experiments.data.preprocessing import MEASURED, NOTHING_GIVEN, Preprocessing
 
 VALIDATION_SHARE = 0.1
 
@@ -64,7 +64,7 @@ def assemble(
     *,
     seed: int = 0,
     validation_count: int | None = None,
-    normalisation: Normalisation | None = None,
+    preprocessing: Preprocessing = NOTHING_GIVEN,
 ) -> Dataset:
     """Cuts the validation split from the training images where none is given, and normalises.
 
@@ -76,7 +76,8 @@ def assemble(
         validation: validation images that are already apart from the training images.
         seed: of the cut.
         validation_count: how many images to cut; one tenth where None.
-        normalisation: of each channel; that of the training split where None.
+        preprocessing: what was done to the images and how they are normalised; with the moments of the training split
+            where it has no mean.
 
     Raises:
         DataError: too few training images to cut from.
@@ -91,10 +92,13 @@ def assemble(
                 "to cut validation images it needs at least 6, and 2 in each class"
             )
         train, validation = train.cut(count, seed)
-    found = normalisation or Normalisation(*channel_moments(train.images), MEASURED)
-    mean, std = found.mean, found.std
+    if preprocessing.mean is None or preprocessing.std is None:
+        mean, std = channel_moments(train.images)
+        preprocessing = replace(preprocessing, mean=mean, std=std, source=MEASURED)
+    else:
+        mean, std = preprocessing.mean, preprocessing.std
     fit, held_out, unseen = (Split(part.images, part.labels, mean, std) for part in (train, validation, test))
-    return Dataset(name, classes, fit, held_out, unseen, source, found.source)
+    return Dataset(name, classes, fit, held_out, unseen, source, preprocessing)
 
 
 def channel_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

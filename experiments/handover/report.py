@@ -17,7 +17,7 @@ from plywise.env.recovery.recovery import Recovered
 from plywise.env.score.demand import Demand
 from plywise.env.score.score import Outcome, judge
 from plywise.env.subject import Subject
-from plywise.experiments.data.normalisation import Normalisation
+from plywise.experiments.data.preprocessing import Preprocessing
 from plywise.experiments.handover.checks import Checks
 
 VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
@@ -41,7 +41,8 @@ class Origin:
         refused: layers that cannot take the recipe of the pattern that they match, with the reason.
         uniform: the best plan with one recipe for all layers that the search started from, if it did.
         uniform_evaluations: plans among `evaluations` that it started from.
-        normalisation: how the images were normalised; None where it is not known.
+        preprocessing: what was done to the images; None where a task did it.
+        classes: names of the dataset's classes, in the order of the logits.
         warnings: what casts doubt on all figures.
         task: the user's function that made the task, as text; None where there is none.
         notes: what a user should know about network and data.
@@ -58,7 +59,8 @@ class Origin:
     stopped: int = 0
     uniform: Plan | None = None
     uniform_evaluations: int = 0
-    normalisation: Normalisation | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     task: str | None = None
     notes: tuple[str, ...] = ()
@@ -106,7 +108,8 @@ def make_report(
     return {
         "model": origin.model,
         "data": origin.data,
-        "normalisation": None if origin.normalisation is None else origin.normalisation.report(),
+        "preprocessing": None if origin.preprocessing is None else origin.preprocessing.report(),
+        "classes": list(origin.classes),
         "warnings": list(origin.warnings),
         "task": origin.task,
         "notes": list(origin.notes),

@@ -15,7 +15,7 @@ from plywise.env.task.task import Task
 from plywise.experiments.data.cached_tensors import read_tensors, write_tensors
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
-from plywise.experiments.data.normalisation import GIVEN
+from plywise.experiments.data.preprocessing import GIVEN
 from plywise.experiments.families import detection, language_modelling, segmentation, source_snippets, tables, tones
 from plywise.experiments.families.bert import Bert
 from plywise.experiments.families.detector import Detector
@@ -293,6 +293,6 @@ def _training_key(network: nn.Module, settings: TrainingSettings, data: Dataset 
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
     for values in tensors:
         digest.update(values.numpy().tobytes())
-    if isinstance(data, Dataset) and data.normalisation.source == GIVEN:
-        digest.update(repr(data.normalisation).encode())
+    if isinstance(data, Dataset) and data.preprocessing.source == GIVEN:
+        digest.update(repr((data.mean, data.std)).encode())
     return digest.hexdigest()[:16]

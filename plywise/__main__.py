@@ -162,8 +162,8 @@ def compress(
             where not given
         std: what each channel is divided by then, likewise
         size: height and width of the images that the network reads, such as 224, or 192x256; images are resized until
-            they just cover size / crop, keeping their proportions, and the middle is cut out; must be given where they
-            differ in size, as they are where not given
+            they just cover size / crop, keeping their proportions, and the middle is cut out; where not given they
+            stay as they are and must all have one size
         crop: share of the resized image that is cut out; 0.875 where not given, and 1 where all images have the size
             already
         channels: order of the channels that the network reads: rgb, bgr or gray; that of the images where not given

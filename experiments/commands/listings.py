@@ -17,7 +17,7 @@ DATASETS = (
     ("digits", "scikit-learn's 1,797 handwritten digits, 8x8; needs no files"),
     ("mnist:PATH", "folder with MNIST's four IDX files, gzipped"),
     ("cifar10:PATH", "zipped or plain image folder, or the python or binary batches"),
-    ("folder:PATH", "any image folder: train/<class>/ and test/<class>/ or val/<class>/"),
+    ("folder:PATH", "any image folder: train/<class>/ and test/<class>/ or val/<class>/; --size where sizes differ"),
 )
 
 

@@ -1143,10 +1143,13 @@ def test_wrong_normalisations_are_told_before_anything_runs(place, refused, name
 
 
 def test_flat_options_become_one_value_for_each_subject():
-    options = {"mean": "0.5", "std": 0.25, "plan": "a.yaml", "recover": "distill", "epochs": 2, "seed": 3}
+    images = {"mean": "0.5", "std": 0.25, "size": "6x8", "crop": 1, "channels": "bgr"}
+    options = {**images, "plan": "a.yaml", "recover": "distill", "epochs": 2, "seed": 3}
     lists = {"gradients": "ternary", "gradients_of": "weights, errors", "repair": ["means"], "device": Path("x.json")}
     found = make_compression({"model": "zoo:x", "data": "digits", "max_storage": 0.1, **options, **lists})
-    assert found.source == SourceSettings("zoo:x", "digits", preprocessing=Preprocessing((0.5,), (0.25,)))
+    assert found.source == SourceSettings(
+        "zoo:x", "digits", preprocessing=Preprocessing((0.5,), (0.25,), (6, 8), 1.0, "bgr")
+    )
     assert found.search == SearchSettings(plan=Path("a.yaml"), seed=3)
     assert found.demand == Demand(max_storage=0.1)
     assert (found.recovery.mode, found.recovery.epochs, found.recovery.seed) == ("distill", 2, 3)

@@ -109,8 +109,8 @@ def test_what_is_given_goes_first():
 
 
 def test_options_give_the_same_again():
-    whole = make_preprocessing("0.1,0.2,0.3", 0.5, "192x256", 0.9, "bgr")
-    assert make_preprocessing(**whole.options() | {"crop": 0.9}) == whole
+    whole = make_preprocessing("0.1,0.2,0.3", 0.500001, "192x256", 0.9, "bgr")
+    assert make_preprocessing(**whole.options() | {"crop": float(whole.options()["crop"])}) == whole
     assert str(whole) == "bgr, 192x256 cut out of 213x284, pixels in [0, 1], mean 0.1,0.2,0.3, std 0.5 (given)"
 
 

@@ -26,7 +26,7 @@ USUAL_NUMBERS = {
     "ImageNet's mean and std": IMAGENET,
     "pixels in [0, 1]": ((0.0,), (1.0,)),
     "pixels in [-1, 1]": ((0.5,), (0.5,)),
-    "pixels from 0 to 255": ((0.0,), (1 / 255,)),
+    "pixels from 0 to 255": ((0.0,), (0.003922,)),
 }
 """Mean and std that networks are usually trained with, red first."""
 

@@ -23,6 +23,8 @@ LEAST_CROP = 0.1
 MOST_SIDE = 8192
 """Pixels of a side, beyond which a size is a mistake."""
 NAMED_AT_MOST = 3
+EXACT = ".12g"
+"""As many digits of a number as it takes to give it again."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -148,10 +150,10 @@ class Preprocessing:
     def options(self) -> dict[str, str]:
         """Returns the options that give the same, by name."""
         given = {
-            "mean": self.mean and _text(self.mean),
-            "std": self.std and _text(self.std),
+            "mean": self.mean and _text(self.mean, EXACT),
+            "std": self.std and _text(self.std, EXACT),
             "size": self.size and size_text(self.size),
-            "crop": self.crop and f"{self.crop:g}",
+            "crop": self.crop and f"{self.crop:{EXACT}}",
             "channels": self.channels,
         }
         return {name: text for name, text in given.items() if text}
@@ -251,8 +253,8 @@ def _numbers(name: str, given: float | str | Sequence[float]) -> tuple[float, ..
         ) from error
 
 
-def _text(values: Sequence[float]) -> str:
-    return ",".join(f"{value:.4g}" for value in values)
+def _text(values: Sequence[float], digits: str = ".4g") -> str:
+    return ",".join(f"{value:{digits}}" for value in values)
 
 
 def _sizes_text(sizes: Mapping[Size, int]) -> str:

@@ -10,7 +10,7 @@ LAYERS = {
     "compressors": "modules statistics formats recipes packing structure sparsity quantization",
     "env": "storage execution task channels network calibration runtime costs bank prices score walk recovery",
     "agent": "learning search",
-    "experiments": "breadth commands data families handover networks studies workbench",
+    "experiments": "breadth commands data families handover networks pages studies workbench",
 }
 FOLDERS = [*LAYERS, *(f"{layer}/{folder}" for layer, folders in LAYERS.items() for folder in folders.split())]
 PACKAGES = {"plywise": "plywise", **{f"plywise.{folder.replace('/', '.')}": folder for folder in FOLDERS}}
@@ -27,7 +27,7 @@ setup(
     python_requires=">=3.11",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"plywise": ["py.typed"]},
+    package_data={"plywise": ["py.typed"], "plywise.experiments.pages": ["templates/*.html"]},
     install_requires=[
         "torch>=2.13",
         "numpy>=2",
@@ -46,6 +46,8 @@ setup(
         "pillow>=13",
         "matplotlib>=3.11",
         "rich>=15",
+        "Jinja2>=3.1.6",
+        "MarkupSafe>=3",
         "jsonargparse>=4.53",
         "docstring-parser>=0.17",
         "PyYAML>=6",

@@ -36,12 +36,15 @@ from plywise.env.task.task import Task
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments.commands.compression_settings import CompressionSettings, SourceSettings
 from plywise.experiments.commands.near_chance import chance_warning, tell
+from plywise.experiments.commands.reproducing import reproducing_command
 from plywise.experiments.commands.study import Study, load_both, study_network, trained_here, validation_kind
 from plywise.experiments.commands.usual_preprocessing import preprocessing_warning
 from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.handover.alternatives import Scored
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import check_folder, claimed
+from plywise.experiments.pages.wording import verdict
 
 Report = dict[str, Any]
 
@@ -82,6 +85,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
         if chance is not None:
             tell(chance)
             warnings += (chance,)
+        scored: tuple[Scored, ...] = ()
         if searcher is None:
             assert given is not None
             chosen, refused = given.on(subject.network)
@@ -98,7 +102,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             result = searcher.search(evaluator, search.evaluations, search.seed, from_uniform=True)
             chosen, evaluations, stopped = subject.plan(result.actions), evaluator.evaluations, evaluator.stopped
             started_from = evaluations - result.evaluations
-            uniform = subject.plan(result.uniform)
+            uniform, scored = subject.plan(result.uniform), result.scored
         origin = Origin(
             model=source.name,
             data=source.data_name,
@@ -116,6 +120,9 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             stopped=stopped,
             uniform=uniform,
             uniform_evaluations=started_from,
+            scored=scored,
+            architecture=source.model if isinstance(source.model, str) else None,
+            command=reproducing_command(settings, out),
         )
         recovery = settings.recovery
         recovered = None
@@ -301,7 +308,7 @@ def show_report(report: Report, console: Console | None = None) -> None:
         if not check["passed"]:
             console.print(f"check FAILED: {_failure(check)}", soft_wrap=True)
     score = UNKNOWN if report["score"] is None else f"{report['score']:.3f}"
-    console.print(f"demand {_verdict(report)}; score {score}; {scored}")
+    console.print(f"demand {verdict(report)}; score {score}; {scored}")
     for warning in report["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", soft_wrap=True)
 
@@ -344,22 +351,6 @@ def _memory(report: Report) -> str:
     needed, there = report["compressed"]["memory_needed_bytes"], report["device"]["memory_bytes"]
     fix = "give a lower --max-latency (fewer channels, 8-bit activations) or take a device with more memory"
     return f"it needs at least {needed:,} bytes while it runs, and there are {there:,}; {fix}"
-
-
-def _verdict(report: Report) -> str:
-    if report["demand_met"]:
-        return "met"
-    if not report["violations"]:
-        return "NOT met: a check of the files failed"
-    excess = (_excess(*violation) for violation in report["violations"].items())
-    return f"NOT met: beyond the ceiling of {', '.join(excess)}"
-
-
-def _excess(name: str, value: float | None) -> str:
-    if value is None:
-        return f"{name}, which could not be measured"
-    units = {"accuracy_drop": "points", "memory": "of the device's"}
-    return f"{name} by {value:.3g} {units.get(name, 'of the original')}"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main() -> None:
         f"[bold]{sum(report['demand_met'] for report in reports)} of {len(reports)}[/] demands met (accuracy drop at "
         f"most 1 point, storage at most 0.15 of the original) in {time.perf_counter() - started:.0f} s\n"
         f"plans      {RUN}/compressed/*/plan.yaml\n"
-        f"reports    {RUN}/compressed/*/report.json\n"
+        f"reports    {RUN}/compressed/*/report.html\n"
         f"curves     .venv/bin/tensorboard --logdir {RUN}/tensorboard"
     )
 

@@ -1,8 +1,10 @@
-"""The command line: `plywise train | compress | evaluate | profile | init | list`, the same as `python -m plywise`."""
+"""The command line: `plywise train | compress | evaluate | profile | compare | init | list`, or `python -m plywise`."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,7 @@ def compress(
     crop: float | None = None,
     channels: str | None = None,
 ) -> None:
-    """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors and report.json.
+    """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors, report.json and report.html.
 
     Exit code 0 if the demand is met, 3 if the files are written but a ceiling is broken, 2 on a mistake.
 
@@ -249,6 +251,20 @@ def profile(
     profile_model(model, data, weights, device, ask, make_preprocessing(mean, std, size, crop, channels), task)
 
 
+def compare(runs: list[Path], changes: bool = False, page: Path | None = None, json: bool = False) -> None:
+    """Shows two or more hand-over folders side by side: plywise compare RUN RUN --changes --page compared.html.
+
+    Args:
+        runs: folders that 'plywise compress' wrote, one after the other
+        changes: show only the layers whose recipes differ
+        page: an HTML file to write as well
+        json: print JSON instead of tables
+    """
+    from plywise.experiments.commands.compare_runs import compare_runs
+
+    compare_runs(runs, changes, page, json)
+
+
 def init(out: Path = Path("task.py")) -> None:
     """Writes a commented file with a task of your own to start from: data, metric and loss of your network.
 
@@ -277,6 +293,7 @@ COMMANDS: dict[str, Any] = {
     "compress": compress,
     "evaluate": evaluate,
     "profile": profile,
+    "compare": compare,
     "init": init,
     "list": list_,
 }
@@ -289,6 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [_underscored(argument) for argument in given if argument != "--debug"]
     if given[:1] == ["list"] and len(given) == 2 and not given[1].startswith("-"):
         given.insert(1, "--what")
+    if given[:1] == ["compare"] and not {"-h", "--help"} & set(given):
+        given = ["compare", *_spelled_out(given[1:], switches=("--changes", "--json"))]
     if given == ["--version"]:
         print(f"plywise {__version__}")
         return
@@ -301,6 +320,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Compresses trained networks, layer by layer. Add --debug to any command for tracebacks.",
             parser_class=OptionParser,
         )
+
+
+def _spelled_out(arguments: Sequence[str], switches: Sequence[str]) -> list[str]:
+    """Lets people write folders one after the other, and switches without a value, for the parser takes neither."""
+    options, runs, left = [], [], iter(arguments)
+    for argument in left:
+        if argument in switches:
+            options.append(f"{argument}=true")
+        elif argument.startswith("-"):
+            options += [argument] if "=" in argument else [argument, *islice(left, 1)]
+        else:
+            runs.append(argument)
+    return [*options, f"--runs={json.dumps(runs)}"] if runs or "--runs" not in "".join(options) else options
 
 
 def _underscored(argument: str) -> str:

@@ -102,7 +102,7 @@ PLAN = "plywise: plan/1\nnetwork: tiny\nlayers:\n  '0': {}\n  '2': {}\n  '5': {}
 COMPRESS = {"--model": "net.py:make", "--data": "digits", "--out": "out"}
 KNAPSACK = {**COMPRESS, "--method": "knapsack"}
 FREE = {**KNAPSACK, "--max-accuracy-drop": "null"}
-FILES = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
+FILES = ["model.onnx", "plan.yaml", "report.html", "report.json", "weights.safetensors"]
 
 
 def command(name, options):

@@ -38,7 +38,7 @@ PLAN = {
     "conv2": "uniform_quantization(bits=7) + activation_quantization",
     "head": "uniform_quantization(bits=5)",  # allowed, but not on the price list
 }
-FILES = ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
+FILES = ["model.onnx", "plan.yaml", "report.html", "report.json", "weights.safetensors"]
 DEMAND = Demand(50.0, max_storage=0.5)
 
 

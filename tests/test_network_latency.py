@@ -67,6 +67,10 @@ def test_calibration_finds_what_made_the_times(tmp_path, monkeypatch: pytest.Mon
     expected = [share(whole, plan)[0] for plan in plans]
     np.testing.assert_allclose(whole.predicted([chains for chains, _ in plans]), expected, rtol=1e-3)
     assert whole.measured(*plans[0]) == pytest.approx(expected[0])
+    chains = plans[0][0]
+    each = whole.by_layer(chains)
+    assert each.shape == (len(found.layers),)
+    assert each.sum() + whole.overhead.rest == pytest.approx(whole.predicted([chains])[0])
     monkeypatch.setattr(NetworkLatency, "_calibrated", None)
     assert NetworkLatency(found, table).overhead == whole.overhead
 

@@ -75,4 +75,5 @@ def test_the_wheel_holds_every_layer(tmp_path):
     assert {f"plywise/{name}" for name in FILES} <= names
     assert "plywise/env/costs/latency.py" in names
     assert {"plywise/__init__.py", "plywise/py.typed"} <= names
+    assert {f"plywise/experiments/pages/templates/{name}.html" for name in ("base", "report", "compare")} <= names
     assert not [name for name in names if name.split("/")[0] in (*LAYERS, "tests")]

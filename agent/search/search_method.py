@@ -34,6 +34,7 @@ class SearchResult:
         evaluations: how many plans were scored, the uniform ones that the search started from not counted.
         history: best score so far after each of them.
         uniform: the best of the uniform plans that the search started from; empty where it started from none.
+        scored: every plan that was scored, in that order, uniform ones that the search started from first.
     """
 
     actions: tuple[int, ...]
@@ -41,6 +42,7 @@ class SearchResult:
     evaluations: int
     history: tuple[float, ...]
     uniform: tuple[int, ...] = ()
+    scored: tuple[tuple[tuple[int, ...], Outcome], ...] = ()
 
 
 class CountedSearch:
@@ -127,7 +129,8 @@ class CountedSearch:
     def result(self) -> SearchResult:
         """Returns the best of what was scored."""
         outcome = self._seen[self._best]
-        return SearchResult(self._best, outcome, len(self._history), tuple(self._history), self._uniform)
+        scored = tuple(self._seen.items())
+        return SearchResult(self._best, outcome, len(self._history), tuple(self._history), self._uniform, scored)
 
     def _score(self, plan: tuple[int, ...]) -> Outcome:
         outcome = self._seen[plan] = self._evaluator.evaluate(plan)

@@ -120,6 +120,16 @@ class NetworkLatency:
         found: Doubles = self._parts(plans) @ np.array(list(asdict(self.overhead).values())[:-1])
         return found
 
+    def by_layer(self, chains: Mapping[str, Chain]) -> Doubles:
+        """Returns what each layer of a plan adds to `predicted`, changes of number format too, `(L,)` ms.
+
+        Args:
+            chains: of each layer, by name.
+        """
+        (parts,) = self._parts_by_layer([chains], self.nearest)
+        found: Doubles = parts @ np.array(list(asdict(self.overhead).values())[:-2])
+        return found
+
     def measured(self, chains: Mapping[str, Chain], others: Mapping[str, nn.Module] = WHOLE) -> float:
         """Returns the milliseconds of a plan: of its whole graph, interleaved with the original's, where that can run.
 
@@ -225,17 +235,21 @@ class NetworkLatency:
 
     def _parts(self, plans: Sequence[Mapping[str, Chain]]) -> Doubles:
         """Returns what an `Overhead` weighs, `(n, 5)`: two sums of layers alone, borders, numbers across them, one."""
+        layers = self._parts_by_layer(plans, self._template.nearest)
+        return np.column_stack([layers.sum(1), np.ones(len(plans))])
+
+    def _parts_by_layer(self, plans: Sequence[Mapping[str, Chain]], nearest: Mapping[str, str | None]) -> Doubles:
+        """Returns what each layer adds to the first four of `_parts`, `(n, L, 4)`."""
         names = list(self._runs)
         alone = self.latency.milliseconds([plan[name] for plan in plans for name in names], progress=False)
-        parts = np.zeros((len(plans), 5))
-        parts[:, 4] = 1.0
-        for row, plan, times in zip(parts, plans, alone.reshape(len(plans), -1), strict=True):
-            for name, milliseconds in zip(names, times, strict=True):
+        parts = np.zeros((len(plans), len(names), 4))
+        for rows, plan, times in zip(parts, plans, alone.reshape(len(plans), -1), strict=True):
+            for row, name, milliseconds in zip(rows, names, times, strict=True):
                 chain = plan[name]
-                row[int(_on_integers(chain))] += self._runs[name] * milliseconds
-                before = self._template.nearest[name]
+                row[int(_on_integers(chain))] = self._runs[name] * milliseconds
+                before = nearest[name]
                 if chain and chain[0].integer != (before is not None and _on_integers(plan[before])):
-                    row[2:4] += 1.0, self._runs[name] * math.prod(chain[0].input_shape)
+                    row[2:] = 1.0, self._runs[name] * math.prod(chain[0].input_shape)
         return parts
 
     @cached_property

@@ -83,6 +83,31 @@ class Interface:
             for name, tensor in self.inputs.items()
         }
 
+    def report(self, any_batch: bool) -> dict[str, Any]:
+        """Returns names, shapes and types of inputs and outputs, and how the network is called, as JSON values.
+
+        It is called with one `tensor`, with tensors by `keywords`, or otherwise (`nested`).
+
+        Args:
+            any_batch: whether the file runs on any batch: the axis of the items is `batch` then, else 1.
+        """
+        inputs = [
+            {
+                "name": name,
+                "shape": [("batch" if any_batch else 1), *tensor.shape[1:]]
+                if self.has_items(name)
+                else [*tensor.shape],
+                "type": str(tensor.dtype).removeprefix("torch."),
+            }
+            for name, tensor in self.inputs.items()
+        ]
+        nested = not all(
+            isinstance(value, Tensor) and self.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD
+            for name, value in self.arguments.items()
+        )
+        called = "tensor" if self.plain else "nested" if nested else "keywords"
+        return {"inputs": inputs, "outputs": list(self.output_names), "called": called}
+
     def flat(self, model: nn.Module) -> nn.Module:
         """Returns a network that takes and gives tensors one after the other; it shares everything with `model`."""
         return with_forward(model, lambda *tensors: tuple(tensors_in(self._call(model, tensors))))

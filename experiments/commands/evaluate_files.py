@@ -1,6 +1,5 @@
 """Measures the files of a hand-over folder again, with nothing but the files and the data."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +27,7 @@ from plywise.experiments.handover.running import Running
 from plywise.experiments.networks.loading import WEIGHTS, load_compressed
 from plywise.experiments.networks.model_loading import check_fits, load_model, load_task
 from plywise.experiments.networks.zoo import ZOO
-
-FIGURES = ("accuracy", "torch_accuracy", "storage_bytes", "onnx_bytes", "latency_ms")
+from plywise.experiments.pages.report_file import read_report
 
 ITEMS = 4
 """That the network is called on to see what goes in and what comes out."""
@@ -140,22 +138,3 @@ def check_unchanged(folder: Path, checksums: Mapping[str, str]) -> None:
                 f"{folder / name} is damaged or altered: its checksum is not that of {folder / 'report.json'}; "
                 "compress again or restore it"
             )
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """Returns the report of a finished run; raises FileFormatError where there is none."""
-    path = folder / "report.json"
-    try:
-        report = json.loads(path.read_bytes())
-        numbers = [report["compressed"][name] for name in FIGURES]
-        report["checksums"] = dict(report.get("checksums", {}))  # older reports have none
-    except OSError as error:
-        raise FileFormatError(
-            f"{folder} holds no finished run ({path.name}: {error.strerror}); name a folder that 'compress' wrote"
-        ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FileFormatError(f"{path} is damaged ({error}); compress again or restore it") from error
-    if not all(isinstance(number, int | float | None) for number in numbers) or not isinstance(report.get("data"), str):
-        raise FileFormatError(f"{path} is damaged: its figures are no numbers; compress again or restore it")
-    found: dict[str, Any] = report
-    return found

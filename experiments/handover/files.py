@@ -175,6 +175,11 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def told(figure: float) -> float | None:
+    """Returns None for what is no finite number, which JSON cannot hold."""
+    return float(figure) if math.isfinite(figure) else None
+
+
 def write_json(content: Any, path: Path) -> None:
     """Writes JSON, atomically."""
     write_atomically(path, f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode())

@@ -1,6 +1,8 @@
-"""What a user gets: plan, ONNX file, packed weights and report, each checked against what was scored."""
+"""What a user gets: plan, ONNX file, packed weights, report and its page, checked against what was scored."""
 
+import sys
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from plywise.experiments.handover.files import (
     write_json,
     write_network,
 )
+from plywise.experiments.handover.layer_costs import layer_costs
 from plywise.experiments.handover.measuring import figures, measure_files, score_file
 from plywise.experiments.handover.report import Origin, make_report
 from plywise.experiments.handover.run_folder import UNFINISHED
 from plywise.experiments.handover.uniform_int8 import uniform_format, uniform_plan
+from plywise.experiments.pages.report_page import REPORT_PAGE, write_report_page
 
 ORIGINAL, UNIFORM_INT8, UNIFORM, COMPRESSED = "original", "uniform_int8", "uniform", "compressed"
 """Networks that the report compares, and the names of their blocks."""
@@ -80,9 +84,23 @@ def hand_over(
         onnx = files[COMPRESSED].onnx
         plainly = partial(score_file, subject.network, onnx, test, optimised=False)
         check_onnx(onnx, test.judge, scores[COMPRESSED], found, plainly, checks)
-    report = make_report(subject, plan, demand, origin, blocks, checks, recovered)
+    by_layer = {"before": layer_costs(subject, models[ORIGINAL]), "after": layer_costs(subject, models[COMPRESSED])}
+    report = make_report(subject, plan, demand, origin, blocks, checks, recovered, by_layer)
     report |= {"energy_counter": measured.counter, "checksums": checksums(folder)}
+    report["interface"] = subject.network.interface.report(bool(files[COMPRESSED].any_batch))
     write_json(report, folder / REPORT)
     for name in (STATE_FILE, UNFINISHED):
         (folder / name).unlink(missing_ok=True)
+    _write_page(report, folder)
     return report
+
+
+def _write_page(report: Mapping[str, Any], folder: Path) -> None:
+    """Writes the page, last of all: where that fails, nothing else is lost."""
+    try:
+        write_report_page(report, folder)
+    except Exception as error:  # a full disk, a font, whatever: the hand-over is whole without its page
+        print(
+            f"note: {folder / REPORT_PAGE} could not be written ({error}); {folder / REPORT} holds all that it shows",
+            file=sys.stderr,
+        )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
+from plywise.compressors.modules.layers import weight_of
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.costs.device import Device
 from plywise.env.network.menu import legal_recipes
@@ -18,7 +19,9 @@ from plywise.env.score.demand import Demand
 from plywise.env.score.score import Outcome, judge
 from plywise.env.subject import Subject
 from plywise.experiments.data.preprocessing import Preprocessing
+from plywise.experiments.handover.alternatives import Alternatives, Scored
 from plywise.experiments.handover.checks import Checks
+from plywise.experiments.handover.files import told
 
 VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
 """What figures depend on, for the report."""
@@ -46,6 +49,9 @@ class Origin:
         warnings: what casts doubt on all figures.
         task: the user's function that made the task, as text; None where there is none.
         notes: what a user should know about network and data.
+        scored: plans that the search scored, in that order, uniform ones first.
+        architecture: what `plywise.load` finds the network by; None where the network itself was given.
+        command: what makes the same again.
     """
 
     model: str
@@ -64,6 +70,9 @@ class Origin:
     warnings: tuple[str, ...] = ()
     task: str | None = None
     notes: tuple[str, ...] = ()
+    scored: tuple[Scored, ...] = ()
+    architecture: str | None = None
+    command: str | None = None
 
 
 def _memory_violation(device: Device, block: Mapping[str, Any]) -> dict[str, float]:
@@ -81,6 +90,7 @@ def make_report(
     blocks: Mapping[str, dict[str, Any]],
     checks: Checks,
     recovered: Recovered | None,
+    by_layer: Mapping[str, Sequence[dict[str, Any]]],
 ) -> dict[str, Any]:
     """Returns the report, which JSON can hold.
 
@@ -93,18 +103,18 @@ def make_report(
             compressed network, by these names.
         checks: of the files; the demand is not met where one failed.
         recovered: the compressed network after fine-tuning, if it was.
+        by_layer: what each layer costs, `before` and `after`.
     """
     # What runs elsewhere is judged by its latency there; what the files take here is reported alongside it.
     latency = "latency_ms" if subject.latency.device.is_here else "device_latency_ms"
     outcome, violations = _judged(subject, demand, blocks, "compressed", latency)
     metric = subject.validation.judge
     shown = dict(blocks)
+    others = Alternatives(subject, plan, demand, origin.scored, origin.uniform_evaluations)
     if origin.uniform is not None:
         uniform, broken = _judged(subject, demand, blocks, "uniform", latency)
         recipe = max(map(str, origin.uniform.values()), key=len)  # layers that cannot take all of it have a shorter one
-        shown["uniform"] = {"recipe": recipe, "demand_met": not broken, "score": _told(uniform.score)} | shown[
-            "uniform"
-        ]
+        shown["uniform"] = {"recipe": recipe, "demand_met": not broken, "score": told(uniform.score)} | shown["uniform"]
     return {
         "model": origin.model,
         "data": origin.data,
@@ -113,14 +123,16 @@ def make_report(
         "warnings": list(origin.warnings),
         "task": origin.task,
         "notes": list(origin.notes),
+        "architecture": origin.architecture,
+        "command": origin.command,
         "device": asdict(subject.latency.device),
         "metric": {"name": metric.name, "unit": metric.unit, "point": metric.point, "agreement": metric.faithful},
         "demand_latency": latency,
         "demand": asdict(demand),
         "demand_met": not violations and checks.passed,
-        "violations": {name: _told(excess) for name, excess in violations.items()},
+        "violations": {name: told(excess) for name, excess in violations.items()},
         "checks": checks.report(),
-        "score": _told(outcome.score),
+        "score": told(outcome.score),
         "method": origin.method,
         "seed": origin.seed,
         "evaluations": origin.evaluations,
@@ -139,7 +151,8 @@ def make_report(
         "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: found.version for name in VERSIONED for found in metadata.distributions(name=name)},
         **shown,
-        "layers": _layers(subject, plan, origin.refused),
+        "search": {"scored": others.scored, "estimated_front": others.front()},
+        "layers": _layers(subject, plan, origin.refused, others, by_layer),
     }
 
 
@@ -160,17 +173,18 @@ def _known(figures: Sequence[float | None]) -> list[float]:
     return [math.nan if figure is None else float(figure) for figure in figures]
 
 
-def _told(figure: float) -> float | None:
-    """Returns None for what is no finite number, which JSON cannot hold."""
-    return figure if math.isfinite(figure) else None
-
-
 def _share(after: float, before: float) -> float | None:
     """Returns None where the layer as it was takes nothing that could be measured."""
     return float(after / before) if before > 0 else None
 
 
-def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[dict[str, Any]]:
+def _layers(
+    subject: Subject,
+    plan: Plan,
+    refused: Mapping[str, str],
+    others: Alternatives,
+    by_layer: Mapping[str, Sequence[dict[str, Any]]],
+) -> list[dict[str, Any]]:
     """The recipe of each layer with its prices against `identity`, then the layers left as they are and why."""
     table, rows = subject.price(), []
     state = subject.bank.state(plan)
@@ -178,7 +192,17 @@ def _layers(subject: Subject, plan: Plan, refused: Mapping[str, str]) -> list[di
         recipe = str(plan[layer.name])
         legal = len(legal_recipes(layer, subject.network.modules[layer.name]))
         choices = {"legal": legal, "offered": int(table.legal[index].sum())}
-        row: dict[str, Any] = {"name": layer.name, "recipe": recipe, "choices": choices}
+        module = subject.network.modules[layer.name]
+        row: dict[str, Any] = {
+            "name": layer.name,
+            "type": type(module).__name__,
+            "weight": list(weight_of(module).shape),
+            "runs": layer.runs,
+            "recipe": recipe,
+            "choices": choices,
+            "costs": {when: costs[index] for when, costs in by_layer.items()},
+            "runner_up": others.runner_up(index),
+        }
         if recipe in table.recipes[index]:
             slot = table.recipes[index].index(recipe)
             before, after = table.cost[:, index, 0, 0, 0], table.cost[:, index, slot, 0, 0]

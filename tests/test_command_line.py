@@ -224,7 +224,7 @@ def refused(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["compres"], "unknown command compres. Did you mean compress?"),
+        (["compres"], "unknown command compres. Did you mean compress or compare?"),
         (["compress"], "missing: --model, --out ('plywise compress --help'"),
         ([*command("compress", KNAPSACK), "--evaluations", "x"], "--evaluations takes a whole number, not 'x'"),
         ([*command("compress", KNAPSACK), "--max-storage", "0,15"], "--max-storage takes a number or null, not '0,15'"),

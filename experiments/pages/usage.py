@@ -80,7 +80,7 @@ def _torch(report: Report, folder: Path) -> str:
 
 def contract(report: Report) -> list[str]:
     """Returns in words what goes in and what comes out."""
-    interface, metric = report["interface"], report["metric"]
+    interface = report["interface"]
     lines = [
         f"input {each['name']}: {each['type']} of shape ({', '.join(str(size) for size in each['shape'])})"
         for each in interface["inputs"]
@@ -95,8 +95,7 @@ def contract(report: Report) -> list[str]:
     if classes:
         more = f", and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
         lines.append(f"classes, in the order of the outputs: {', '.join(classes[:MOST_CLASSES])}{more}")
-    lines.append(f"judged by {metric['name']}" + (" (agreement with the original)" if metric["agreement"] else ""))
-    return lines
+    return [*lines, f"judged by {report['metric']['name']}"]
 
 
 def _shape(each: Mapping[str, Any]) -> str:

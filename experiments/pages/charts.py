@@ -35,10 +35,10 @@ STYLE: dict[Any, Any] = {
 WIDTH = 4.6
 """Inches: what is legible on a phone, and not blown up on a wide screen."""
 MOST_BARS = 40
-"""Layers drawn one by one; the smaller ones are summed, the table lists all."""
+"""Layers that are drawn, those that cost most; the table lists all."""
 FAR = 10.0
 """Points of a ceiling above which it is not drawn: what was scored would be a line at the bottom."""
-LONGEST = 22
+LONGEST = 26
 """Letters of a layer's name in a chart."""
 
 
@@ -61,7 +61,7 @@ class Point:
 
 
 def paired_bars(bars: Sequence[Bar], unit: str) -> Markup:
-    """Draws what layers cost before and after, in the order of the network.
+    """Draws what layers cost before and after, in the order of the network; of many, those that cost most.
 
     Args:
         bars: of all layers.
@@ -198,18 +198,15 @@ def _undominated(points: Sequence[Point]) -> list[Point]:
 
 
 def _largest(bars: Sequence[Bar]) -> list[Bar]:
-    if len(bars) <= MOST_BARS:
-        return list(bars)
-    least = sorted(max(bar.before, bar.after) for bar in bars)[-MOST_BARS]
-    kept = [bar for bar in bars if max(bar.before, bar.after) >= least][:MOST_BARS]
-    left = [bar for bar in bars if bar not in kept]
-    rest = Bar(f"{len(left)} smaller layers", sum(bar.before for bar in left), sum(bar.after for bar in left))
-    return [*kept, rest]
+    """Returns those that cost most, in the order of the network."""
+    ranked = sorted(bars, key=lambda bar: -max(bar.before, bar.after))[:MOST_BARS]
+    kept = set(map(id, ranked))
+    return [bar for bar in bars if id(bar) in kept]
 
 
 def _short(name: str) -> str:
-    """Cuts a long name in its middle: layers of one block differ at the end."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST // 3]}…{name[-(LONGEST - LONGEST // 3 - 1) :]}"
+    """Returns the end of a long name: its beginning is the same in most layers."""
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
 
 
 def _inline(figure: Figure, label: str) -> Markup:

@@ -9,7 +9,14 @@ from markupsafe import Markup
 
 from plywise.compressors.atomic_file import write_atomically
 from plywise.experiments.pages import report_tables, usage, wording
-from plywise.experiments.pages.charts import Bar, Point, estimated_against_exact, paired_bars, plans_against_cost
+from plywise.experiments.pages.charts import (
+    MOST_BARS,
+    Bar,
+    Point,
+    estimated_against_exact,
+    paired_bars,
+    plans_against_cost,
+)
 from plywise.experiments.pages.rendering import rendered
 
 REPORT_PAGE = "report.html"
@@ -35,6 +42,7 @@ def report_page(report: Report, folder: Path) -> str:
         tables=report_tables,
         verdict=wording.verdict(report),
         bars=_bars(report),
+        most_bars=MOST_BARS,
         plans=_plans(report),
         sure=_sure(report),
         snippets=usage.snippets(report, folder),

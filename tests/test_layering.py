@@ -28,7 +28,7 @@ PACKAGES = (
     *("experiments.data", "experiments.families", "experiments.networks", "experiments.pages"),
     "experiments.handover",
     *("experiments.commands", "experiments.compress_model", "experiments.train_agent", "experiments.demo"),
-    *("experiments.workbench", "experiments.studies", "experiments.breadth"),
+    *("experiments.workbench", "experiments.front", "experiments.studies", "experiments.breadth"),
     "plywise",
 )
 """Packages, and files at the root of a layer, in the order of their imports: each may import those before it."""

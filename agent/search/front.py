@@ -110,6 +110,11 @@ class FrontSearch:
                 return
             yield self._score(plan)
 
+    def learn(self, actions: Sequence[int]) -> None:
+        """Scores a plan besides the budget, so that the search starts from it."""
+        self._from("given", np.asarray([actions], np.int64))
+        self._score(tuple(int(action) for action in actions))
+
     def _score(self, plan: tuple[int, ...]) -> FrontPoint:
         outcome = self._evaluator.evaluate(plan)
         self._seen.add(plan)

@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from plywise.env.task.task import Task
+    from plywise.experiments.front.front_folder import FrontFolder
 
 __version__ = "0.1.0"
 
 
-OWN = ("given", "data", "task", "out", "memory", "demand")
+OWN = ("given", "data", "task", "out", "memory", "demand", "front", "pick", "knee")
 """Arguments of `compress` that are no options by themselves."""
 
 
 def compress(
-    model: "nn.Module | str",
+    model: "nn.Module | str | None" = None,
     calibration: "Iterable[Any] | Task | str | None" = None,
     out: str | Path = "",
     *,
@@ -40,6 +41,9 @@ def compress(
     agent: str | Path | None = None,
     method: str | None = None,
     plan: str | Path | None = None,
+    front: str | Path | None = None,
+    pick: int | None = None,
+    knee: bool = False,
     weights: str | Path | None = None,
     evaluations: int = 4,
     seed: int = 0,
@@ -63,7 +67,8 @@ def compress(
     The network is left as it was: its mode, device, types of numbers and hooks.
 
     Args:
-        model: an `nn.Module`, or `zoo:NAME`, `package.module:factory` or `path.py:factory`.
+        model: an `nn.Module`, or `zoo:NAME`, `package.module:factory` or `path.py:factory`; may be left out where
+            `front` says it.
         calibration: iterable of batches: tensors, tuples or dictionaries, with labels or without; the network is called
             as `model(x)`, `model(*x)` or `model(**x)` with what its forward takes. Or a `Task`, which holds all of
             this, or the name of a dataset.
@@ -87,6 +92,10 @@ def compress(
         agent: folder of a trained agent.
         method: who searches where no agent is given, such as `knapsack`.
         plan: a plan to apply instead of searching, or a scheme: recipes by name pattern or type.
+        front: folder that `pareto` wrote; one of its plans is handed over, with network, data and device as they were
+            there where not given and no ceiling that is not asked for.
+        pick: number of that plan.
+        knee: take the plan from which on further savings cost most accuracy.
         weights: a state dict, for a network that is given by name.
         evaluations: plans that are scored exactly, at most.
         seed: of every random choice.
@@ -130,8 +139,72 @@ def compress(
     from plywise.experiments.commands.given_data import data_of
     from plywise.experiments.compress_model import compress_model
 
+    options |= data_of(given, data, task, out)
+    if front is not None:
+        from plywise.experiments.front.picking import picked_options
+
+        options = picked_options(options, Path(front), pick, knee)
     limit_memory(memory)
-    return compress_model(make_compression(options | data_of(given, data, task, out)), Path(out))
+    return compress_model(make_compression(options), Path(out))
+
+
+def pareto(
+    model: "nn.Module | str",
+    calibration: "Iterable[Any] | Task | str | None" = None,
+    out: str | Path = "",
+    *,
+    data: str | None = None,
+    task: "Task | str | None" = None,
+    validation: "Iterable[Any] | None" = None,
+    forward_step: "Callable[[nn.Module, Any], Any] | None" = None,
+    metric: "Callable[[nn.Module, Iterable[Any]], Any] | None" = None,
+    distance: "Callable[[Any, Any], Tensor] | None" = None,
+    unit: str = "%",
+    max_drop: float = 5.0,
+    agent: str | Path | None = None,
+    evaluations: int = 48,
+    seed: int = 0,
+    memory: float | None = None,
+    **options: Any,
+) -> "FrontFolder":
+    """Finds what is attainable: the front over accuracy, bytes, latency and energy.
+
+    The folder is renewed with every plan that is scored; an interrupted call goes on where it stopped.
+    `compress(..., front=out, pick=N)`, or `knee=True`, hands a plan over.
+
+    Args:
+        model, calibration, data, task, validation, forward_step, metric, distance, unit: as in `compress`.
+        out: folder to write.
+        max_drop: points of accuracy, of other metrics hundredths of the original's value, that are worth looking at.
+        agent: folder of a trained agent, whose walks are scored too where they promise most.
+        evaluations: plans that are scored exactly, at most, besides the first uniform ones.
+        seed: of every random choice.
+        memory: as in `compress`.
+        options: `weights`, `ignored`, `device`, `repair`, `mean`, `std`, `size`, `crop`, `channels`: as in `compress`.
+
+    Returns:
+        The folder, with `rows` for all plans, `front` and `knee`.
+
+    Raises:
+        PlywiseError: on anything that can be fixed; the message says how.
+    """
+    given = {
+        "calibration": calibration,
+        "validation": validation,
+        "forward_step": forward_step,
+        "metric": metric,
+        "distance": distance,
+        "unit": unit,
+    }
+    from plywise.env.storage.memory import limit_memory
+    from plywise.experiments.commands.compression_settings import make_compression
+    from plywise.experiments.commands.given_data import data_of
+    from plywise.experiments.front.find_front import find_front
+
+    options |= {"model": model, "agent": agent, "evaluations": evaluations, "seed": seed}
+    options |= data_of(given, data, task, out)
+    limit_memory(memory)
+    return find_front(make_compression(options), max_drop, Path(out), options)
 
 
 def load(path: str | Path, model: "nn.Module | str | None" = None) -> "nn.Module":

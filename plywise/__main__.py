@@ -16,6 +16,9 @@ from plywise.experiments.commands.options import OptionParser
 
 DEMAND_NOT_MET = 3
 
+PICKING = ("front", "pick", "knee")
+"""Options that take the plan from a front."""
+
 
 def train(
     out: Path = Path("runs/agent"),
@@ -85,14 +88,17 @@ def train(
 
 
 def compress(
-    model: str,
     out: Path,
+    model: str | None = None,
     data: str | None = None,
     task: str | None = None,
     ignored: str | None = None,
     agent: Path | None = None,
     method: str | None = None,
     plan: Path | None = None,
+    front: Path | None = None,
+    pick: int | None = None,
+    knee: bool = False,
     weights: Path | None = None,
     max_accuracy_drop: float | None = 1.0,
     max_storage: float | None = None,
@@ -123,8 +129,8 @@ def compress(
     Exit code 0 if the demand is met, 3 if the files are written but a ceiling is broken, 2 on a mistake.
 
     Args:
-        model: zoo:NAME, package.module:factory or path.py:factory
         out: folder to write; must not hold another run
+        model: zoo:NAME, package.module:factory or path.py:factory; needed unless --from says it
         data: digits, mnist:PATH, cifar10:PATH or folder:PATH (train/<class>/ and test/<class>/ or val/<class>/), for a
             classifier of its images: it reads float images (batch, channels, height, width), scaled to [0, 1], then
             normalised by mean and std, and gives one logit for each class, in the alphabetical order of the folders
@@ -135,6 +141,10 @@ def compress(
         agent: folder of a trained agent, which looks for the plan (what 'plywise train' wrote, or runs/demo/agent)
         method: who looks for the plan where no agent is given: guided, knapsack, greedy, uniform, random
         plan: a plan, or recipes by name pattern or type, to apply as they are instead of looking for a plan
+        front: written --from as well: folder of a front, as 'plywise pareto' writes; one of its plans is handed over,
+            with network, data and device as they were there where not given
+        pick: number of that plan, as the front's table and picture show it
+        knee: take the plan of the front from which on further savings cost most accuracy
         weights: state dict of the network (.safetensors, or a torch file of tensors)
         max_accuracy_drop: points of accuracy that may be lost, of other metrics hundredths of the original's value;
             null for no ceiling
@@ -170,17 +180,74 @@ def compress(
             already
         channels: order of the channels that the network reads: rgb, bgr or gray; that of the images where not given
     """
-    options = {name: value for name, value in locals().items() if name not in ("out", "memory")}
+    options = {name: value for name, value in locals().items() if name not in ("out", "memory", *PICKING)}
     from plywise.env.storage.memory import limit_memory
     from plywise.experiments.commands.compression_settings import make_compression
     from plywise.experiments.compress_model import compress_model, show_report
 
+    if front is not None:
+        from plywise.experiments.front.picking import picked_options
+
+        options = picked_options(options, front, pick, knee)
     limit_memory(memory)
     report = compress_model(make_compression(options), out)
     show_report(report)
     print(f"written to {out}")
     if not report["demand_met"]:
         raise SystemExit(DEMAND_NOT_MET)
+
+
+def pareto(
+    model: str,
+    out: Path,
+    data: str | None = None,
+    task: str | None = None,
+    ignored: str | None = None,
+    agent: Path | None = None,
+    weights: Path | None = None,
+    max_drop: float = 5.0,
+    evaluations: int = 48,
+    seed: int = 0,
+    device: str | None = None,
+    memory: float | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    size: str | None = None,
+    crop: float | None = None,
+    channels: str | None = None,
+) -> None:
+    """Finds what is attainable: the front of a network over accuracy, bytes, latency and energy.
+
+    Writes front.svg, front.csv and a plan for each point, renewed with every plan that is scored: first plans with one
+    recipe for all layers, which are rough, then those of a search for many demands at once. An interrupted run goes on
+    where it stopped. 'plywise compress --from OUT --pick N', or --knee, hands a plan over.
+
+    Args:
+        model: as in 'plywise compress'
+        out: folder to write; a folder of the same run is gone on with
+        data: as in 'plywise compress'
+        task: as in 'plywise compress'
+        ignored: as in 'plywise compress'
+        agent: folder of a trained agent, whose walks are scored too where they promise most
+        weights: as in 'plywise compress'
+        max_drop: points of accuracy, of other metrics hundredths of the original's value, that are worth looking at
+        evaluations: plans that are scored exactly, at most, besides the first uniform ones
+        seed: of every random choice
+        device: as in 'plywise compress'
+        memory: as in 'plywise compress'
+        mean: as in 'plywise compress'
+        std: as in 'plywise compress'
+        size: as in 'plywise compress'
+        crop: as in 'plywise compress'
+        channels: as in 'plywise compress'
+    """
+    options = {name: value for name, value in locals().items() if name not in ("out", "memory", "max_drop")}
+    from plywise.env.storage.memory import limit_memory
+    from plywise.experiments.commands.compression_settings import make_compression
+    from plywise.experiments.front.find_front import find_front, show_front
+
+    limit_memory(memory)
+    show_front(find_front(make_compression(options), max_drop, out, options))
 
 
 def evaluate(
@@ -291,6 +358,7 @@ def list_(what: str = "techniques") -> None:
 COMMANDS: dict[str, Any] = {
     "train": train,
     "compress": compress,
+    "pareto": pareto,
     "evaluate": evaluate,
     "profile": profile,
     "compare": compare,
@@ -338,6 +406,7 @@ def _spelled_out(arguments: Sequence[str], switches: Sequence[str]) -> list[str]
 def _underscored(argument: str) -> str:
     """Lets people write --max-storage for --max_storage."""
     name, equals, value = argument.partition("=")
+    name = "--front" if name == "--from" else name  # `from` is no name for an argument in Python
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 

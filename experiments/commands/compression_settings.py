@@ -46,6 +46,8 @@ class SourceSettings:
     ignored: tuple[str | type, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.model is None:
+            raise ConfigurationError("which network? Give model, or a front that says it (from=FOLDER)")
         if not isinstance(self.model, str | nn.Module):
             raise ConfigurationError(
                 f"model is a {type(self.model).__name__} and must be an nn.Module, or a text: 'zoo:NAME', "

@@ -23,10 +23,11 @@ from plywise.env.subject import Subject
 from plywise.experiments.commands.compression_settings import CompressionSettings
 from plywise.experiments.commands.near_chance import chance_warning, tell
 from plywise.experiments.commands.study import load_both, study_network
-from plywise.experiments.compress_model import load_agent
+from plywise.experiments.compress_model import input_warnings, load_agent
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.front.front_folder import FILE, PICTURE, TABLE, FrontFolder, Row
 from plywise.experiments.front.front_picture import Estimated
+from plywise.experiments.front.picking import saved_options
 from plywise.experiments.handover.run_folder import alone_in, check_writable
 from plywise.experiments.handover.uniform_int8 import uniform_recipe
 
@@ -45,7 +46,7 @@ def find_front(settings: CompressionSettings, max_drop: float, out: Path, option
         settings: what is compressed, who helps to look (an agent, or none), budget and seed.
         max_drop: points that are worth looking at.
         out: folder to write.
-        options: that say what is compressed, as text, for `plywise compress --from`.
+        options: as the user gave them; those that say what is compressed are kept for `plywise compress --from`.
 
     Raises:
         PlywiseError: on anything that the user can fix, before anything is computed where possible.
@@ -53,12 +54,14 @@ def find_front(settings: CompressionSettings, max_drop: float, out: Path, option
     if not 0.0 < max_drop <= 100.0:
         raise ConfigurationError(f"max_drop={max_drop!r} must be points, above 0 and at most 100")
     source, search = settings.source, settings.search
-    check_same_front(out, options)
+    kept = saved_options(options)
+    check_same_front(out, kept)
     check_writable(out)
     agent = None if search.agent is None else load_agent(search.agent)
     latency = open_device(settings.device)
-    network, data = load_both(source.model, source.data, source.weights, source.normalisation, source.task)
+    network, data = load_both(source.model, source.data, source.weights, source.preprocessing, source.task)
     with alone_in(out):
+        input_warnings(network, source, data)
         studied = study_network(
             network, source.name, data, search.seed, latency=latency, repair=settings.repair, ignored=source.ignored
         )
@@ -66,7 +69,9 @@ def find_front(settings: CompressionSettings, max_drop: float, out: Path, option
         notes = (*subject.network.notes, *(() if studied.task is None else studied.task.notes))
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
-        tell(chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None)
+        warning = chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None
+        if warning is not None:
+            tell(warning)
         judge = subject.validation.judge
         about = {
             "model": source.name,
@@ -79,7 +84,7 @@ def find_front(settings: CompressionSettings, max_drop: float, out: Path, option
             "samples": len(subject.validation),
             "seed": search.seed,
         }
-        found = FrontFolder(out, options, about, max_drop)
+        found = FrontFolder(out, kept, about, max_drop)
         for row, plan in _rows(subject, found, search.evaluations, search.seed, max_drop, agent):
             found.add(row, plan)
         found.finished = True

@@ -6,6 +6,8 @@ It is whole after every point, so that it can be looked at while the search goes
 import csv
 import io
 import json
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +22,9 @@ from plywise.experiments.front.front_picture import Estimated, picture
 
 FORMAT = "plywise-front/1"
 FILE, TABLE, PICTURE, PLANS = "front.json", "front.csv", "front.svg", "plans"
+
+PICTURE_SECONDS = 5.0
+"""For which a picture stays as it is: to draw one takes half a second."""
 
 NUMBERS = ("drop", *METRICS)
 """What plans are compared by: points lost, and shares of the original's costs."""
@@ -74,6 +79,7 @@ class FrontFolder:
     rows: list[Row] = field(default_factory=list)
     estimated: Estimated | None = None
     finished: bool = False
+    _drawn: float = -math.inf
 
     @property
     def front(self) -> list[Row]:
@@ -101,7 +107,7 @@ class FrontFolder:
         self.write()
 
     def write(self) -> None:
-        """Renews all files but the plans, each atomically."""
+        """Renews all files but the plans, each atomically; the picture, unless the search is over, now and then."""
         on_front = {row.number for row in self.front}
         points = [asdict(row) | {"front": row.number in on_front, "plan": row.plan} for row in self.rows]
         content = {
@@ -114,8 +120,10 @@ class FrontFolder:
         }
         write_atomically(self.path / FILE, json.dumps(content, indent=1, allow_nan=False).encode())
         write_atomically(self.path / TABLE, _csv(points).encode())
-        drawn = picture(self.rows, on_front, self.max_drop, self.estimated)
-        write_atomically(self.path / PICTURE, drawn)
+        now = time.monotonic()
+        if self.finished or now - self._drawn >= PICTURE_SECONDS:
+            self._drawn = now
+            write_atomically(self.path / PICTURE, picture(self.rows, on_front, self.max_drop, self.estimated))
 
     def picked(self, number: int | None) -> Row:
         """Returns the plan of a number, or the knee where there is none.

@@ -14,6 +14,7 @@ from torch import nn
 
 from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.agent.search.agent_search import AgentSearch
+from plywise.agent.search.attainable import check_attainable, what_was_attainable
 from plywise.agent.search.methods import SEARCH_METHODS
 from plywise.agent.search.search_method import SearchMethod
 from plywise.compressors.errors import ConfigurationError, FileFormatError, unknown_name
@@ -30,7 +31,6 @@ from plywise.env.recovery.recovery_settings import RecoverySettings
 from plywise.env.recovery.recovery_state import STATE_FILE
 from plywise.env.recovery.training_data import AugmentedImages, TaskBatches, TrainingData
 from plywise.env.score.demand import Demand
-from plywise.env.score.evaluator import check_demand
 from plywise.env.subject import Subject
 from plywise.env.task.task import Task
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
@@ -44,7 +44,7 @@ from plywise.experiments.handover.alternatives import Scored
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import check_folder, claimed
-from plywise.experiments.pages.wording import verdict
+from plywise.experiments.pages.wording import attainable_in_words, verdict
 
 Report = dict[str, Any]
 
@@ -78,7 +78,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
         subject, task = studied.subject, studied.task
         notes = (*subject.network.notes, *(() if task is None else task.notes))
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            tell_note(note)
         if settings.drop is not None:
             demand = replace(demand, max_accuracy_drop=settings.drop / subject.validation.judge.point)
         chance = chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None
@@ -97,7 +97,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             tell_off_table(subject, chosen)
         else:
             refused = {}
-            check_demand(subject.price(), demand)
+            tell_note(check_attainable(subject.price(), demand))
             evaluator = ExactEvaluator(subject, demand)
             result = searcher.search(evaluator, search.evaluations, search.seed, from_uniform=True)
             chosen, evaluations, stopped = subject.plan(result.actions), evaluator.evaluations, evaluator.stopped
@@ -121,6 +121,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             uniform=uniform,
             uniform_evaluations=started_from,
             scored=scored,
+            attainable=what_was_attainable(subject.price(), demand, scored) if scored else {},
             architecture=source.model if isinstance(source.model, str) else None,
             command=reproducing_command(settings, out),
         )
@@ -129,6 +130,12 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
         if recovery is not None:
             recovered = fine_tune(subject, chosen, training_data(data, studied), recovery, out, demand)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
+
+
+def tell_note(text: str | None) -> None:
+    """Says something on the standard error stream, where there is anything to say."""
+    if text is not None:
+        print(f"note: {text}", file=sys.stderr)
 
 
 def fine_tune(
@@ -309,6 +316,8 @@ def show_report(report: Report, console: Console | None = None) -> None:
             console.print(f"check FAILED: {_failure(check)}", soft_wrap=True)
     score = UNKNOWN if report["score"] is None else f"{report['score']:.3f}"
     console.print(f"demand {verdict(report)}; score {score}; {scored}")
+    if not report["demand_met"] and report["attainable"]:
+        console.print(attainable_in_words(report), soft_wrap=True)
     for warning in report["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", soft_wrap=True)
 

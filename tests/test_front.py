@@ -6,8 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from plywise.agent.search.attainable import attainable, scored_least
+from plywise.agent.search.attainable import attainable, check_attainable, scored_least, what_was_attainable
 from plywise.agent.search.front import FrontSearch, front_demands, knee, table_front, unbeaten
+from plywise.compressors.errors import DemandError
 from plywise.env.score.demand import Demand
 from plywise.env.score.evaluator import PlanEstimator, SurrogateEvaluator
 from plywise.env.score.surrogate import Surrogate
@@ -111,3 +112,35 @@ def test_exact_scores_say_what_was_reached(table) -> None:
     assert scored_least(outcomes, asked) == {"storage": min(held)}
     stopped = [dataclasses.replace(outcome, seen=0.5) for outcome in outcomes]
     assert scored_least(stopped, asked) == {}
+
+
+def test_a_refusal_says_what_can_be_had_within_the_accuracy_ceiling(table) -> None:
+    least = attainable(Surrogate(table), Demand(1.0, max_storage=0.5))["storage"]
+    with pytest.raises(
+        DemandError, match=rf"reachable: .*within a drop of 1 points, .*storage of about {least.share:.3f}"
+    ):
+        check_attainable(table, Demand(1.0, max_storage=1e-4))
+
+
+def test_a_ceiling_that_costs_too_much_accuracy_is_told_before_the_search(table, every_plan) -> None:
+    ratios, drops = every_plan
+    between = (ratios[:, 0].min() + ratios[drops <= 0.5, 0].min()) / 2
+    assert "may be out of reach: within a drop of 0.5 points" in check_attainable(
+        table, Demand(0.5, max_storage=float(between))
+    )
+    assert check_attainable(table, Demand(5.0, max_storage=0.9)) is None
+    assert check_attainable(table, Demand(None)) is None
+
+
+def test_the_report_holds_estimates_that_have_learned_and_what_was_scored(table) -> None:
+    evaluator, demand = SurrogateEvaluator(table, Demand(None)), Demand(1.0, max_storage=0.01)
+    points = found(table, 8)
+    told = what_was_attainable(table, demand, [(point.actions, point.outcome) for point in points])
+    assert set(told["storage"]) == {"share", "low", "high", "scored"}
+    assert told["storage"]["scored"] == scored_least([point.outcome for point in points], demand)["storage"]
+    lossy = [(point.actions, dataclasses.replace(point.outcome, drop=50.0)) for point in points]
+    after = what_was_attainable(table, demand, lossy)["storage"]
+    assert "scored" not in after
+    assert after["share"] > told["storage"]["share"]
+    assert what_was_attainable(table, Demand(1.0), []) == {}
+    assert evaluator.evaluations == 0

@@ -69,6 +69,9 @@ def test_a_folder_holds_table_picture_and_a_plan_for_each_point(made) -> None:
     assert any(row["front"] == "True" for row in rows)
     assert ElementTree.parse(made.path / "front.svg").getroot().tag.endswith("svg")
     assert json.loads((made.path / "front.json").read_text())["finished"] is True
+    page = (made.path / "front.html").read_text()
+    assert page.count("<tr>") == 1 + len(made.shown)
+    assert "search goes on" not in page
 
 
 def test_a_folder_is_read_again_as_it_was(made) -> None:

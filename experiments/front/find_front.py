@@ -25,7 +25,7 @@ from plywise.experiments.commands.near_chance import chance_warning, tell
 from plywise.experiments.commands.study import load_both, study_network
 from plywise.experiments.compress_model import input_warnings, load_agent
 from plywise.experiments.data.dataset import Dataset
-from plywise.experiments.front.front_folder import FILE, PICTURE, TABLE, FrontFolder, Row
+from plywise.experiments.front.front_folder import FILE, PAGE, TABLE, FrontFolder, Row
 from plywise.experiments.front.front_picture import Estimated
 from plywise.experiments.front.picking import saved_options
 from plywise.experiments.handover.run_folder import alone_in, check_writable
@@ -158,15 +158,14 @@ def show_front(found: FrontFolder, console: Console | None = None) -> None:
     table = Table("plan", title=f"{about['model']} on {about['data']}, {about['device']}")
     for heading in (unit, "storage", "latency", "energy", "found by"):
         table.add_column(heading, justify="right")
-    shown = [row for row in found.front if row.drop <= found.max_drop]
-    best = found.knee.number if shown else -1
-    for row in shown:
+    best = found.knee.number if found.shown else -1
+    for row in found.shown:
         number = f"{row.number} (knee)" if row.number == best else str(row.number)
         table.add_row(number, f"{row.drop:.2f}", *(f"{getattr(row, name):.3f}" for name in METRICS), row.found_by)
     console.print(table)
     console.print(
         f"shares of the original's costs; points on {about['samples']:,} validation samples. "
-        f"{len(found.rows)} plans scored. Table: {found.path / TABLE}, picture: {found.path / PICTURE}",
+        f"{len(found.rows)} plans scored. Page: {found.path / PAGE}, table: {found.path / TABLE}",
         soft_wrap=True,
     )
     console.print(

@@ -1,4 +1,4 @@
-"""The folder of a front: `front.json`, `front.csv`, `front.svg` and a plan for each point.
+"""The folder of a front: `front.html`, `front.json`, `front.csv`, `front.svg` and a plan for each point.
 
 It is whole after every point, so that it can be looked at while the search goes on.
 """
@@ -13,15 +13,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from plywise.agent.search.front import knee, unbeaten
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.prices.prices import METRICS
 from plywise.experiments.front.front_picture import Estimated, picture
+from plywise.experiments.pages.rendering import rendered
 
 FORMAT = "plywise-front/1"
-FILE, TABLE, PICTURE, PLANS = "front.json", "front.csv", "front.svg", "plans"
+FILE, TABLE, PICTURE, PAGE, PLANS = "front.json", "front.csv", "front.svg", "front.html", "plans"
 
 PICTURE_SECONDS = 5.0
 """For which a picture stays as it is: to draw one takes half a second."""
@@ -88,13 +91,18 @@ class FrontFolder:
         return sorted((row for row, good in zip(self.rows, kept, strict=True) if good), key=lambda row: row.drop)
 
     @property
+    def shown(self) -> list[Row]:
+        """The plans of the front that are worth looking at: those that lose at most `max_drop`."""
+        return [row for row in self.front if row.drop <= self.max_drop]
+
+    @property
     def knee(self) -> Row:
         """The plan of the front from which on savings of bytes and time begin to cost most accuracy.
 
         Raises:
             ConfigurationError: where no plan loses at most `max_drop`.
         """
-        allowed = [row for row in self.front if row.drop <= self.max_drop]
+        allowed = self.shown
         if not allowed:
             raise ConfigurationError(f"{self.path} has no plan that loses at most {self.max_drop:g} points; pick one")
         return allowed[knee([(row.storage * row.latency) ** 0.5 for row in allowed], [row.drop for row in allowed])]
@@ -107,7 +115,7 @@ class FrontFolder:
         self.write()
 
     def write(self) -> None:
-        """Renews all files but the plans, each atomically; the picture, unless the search is over, now and then."""
+        """Renews all files but the plans, each atomically; picture and page now and then, and at the end."""
         on_front = {row.number for row in self.front}
         points = [asdict(row) | {"front": row.number in on_front, "plan": row.plan} for row in self.rows]
         content = {
@@ -123,7 +131,10 @@ class FrontFolder:
         now = time.monotonic()
         if self.finished or now - self._drawn >= PICTURE_SECONDS:
             self._drawn = now
-            write_atomically(self.path / PICTURE, picture(self.rows, on_front, self.max_drop, self.estimated))
+            drawn = picture(self.rows, on_front, self.max_drop, self.estimated)
+            write_atomically(self.path / PICTURE, drawn)
+            page = rendered("front.html", found=self, picture=Markup(drawn[drawn.index(b"<svg") :].decode()))
+            write_atomically(self.path / PAGE, page.encode())
 
     def picked(self, number: int | None) -> Row:
         """Returns the plan of a number, or the knee where there is none.

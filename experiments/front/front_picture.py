@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 MARKS = {"uniform": ("s", "C7"), "knapsack": ("o", "C0"), "agent": ("o", "C2"), "local change": ("o", "C1")}
 """How plans are drawn, by who proposed them."""
 
-TICKS = (1, 2, 3, 5, 7)
-"""Of a decade."""
+TICKS, NARROW = (1, 2, 3, 5), 3.0
+"""Of a decade, and the largest share over the smallest up to which an axis is linear."""
 
 SIDE = 3.2
 """Of a panel, inches."""
@@ -57,10 +57,12 @@ def picture(rows: Sequence["Row"], front: Collection[int], max_drop: float, esti
                 _line(axes, estimated.ratios[:, place], estimated.drop, "--", "estimated by the price table")
             _line(axes, [getattr(row, metric) for row in rows], [row.drop for row in rows], "-", "front, exact scores")
             _marks(axes, rows, metric, front, max_drop)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=TICKS))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
-            axes.xaxis.set_minor_locator(NullLocator())
+            shares = [getattr(row, metric) for row in rows]
+            if shares and max(shares) > NARROW * min(shares):  # else few ticks of a logarithmic axis would be seen
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=TICKS))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
+                axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel(f"{metric}, share of the original's")
         lowest = min([0.0, *(row.drop for row in rows)])
         every[0].set_ylim(max_drop * 1.05, lowest - 0.05 * max_drop)  # less lost is higher

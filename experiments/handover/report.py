@@ -50,6 +50,7 @@ class Origin:
         task: the user's function that made the task, as text; None where there is none.
         notes: what a user should know about network and data.
         scored: plans that the search scored, in that order, uniform ones first.
+        attainable: how small each cost with a ceiling gets within the accuracy ceiling.
         architecture: what `plywise.load` finds the network by; None where the network itself was given.
         command: what makes the same again.
     """
@@ -71,6 +72,7 @@ class Origin:
     task: str | None = None
     notes: tuple[str, ...] = ()
     scored: tuple[Scored, ...] = ()
+    attainable: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     architecture: str | None = None
     command: str | None = None
 
@@ -131,6 +133,7 @@ def make_report(
         "demand": asdict(demand),
         "demand_met": not violations and checks.passed,
         "violations": {name: told(excess) for name, excess in violations.items()},
+        "attainable": {name: dict(each) for name, each in origin.attainable.items()},
         "checks": checks.report(),
         "score": told(outcome.score),
         "method": origin.method,

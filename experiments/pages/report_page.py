@@ -41,6 +41,7 @@ def report_page(report: Report, folder: Path) -> str:
         report=report,
         tables=report_tables,
         verdict=wording.verdict(report),
+        attainable=wording.attainable_in_words(report),
         bars=_bars(report),
         most_bars=MOST_BARS,
         plans=_plans(report),

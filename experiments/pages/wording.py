@@ -52,6 +52,19 @@ def verdict(report: Report) -> str:
     return f"NOT met: beyond the ceiling of {', '.join(excess(*each) for each in report['violations'].items())}"
 
 
+def attainable_in_words(report: Report) -> str:
+    """Returns how small each cost with a ceiling gets within the accuracy ceiling; empty where nothing was searched."""
+    most, found = report["demand"]["max_accuracy_drop"], report["attainable"]
+    if not found:
+        return ""
+    told = []
+    for name, each in found.items():
+        exact = f"{each['scored']:.3f} by exact scores, " if "scored" in each else ""
+        told.append(f"{name} {exact}about {each['share']:.3f} ({each['low']:.3f} to {each['high']:.3f}) by estimates")
+    within = "" if most is None else f" within a drop of {most:g} points"
+    return f"attainable{within}, one at a time, as shares of the original's: {'; '.join(told)}"
+
+
 def excess(name: str, value: float | None) -> str:
     """Returns by how much a ceiling is broken."""
     if value is None:

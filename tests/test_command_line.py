@@ -225,7 +225,7 @@ def refused(capsys):
     ("arguments", "said"),
     [
         (["compres"], "unknown command compres. Did you mean compress or compare?"),
-        (["compress"], "missing: --model, --out ('plywise compress --help'"),
+        (["compress"], "missing: --out ('plywise compress --help'"),
         ([*command("compress", KNAPSACK), "--evaluations", "x"], "--evaluations takes a whole number, not 'x'"),
         ([*command("compress", KNAPSACK), "--max-storage", "0,15"], "--max-storage takes a number or null, not '0,15'"),
         ([*command("compress", KNAPSACK), "--max-strage", "1"], "unknown option --max-strage. Did you mean --max-stor"),

@@ -149,7 +149,7 @@ def load_both(
         return load_model(model, None, dataset), dataset
     network = load_model(model, weights)
     dataset = load_dataset(data, preprocessing=preprocessing)
-    check_runs(network, dataset)
+    check_runs(prepare(network).model, dataset)
     return network, dataset
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from plywise.compressors.errors import ModelError
+from plywise.env.network.preparation import prepare
 from plywise.env.task.task import Task
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.networks.zoo import trained, untrained, zoo_entry
@@ -39,18 +40,19 @@ def load_model(spec: str, weights: str | Path | None = None, dataset: Dataset | 
 
     Raises:
         ConfigurationError: the zoo has no network of this name.
-        ModelError: the network cannot be built, its weights do not fit or are not finite, or it does not run.
+        ModelError: the network cannot be built or is of a kind that cannot be compressed, its weights do not fit or are
+            not finite, or it does not run.
     """
     kind, colon, name = spec.rpartition(":")
     in_zoo = not colon or kind == "zoo"
     model = _from_zoo(name, weights, dataset) if in_zoo else _from_factory(spec, kind, name)
     if weights is not None:
         load_weights(model, Path(weights).expanduser())
-    check_usable(model, spec)
-    model.eval()
+    studied = prepare(model).model
+    check_finite(studied.state_dict(), spec)
     if dataset is not None:
-        check_runs(model, dataset)
-    return model
+        check_runs(studied, dataset)
+    return model.eval()
 
 
 def check_runs(model: nn.Module, dataset: Dataset) -> None:
@@ -155,22 +157,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ModelError(f"{path} does not map names to tensors; save model.state_dict()")
     return dict(state)
-
-
-def check_usable(model: nn.Module, origin: str) -> None:
-    """Raises ModelError unless all weights lie in memory, in 32 bits and finite."""
-    state = model.state_dict()
-    elsewhere = [name for name, tensor in state.items() if tensor.device.type != "cpu"]
-    if elsewhere:
-        raise ModelError(
-            f"{origin} has {_few(elsewhere)} on the device {state[elsewhere[0]].device.type!r}; "
-            "build it on the cpu, with values"
-        )
-    types = {name: value.dtype for name, value in model.named_parameters() if value.is_floating_point()}
-    other = [name for name, dtype in types.items() if dtype != torch.float32]
-    if other:
-        raise ModelError(f"the weights of {origin} are of type {types[other[0]]} in {_few(other)}; call .float() on it")
-    check_finite(state, origin)
 
 
 def check_finite(state: Mapping[str, Tensor], origin: str) -> None:

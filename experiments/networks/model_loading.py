@@ -1,7 +1,6 @@
 """A trained network from the zoo, or from a user's own factory and file of weights."""
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from plywise.compressors.errors import ModelError
 from plywise.env.network.preparation import prepare
 from plywise.env.task.task import Task
 from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.networks.user_file import import_file
 from plywise.experiments.networks.zoo import trained, untrained, zoo_entry
 
 NAMED_AT_MOST = 5
@@ -220,17 +220,7 @@ def _made(spec: str, location: str, name: str) -> Any:
 
 def _import(location: str) -> ModuleType:
     try:
-        if not location.endswith(".py"):
-            return importlib.import_module(location)
-        path = Path(location).expanduser()
-        if not path.is_file():
-            raise ModelError(f"{location} does not exist; write 'path/to/file.py:factory'")
-        module_spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert module_spec is not None
-        assert module_spec.loader is not None
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        return module
+        return import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
     except ModelError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's file may raise

@@ -284,6 +284,7 @@ def show_report(report: Report, console: Console | None = None) -> None:
         (f"{metric} in torch, {unit}", "torch_accuracy", shown_as),
         ("weights.safetensors, bytes", "storage_bytes", ",d"),
         ("model.onnx, bytes", "onnx_bytes", ",d"),
+        ("model.onnx.xz, bytes", "onnx_xz_bytes", ",d"),
         (f"latency, ms ({report['device']['latency_source']})", "device_latency_ms", ".4f"),
         (f"latency, ms (ONNX Runtime, {_here(blocks[0])})", "latency_ms", ".4f"),
         (f"energy, mJ ({blocks[0]['energy_source']})", "energy_mj", ".4g"),

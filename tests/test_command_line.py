@@ -102,7 +102,7 @@ PLAN = "plywise: plan/1\nnetwork: tiny\nlayers:\n  '0': {}\n  '2': {}\n  '5': {}
 COMPRESS = {"--model": "net.py:make", "--data": "digits", "--out": "out"}
 KNAPSACK = {**COMPRESS, "--method": "knapsack"}
 FREE = {**KNAPSACK, "--max-accuracy-drop": "null"}
-FILES = ["model.onnx", "plan.yaml", "report.html", "report.json", "weights.safetensors"]
+FILES = ["model.onnx", "model.onnx.xz", "plan.yaml", "report.html", "report.json", "weights.safetensors"]
 
 
 def command(name, options):
@@ -938,7 +938,7 @@ def test_a_folder_that_another_run_trains_in(tmp_path):
 
 @pytest.mark.usefixtures("cheap")
 def test_an_agent_is_not_trained_into_a_compressed_network(done, refused):
-    assert "holds other files (model.onnx, plan.yaml" in refused(command("train", {"--out": str(done)}))
+    assert "holds other files (model.onnx, model.onnx.xz" in refused(command("train", {"--out": str(done)}))
 
 
 def test_a_device_that_is_not_known_is_refused_before_networks_are_trained(tmp_path, refused, monkeypatch):

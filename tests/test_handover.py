@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ PLAN = {
     "conv2": "uniform_quantization(bits=7) + activation_quantization",
     "head": "uniform_quantization(bits=5)",  # allowed, but not on the price list
 }
-FILES = ["model.onnx", "plan.yaml", "report.html", "report.json", "weights.safetensors"]
+FILES = ["model.onnx", "model.onnx.xz", "plan.yaml", "report.html", "report.json", "weights.safetensors"]
 DEMAND = Demand(50.0, max_storage=0.5)
 
 
@@ -96,6 +97,9 @@ def test_sizes_are_those_of_the_files(finished):
     block = finished.report["compressed"]
     assert block["storage_bytes"] == (finished.folder / "weights.safetensors").stat().st_size
     assert block["onnx_bytes"] == (finished.folder / "model.onnx").stat().st_size
+    assert block["onnx_xz_bytes"] == (finished.folder / "model.onnx.xz").stat().st_size < block["onnx_bytes"]
+    shipped = (finished.folder / "model.onnx.xz").read_bytes()
+    assert lzma.decompress(shipped) == (finished.folder / "model.onnx").read_bytes()
     assert block["storage_bytes"] < 0.3 * finished.report["original"]["storage_bytes"]
 
 
@@ -360,7 +364,7 @@ def test_a_network_that_cannot_be_exported_leaves_the_other_files(unexported, fi
     monkeypatch.setattr(files, "export_onnx", refuse)
     report = handed_over(finished.subject, finished.plan, DEMAND, finished.test, tmp_path)
     assert {check["problem"] for check in failed(report).values()} == {"no symbolic function"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [name for name in FILES if name != "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name for name in FILES if "onnx" not in name]
     assert report["compressed"]["onnx_bytes"] is None
     assert report["checksums"].keys() == {"weights.safetensors"}
 

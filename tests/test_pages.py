@@ -223,7 +223,7 @@ def test_a_page_that_cannot_be_made_loses_nothing(made, tmp_path, monkeypatch, c
     monkeypatch.setattr(handover, "write_report_page", fail)
     report = made.handed_over(tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["model.onnx", "plan.yaml", "report.json", "weights.safetensors"]
+    assert names == ["model.onnx", "model.onnx.xz", "plan.yaml", "report.json", "weights.safetensors"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     assert "report.html could not be written (no space left)" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import lzma
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from plywise.env.task.samples import Samples
 from plywise.experiments.handover.checks import Checks
 from plywise.experiments.networks.loading import WEIGHTS
 
-PLAN, ONNX, REPORT = "plan.yaml", "model.onnx", "report.json"
+PLAN, ONNX, SHIPPED, REPORT = "plan.yaml", "model.onnx", "model.onnx.xz", "report.json"
 
-CHECKED = (WEIGHTS, ONNX)
+CHECKED = (WEIGHTS, ONNX, SHIPPED)
 """Files whose checksums stand in the report; the plan is there to be edited."""
+
+LZMA = 6
+"""Preset: higher ones take several times as long and gain nothing on weights."""
 
 LOADED_BACK = 256
 """Test samples that packed weights are compared on."""
@@ -53,19 +57,22 @@ class NetworkFiles:
     """Where the files of one network lie, and what came of writing them.
 
     Attributes:
-        weights, onnx: paths.
+        weights, onnx, shipped: paths; the last is the ONNX file behind LZMA.
         weights_bytes: size of the packed weights; None where they could not be written.
         any_batch: whether the ONNX file runs on any batch; None where it could not be written.
     """
 
     weights: Path
     onnx: Path
+    shipped: Path
     weights_bytes: int | None
     any_batch: bool | None
 
 
 def write_network(subject: Subject, model: nn.Module, folder: Path, name: str, checks: Checks) -> NetworkFiles:
-    """Writes packed weights and the ONNX file of one network; the original's weights are as large as their own file.
+    """Writes packed weights and the ONNX file of one network, as it runs and as it ships.
+
+    The original's weights are as large as their own file.
 
     Args:
         subject: the network under study.
@@ -75,7 +82,7 @@ def write_network(subject: Subject, model: nn.Module, folder: Path, name: str, c
         checks: told what cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights, onnx = folder / WEIGHTS, folder / ONNX
+    weights, onnx, shipped = folder / WEIGHTS, folder / ONNX, folder / SHIPPED
     size: int | None = int(original_storage(subject.network))
     if model is not subject.network.model:
         size = checks.attempt(f"{name}: {WEIGHTS} can be written", DEFECT, lambda: subject.pack(model, weights))
@@ -84,7 +91,9 @@ def write_network(subject: Subject, model: nn.Module, folder: Path, name: str, c
         REFUSED,
         lambda: export_onnx(model, subject.network.interface, onnx, subject.other_inputs),
     )
-    return NetworkFiles(weights, onnx, size, batch)
+    if batch is not None:
+        write_atomically(shipped, lzma.compress(onnx.read_bytes(), preset=LZMA))
+    return NetworkFiles(weights, onnx, shipped, size, batch)
 
 
 def check_weights(subject: Subject, model: nn.Module, test: Samples, path: Path, checks: Checks) -> None:

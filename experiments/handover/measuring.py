@@ -163,7 +163,8 @@ def figures(
         "accuracy": _told(measured.score, judge.point),
         "torch_accuracy": score.value * judge.point,
         "storage_bytes": files.weights_bytes,
-        "onnx_bytes": files.onnx.stat().st_size if files.onnx.is_file() else None,
+        "onnx_bytes": _size(files.onnx),
+        "onnx_xz_bytes": _size(files.shipped),
         "latency_ms": timing and timing.median_ms,
         "latency_quartiles_ms": timing and [timing.low_ms, timing.high_ms],
         "energy_mj": measured.energy_mj,
@@ -175,6 +176,10 @@ def figures(
         energy = sum(runs[name] * energy_mj(chain, device.energies) for name, chain in chains.items())
         block |= {"energy_mj": energy, "energy_source": "modelled"}
     return block if device.is_here else block | _on_device(subject, list(chains.values()), list(runs.values()))
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _told(score: Score | None, point: float) -> float | None:

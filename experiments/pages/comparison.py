@@ -130,6 +130,7 @@ def figures(runs: Sequence[Run]) -> list[Row]:
     for name, key, form in (
         ("weights.safetensors, bytes", "storage_bytes", count),
         ("model.onnx, bytes", "onnx_bytes", count),
+        ("model.onnx.xz, bytes", "onnx_xz_bytes", count),
         ("latency on the device, ms", "device_latency_ms", number),
         ("latency, ms", "latency_ms", number),
         ("energy, mJ", "energy_mj", number),

@@ -85,6 +85,7 @@ def figures(report: Report) -> list[Figure]:
         (f"{report['metric']['name']} in torch", "torch_accuracy", lambda value: metric_value(report, value)),
         ("weights.safetensors, bytes", "storage_bytes", count),
         ("model.onnx, bytes", "onnx_bytes", count),
+        ("model.onnx.xz, bytes", "onnx_xz_bytes", count),
         (f"latency, ms ({report['device']['latency_source']})", "device_latency_ms", number),
         (f"latency, ms ({here})", "latency_ms", number),
         ("latency, quartiles, ms", "latency_quartiles_ms", _span),

@@ -43,6 +43,13 @@ def snippets(report: Report, folder: Path) -> dict[str, str]:
                 f"{_targets(outputs)} = [found[name] for name in {outputs!r}]",
             )
         ),
+        "unpacking model.onnx.xz": "\n".join(
+            (
+                "import lzma, pathlib",
+                f"content = lzma.open({str(folder / 'model.onnx.xz')!r}).read()",
+                "pathlib.Path('model.onnx').write_bytes(content)",
+            )
+        ),
     }
     return found if report["compressed"]["onnx_bytes"] is not None else {"PyTorch": found["PyTorch"]}
 

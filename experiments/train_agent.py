@@ -17,9 +17,10 @@ from plywise.env.storage.memory import limit_memory
 from plywise.env.walk.demand_sampler import DemandSampler
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.walk.vector_env import BatchedCompressionEnv
+from plywise.experiments.commands.compression_settings import SourceSettings
 from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.options import OptionParser
-from plywise.experiments.commands.price_tables import dataset_for, price_networks
+from plywise.experiments.commands.price_tables import dataset_for, own_pricing, price_networks
 from plywise.experiments.commands.study import check_seed
 from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
 from plywise.experiments.handover.run_folder import alone_in, check_writable
@@ -38,6 +39,7 @@ def train_agent(
     devices: Sequence[str] = (HERE,),
     memory: float | None = None,
     preprocessing: Preprocessing = NOTHING_GIVEN,
+    own: SourceSettings | None = None,
 ) -> RecipeAgent:
     """Prices the networks, then trains one agent over all of them and over sampled demands.
 
@@ -50,6 +52,7 @@ def train_agent(
         devices: where the networks will run, as for `open_device`; the agent learns for all of them.
         memory: GiB that all processes together may keep while they price; a quarter of the machine's where None.
         preprocessing: of the images, as for `load_dataset`.
+        own: a network of the user's that it trains on as well, by name.
 
     Raises:
         PlywiseError: on anything that the user can fix.
@@ -57,8 +60,8 @@ def train_agent(
     settings = settings or PPOSettings()
     check_seed(settings.seed)
     limit_memory(memory)
-    seen = seen_networks(networks, hold_out)
-    data = dataset_for(seen, data, preprocessing)
+    seen = seen_networks(networks, hold_out) if networks or own is None else ()
+    data = dataset_for(seen, data, preprocessing) if seen else None
     asked = {
         "networks": list(seen),
         "data": data,
@@ -66,12 +69,14 @@ def train_agent(
         "devices": list(devices),
         **dataclasses.asdict(settings),
     }
+    if own is not None:
+        asked["own"] = {"model": own.name, "data": own.data, "task": own_pricing(own).task, "weights": str(own.weights)}
     check_writable(out)
     with alone_in(out):
         check_run(out, asked)
         if (out / "agent" / "agent.json").exists():
             return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
-        tables = price_networks(seen, data, devices=devices, preprocessing=preprocessing)
+        tables = price_networks(seen, data, devices=devices, preprocessing=preprocessing, own=own)
         write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
         return train(
             BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),

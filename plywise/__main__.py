@@ -25,6 +25,9 @@ def train(
     networks: str | None = None,
     hold_out: str | None = None,
     data: str | None = None,
+    model: str | None = None,
+    task: str | None = None,
+    weights: Path | None = None,
     steps: int = 200_000,
     envs: int = 128,
     learning_rate: float = 1e-3,
@@ -42,10 +45,14 @@ def train(
     Args:
         out: folder that receives agent/ and tensorboard/
         networks: names of zoo networks, with commas between (see 'plywise list networks'); all that are trained on
-            the spot where not given
+            the spot where not given; 'none' beside a --model of your own
         hold_out: names among them that the agent must not see, with commas between
         data: dataset that classifiers of images are trained and compressed on, digits where not given; the other
             networks have data of their own
+        model: a network of your own to train on as well, as in 'plywise compress'; --data is then its data, and the
+            zoo's classifiers keep the digits
+        task: of that network, as in 'plywise compress'
+        weights: state dict of that network
         steps: environment steps
         envs: environments side by side
         learning_rate: of Adam, at the start
@@ -62,7 +69,8 @@ def train(
     """
     from plywise.agent.learning.ppo import PPOSettings
     from plywise.compressors.errors import ConfigurationError
-    from plywise.experiments.data.preprocessing import make_preprocessing
+    from plywise.experiments.commands.compression_settings import SourceSettings
+    from plywise.experiments.data.preprocessing import NOTHING_GIVEN, make_preprocessing
     from plywise.experiments.networks.zoo import TRAINED_HERE
     from plywise.experiments.train_agent import train_agent
 
@@ -72,15 +80,22 @@ def train(
     settings = PPOSettings(
         total_steps=steps, num_envs=envs, minibatch=16 * envs, learning_rate=learning_rate, seed=seed
     )
+    preprocessing, own = make_preprocessing(mean, std, size, crop, channels), None
+    if model is not None:
+        own = SourceSettings(model, data, task, weights, preprocessing)
+        data, preprocessing = None, NOTHING_GIVEN
+    elif task is not None or weights is not None:
+        raise ConfigurationError("--task and --weights belong to a network of your own: give --model as well")
     agent = train_agent(
-        _names(networks) or TRAINED_HERE,
+        () if networks == "none" else _names(networks) or TRAINED_HERE,
         _names(hold_out),
         data,
         out,
         settings,
         _names(devices) or ("here",),
         memory,
-        make_preprocessing(mean, std, size, crop, channels),
+        preprocessing,
+        own,
     )
     print(
         f"agent of {agent.trained_steps:,} steps in {out / 'agent'}; curves: tensorboard --logdir {out / 'tensorboard'}"

@@ -5,6 +5,7 @@ import json
 from functools import partial
 
 import pytest
+from torch import nn
 
 from plywise.agent.learning.ppo import PPOSettings
 from plywise.agent.learning.recipe_agent import RecipeAgent
@@ -14,6 +15,7 @@ from plywise.env.execution.in_process import InProcess
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.experiments import train_agent as train_module
 from plywise.experiments.commands import price_tables
+from plywise.experiments.commands.compression_settings import SourceSettings
 from plywise.experiments.commands.price_tables import Pricing, dataset_for, price_networks
 from plywise.experiments.data.preprocessing import NOTHING_GIVEN, make_preprocessing
 from plywise.experiments.networks.mlp import mlp
@@ -50,6 +52,41 @@ def test_an_agent_learns_over_a_classifier_and_a_network_with_a_task(tmp_path):
     tables = price_networks(PAIR, devices=DECLARED)
     assert [table.network for table in tables] == list(PAIR)
     assert [table.samples for table in tables] == [360, 113]  # each on its own validation items
+
+
+OWN = """
+import torch
+from torch import nn
+import plywise
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+def make_task():
+    batches = [torch.randn(64, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    return plywise.Task(calibration=batches[:1], validation=batches[1:])
+"""
+
+
+@pytest.mark.parametrize("networks", [(), ("digits-mlp",)])
+@pytest.mark.usefixtures("small_pair")
+def test_an_agent_learns_on_a_network_of_the_users(tmp_path, networks):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    own = SourceSettings(f"{file}:make_model", task=f"{file}:make_task")
+    settings = PPOSettings(total_steps=64, num_envs=4, n_steps=8, minibatch=32)
+    agent = train_agent(networks, out=tmp_path / "out", settings=settings, devices=DECLARED, own=own)
+    assert agent.trained_steps == 64
+    assert json.loads((tmp_path / "out/run.json").read_text())["own"]["model"] == own.model
+    tables = price_networks(networks, devices=DECLARED, own=own)
+    assert [table.network for table in tables] == [*networks, own.name]
+
+
+def test_a_network_of_the_users_is_given_by_name(tmp_path):
+    own = SourceSettings(nn.Linear(2, 2), task="mine.py:make_task")
+    with pytest.raises(ConfigurationError, match="networks and tasks by name"):
+        train_agent((), out=tmp_path, own=own)
 
 
 def test_by_default_an_agent_learns_over_all_that_are_trained_on_the_spot(tmp_path, monkeypatch):

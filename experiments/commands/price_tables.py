@@ -1,10 +1,11 @@
-"""Price tables of several networks of the zoo on several devices, by one process for each core."""
+"""Price tables of several networks on several devices, by one process for each core."""
 
 import os
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,7 @@ from plywise.env.prices.prices import PriceTable
 from plywise.env.storage.cache import cache_folder
 from plywise.env.task.forward import rule_for
 from plywise.env.task.task import Task
+from plywise.experiments.commands.compression_settings import SourceSettings
 from plywise.experiments.commands.study import load_both, own_task, study_network
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.datasets import load_dataset
@@ -64,6 +66,40 @@ class Pricing:
         return study_network(network, self.network, data, self.seed, progress=False, latency=latency).subject.price()
 
 
+@dataclass(frozen=True)
+class OwnPricing(Pricing):
+    """The task of pricing a user's network.
+
+    Attributes:
+        network: as for `load_model`.
+        data: its dataset, where it is a classifier of images.
+        task: `path.py:make_task` otherwise.
+        weights: a state dict.
+    """
+
+    task: str | None = None
+    weights: Path | None = None
+
+    def price(self) -> PriceTable:
+        """Returns the price table."""
+        network, data = load_both(self.network, self.data, self.weights, self.preprocessing, self.task)
+        latency = open_device(self.device)
+        return study_network(network, self.network, data, self.seed, progress=False, latency=latency).subject.price()
+
+
+def own_pricing(source: SourceSettings, seed: int = 0, device: str = HERE) -> OwnPricing:
+    """Returns the task of pricing a user's network, which must be given by name.
+
+    Raises:
+        ConfigurationError: where network or task are objects, which other processes cannot be told.
+    """
+    if not isinstance(source.model, str) or not isinstance(source.task, str | None):
+        raise ConfigurationError("an agent is trained on networks and tasks by name: 'path.py:function'")
+    return OwnPricing(
+        source.model, source.data, seed, device, source.preprocessing, task=source.task, weights=source.weights
+    )
+
+
 def dataset_for(networks: Sequence[str], data: str | None, preprocessing: Preprocessing = NOTHING_GIVEN) -> str | None:
     """Returns the spec of the dataset that those of the networks run on that are classifiers of images.
 
@@ -94,8 +130,9 @@ def price_networks(
     seed: int = 0,
     devices: Sequence[str] = (HERE,),
     preprocessing: Preprocessing = NOTHING_GIVEN,
+    own: SourceSettings | None = None,
 ) -> list[PriceTable]:
-    """Returns the price table of each network on each device, made by one process for each core.
+    """Returns the price table of each network on each device, made by one process for each core; a user's is the last.
 
     An interrupted run goes on where it stopped: tables and probes are kept as they come.
 
@@ -105,19 +142,23 @@ def price_networks(
         seed: of every random choice.
         devices: as for `open_device`.
         preprocessing: of the dataset's images.
+        own: a network of the user's, by name.
     """
     # A mistake should be told once, and before anything starts.
-    data = dataset_for(networks, data, preprocessing)
+    data = dataset_for(networks, data, preprocessing) if networks else None
     dataset = None if data is None else load_dataset(data, preprocessing=preprocessing)
     seconds = {}
     for name in networks:
-        own = own_task(name) or dataset
-        assert own is not None
-        trainable(name, own)
-        seconds[name] = _pass_seconds(name, own)
+        runs_on = own_task(name) or dataset
+        assert runs_on is not None
+        trainable(name, runs_on)
+        seconds[name] = _pass_seconds(name, runs_on)
     for device in devices:
         open_device(device)
-    tasks = [
+    if own is not None:
+        load_both(own.model, own.data, own.weights, own.preprocessing, own.task)
+    tasks: list[Pricing] = [] if own is None else [own_pricing(own, seed, device) for device in devices]
+    tasks += [
         Pricing(name, data if zoo_entry(name).make_task is None else None, seed, device, preprocessing)
         for name in sorted(networks, key=seconds.__getitem__, reverse=True)  # the slowest first, so that no core idles
         for device in devices
@@ -133,7 +174,8 @@ def price_networks(
             RoughLatencyWarning,
             stacklevel=2,
         )
-    return [found[name, device][0] for name in networks for device in devices]
+    names = (*networks, *([] if own is None else [own.name]))
+    return [found[name, device][0] for name in names for device in devices]
 
 
 def _executor(processes: int) -> Executor[None]:

@@ -212,3 +212,115 @@ def test_one_threshold_over_the_network_goes_with_other_techniques():
     plan, _ = scheme.on(network())
     assert len({recipe.techniques[0].sparsity for recipe in plan.values()}) == 3
     assert all(recipe.bits == 4 for recipe in plan.values())
+
+
+# Put together from files
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a file of a scheme and returns its path."""
+
+    def written(name, text):
+        (tmp_path / name).write_text(f"plywise: plan/1\n{text}\n")
+        return tmp_path / name
+
+    return written
+
+
+def texts(*paths):
+    return {name: str(recipe) for name, recipe in Scheme.load(*paths).recipes.items()}
+
+
+def test_later_files_win_name_by_name_and_keep_the_order(write):
+    write("base.yaml", f"network: base\npatterns: {{'*': {FOUR}, 'conv*': {TWO}}}\nlayers: {{head: identity}}")
+    mine = write("mine.yaml", f"import: base.yaml\npatterns: {{'*': low_rank, head: {TWO}}}")
+    expected = {"*": "low_rank(ratio=0.5)", "conv*": TWO, "head": TWO}
+    assert texts(mine) == expected
+    assert Scheme.load(mine).network == "base"
+    last = write("last.yaml", "layers: {conv1: identity}")
+    assert texts(mine, last) == {**expected, "conv1": "identity"}
+    assert list(texts(mine, last)) == ["*", "conv*", "head", "conv1"]
+
+
+def test_a_file_that_two_import_does_not_undo_what_the_first_changes(write):
+    write("base.yaml", f"patterns: {{'*': {FOUR}}}")
+    write("a.yaml", f"import: [base.yaml]\npatterns: {{'*': {TWO}}}")
+    write("b.yaml", "import: [base.yaml]\npatterns: {head: identity}")
+    assert texts(write("both.yaml", "import: [a.yaml, b.yaml]")) == {"*": TWO, "head": "identity"}
+
+
+def test_imports_are_seen_from_the_file_that_imports(write, tmp_path):
+    (tmp_path / "inner").mkdir()
+    write("inner/base.yaml", "import: more.yaml")
+    write("inner/more.yaml", f"patterns: {{'*': {FOUR}}}")
+    assert texts(write("mine.yaml", "import: inner/base.yaml")) == {"*": FOUR}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("light", f"low_rank(ratio=0.4) + {FOUR}"),
+        ("light(bits=2)", f"low_rank(ratio=0.4) + {TWO}"),
+        ("light + codebook(bits=3)", "low_rank(ratio=0.4) + codebook(bits=3)"),
+        ("small(ratio=0.2)", "low_rank(ratio=0.2) + magnitude_pruning(sparsity=0.5) + uniform_quantization(bits=3)"),
+    ],
+)
+def test_named_recipes_are_reused_and_varied(write, text, expected):
+    recipes = f"light: low_rank(ratio=0.4) + {FOUR}, small: light(bits=3) + magnitude_pruning(sparsity=0.5)"
+    assert texts(write("mine.yaml", f"recipes: {{{recipes}}}\npatterns: {{'*': {text}}}")) == {"*": expected}
+
+
+def test_a_later_file_changes_a_named_recipe_wherever_it_is_used(write):
+    base = write("base.yaml", f"recipes: {{light: {FOUR}, small: light + low_rank}}\npatterns: {{'*': small}}")
+    assert texts(base, write("mine.yaml", f"recipes: {{light: {TWO}}}")) == {"*": f"low_rank(ratio=0.5) + {TWO}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("import: nowhere.yaml", FileFormatError, r"nowhere.yaml, which .*mine.yaml imports, does not exist"),
+        ("import: mine.yaml", FileFormatError, "in a circle: mine.yaml -> mine.yaml; leave one import out"),
+        ("import: round.yaml", FileFormatError, "in a circle: mine.yaml -> round.yaml -> mine.yaml"),
+        ("import: [4]", FileFormatError, "'import' takes a file or a list of files"),
+        ("recipes: {light: low_rank}", FileFormatError, "gives no layer a recipe"),
+        ("recipes: {a: b, b: a}\nlayers: {conv1: a}", ConfigurationError, "mine.yaml, recipe b: .*circle: a -> b -> a"),
+        ("recipes: {low_rank: identity}\nlayers: {a: low_rank}", ConfigurationError, "is a technique's name already"),
+        ("recipes: {2x: low_rank}\nlayers: {a: low_rank}", ConfigurationError, "a recipe's name has letters"),
+        ("recipes: {light: low_rnk}\nlayers: {a: identity}", ConfigurationError, "recipe light: unknown technique"),
+        ("recipes: {light: low_rank}\nlayers: {a: ligt}", ConfigurationError, "layer a: .*Did you mean 'light'"),
+        (
+            "recipes: {light: low_rank}\nlayers: {a: light(bits=2)}",
+            ConfigurationError,
+            "unknown setting of light 'bits'",
+        ),
+        (
+            "recipes: {one: low_rank, two: filter_pruning}\nlayers: {a: one + two}",
+            ConfigurationError,
+            "layer a: low_rank and filter_pruning are both of stage STRUCTURE",
+        ),
+        (
+            "recipes: {light: dynamic_fixed_point + activation_quantization}\nlayers: {a: light(width=6)}",
+            ConfigurationError,
+            r"both have width; write .* light \+ dynamic_fixed_point\(width=6\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_told(write, text, error, said):
+    write("round.yaml", "import: mine.yaml")
+    with pytest.raises(error, match=said):
+        Scheme.load(write("mine.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"*": FOUR, "conv*": TWO}, {}),
+        ({"conv*": TWO, "*": FOUR}, {"conv*": ["*"]}),
+        ({"type:Linear": FOUR, "*": TWO, "head": "identity"}, {"type:Linear": ["head"]}),
+        ({"*": FOUR, "conv*": TWO, "conv1": FOUR, "type:Linear": TWO}, {"*": ["conv*", "conv1", "type:Linear"]}),
+    ],
+)
+def test_patterns_that_decide_no_layer_are_named_with_what_overrides_them(given, expected):
+    found = Scheme.of(given).overridden(network())
+    assert {name: sorted(by) for name, by in found.items()} == {name: sorted(by) for name, by in expected.items()}

@@ -172,6 +172,10 @@ class Recipe:
         """Returns the recipe with one stage left out."""
         return Recipe(tuple(t for t in self.techniques if t.stage != stage))
 
+    def with_techniques(self, others: "Recipe") -> "Recipe":
+        """Returns the recipe with another's techniques, which take the place of its own of the same stages."""
+        return Recipe((*(t for t in self.techniques if others.at(t.stage) is None), *others.techniques))
+
     @cached_property
     def bits(self) -> int:
         """Bits of a stored weight; 32 where nothing decides it."""

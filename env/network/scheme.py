@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
-from plywise.compressors.recipes.plan import Plan, read_plan_file, write_plan_file
+from plywise.compressors.recipes.plan import Plan, read_recipes
+from plywise.compressors.recipes.plan_file import write_plan_file
 from plywise.compressors.recipes.technique import Recipe, Technique
 from plywise.env.network.network import Network
 
@@ -38,26 +39,24 @@ class Scheme:
         return cls({name: Recipe.of(recipe) for name, recipe in recipes.items()})
 
     @classmethod
-    def load(cls, path: Path) -> "Scheme":
-        """Reads a plan or a scheme.
+    def load(cls, *paths: Path) -> "Scheme":
+        """Reads a plan or a scheme, or several files of them of which the last one wins.
 
         Raises:
-            FileFormatError: if the file is neither.
-            ConfigurationError: if a recipe in it is not valid, or a name is given twice.
+            FileFormatError: if a file is neither.
+            ConfigurationError: if a recipe in one is not valid, or a name is given twice.
         """
-        network, patterns, layers = read_plan_file(path)
-        for name in patterns:
-            if name in layers:
-                raise ConfigurationError(f"{path} gives {name!r} under 'patterns' and under 'layers'; keep one of them")
+        network, patterns, layers = read_recipes(paths)
         for name in layers:
             if is_pattern(name):
-                raise ConfigurationError(f"{path} has the pattern {name!r} under 'layers'; write it under 'patterns'")
+                given = " and ".join(map(str, paths))
+                raise ConfigurationError(f"{given} has the pattern {name!r} under 'layers'; write it under 'patterns'")
         return cls({**patterns, **layers}, network)
 
     def save(self, path: Path) -> None:
         """Writes the scheme as YAML, atomically."""
         patterns, layers = (
-            {name: recipe for name, recipe in self.recipes.items() if is_pattern(name) == which}
+            {name: str(recipe) for name, recipe in self.recipes.items() if is_pattern(name) == which}
             for which in (True, False)
         )
         write_plan_file(path, self.network, patterns=patterns, layers=layers)
@@ -92,6 +91,19 @@ class Scheme:
                     kept = f"given only {chosen[name]}" if chosen[name].techniques else "left as it is"
                     refused[name] = f"{kept}, {given!r} does not fit it: {'; '.join(reasons)}"
         return Plan(network.name, chosen), refused
+
+    def overridden(self, network: Network) -> dict[str, list[str]]:
+        """Returns the patterns that decide no layer of a network, each with those that decide its layers instead."""
+        by_layer = {}
+        for layer in network.layers:
+            matching = [given for given in self.recipes if _matches(given, layer.name, network)]
+            by_layer[layer.name] = sorted(matching, key=lambda given: not is_pattern(given))  # the last one decides
+        lost: dict[str, list[str]] = {}
+        for given in self.recipes:
+            deciding = [matching[-1] for matching in by_layer.values() if given in matching]
+            if given not in deciding:
+                lost[given] = list(dict.fromkeys(deciding))
+        return lost
 
 
 def _part(network: Network, name: str, recipe: Recipe) -> tuple[Recipe, list[str]]:

@@ -10,7 +10,7 @@ LAYERS = {
     "compressors": "modules statistics formats recipes packing structure sparsity quantization",
     "env": "storage execution task channels network calibration runtime costs bank prices score walk recovery",
     "agent": "learning search",
-    "experiments": "breadth commands data families front handover networks pages studies workbench",
+    "experiments": "breadth commands console data families front handover networks pages studies workbench",
 }
 FOLDERS = [*LAYERS, *(f"{layer}/{folder}" for layer, folders in LAYERS.items() for folder in folders.split())]
 PACKAGES = {"plywise": "plywise", **{f"plywise.{folder.replace('/', '.')}": folder for folder in FOLDERS}}

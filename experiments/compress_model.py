@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +39,7 @@ from plywise.experiments.commands.near_chance import chance_warning, tell
 from plywise.experiments.commands.reproducing import reproducing_command
 from plywise.experiments.commands.study import Study, load_both, study_network, trained_here, validation_kind
 from plywise.experiments.commands.usual_preprocessing import preprocessing_warning
+from plywise.experiments.console.known_names import check_plans
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.handover.alternatives import Scored
 from plywise.experiments.handover.handover import hand_over
@@ -65,7 +66,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
     started = time.perf_counter()
     source, search, demand = settings.source, settings.search, settings.demand
     check_folder(out)
-    given = None if search.plan is None else read_plan(search.plan, search.agent, search.method)
+    given = None if not search.plan else read_plan(search.plan, search.agent, search.method)
     searcher = find_method(search.method, search.agent) if given is None else None
     latency = open_device(settings.device)
     network, data = load_both(source.model, source.data, source.weights, source.preprocessing, source.task)
@@ -94,6 +95,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             uniform = None
             tell_other_network(given, subject)
             tell_refused(refused)
+            tell_overridden(given, subject)
             tell_off_table(subject, chosen)
         else:
             refused = {}
@@ -174,8 +176,8 @@ def check_recovery(settings: RecoverySettings | None, data: Dataset | Task) -> N
         )
 
 
-def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:
-    """Reads a plan, or a scheme that a plan follows from, that is to be applied as it is.
+def read_plan(plans: Sequence[Path], agent: Path | None = None, method: str | None = None) -> Scheme:
+    """Reads a plan, or a scheme that a plan follows from, that is to be applied as it is; the last file wins.
 
     Raises:
         ConfigurationError: if an agent or a method is named as well, or a recipe is not valid.
@@ -185,13 +187,8 @@ def read_plan(plan: Path, agent: Path | None, method: str | None) -> Scheme:
         raise ConfigurationError(
             "a plan is applied as it is, nobody looks for another: leave out either --plan or --agent and --method"
         )
-    if plan.is_dir():
-        inner = plan / "plan.yaml"
-        hint = f"did you mean {inner}?" if inner.is_file() else "give a plan.yaml, such as 'plywise compress' writes"
-        raise FileFormatError(f"{plan} is a folder, not a plan; {hint}")
-    if not plan.is_file():
-        raise FileFormatError(f"{plan} does not exist; give a plan.yaml, such as 'plywise compress' writes")
-    return Scheme.load(plan)
+    check_plans(plans)
+    return Scheme.load(*plans)
 
 
 def tell_other_network(scheme: Scheme, subject: Subject) -> None:
@@ -207,6 +204,13 @@ def tell_refused(refused: Mapping[str, str]) -> None:
     """Says on the standard error stream which layers a pattern's recipe does not fit."""
     for layer, reason in refused.items():
         print(f"note: layer {layer} is {reason}", file=sys.stderr)
+
+
+def tell_overridden(scheme: Scheme, subject: Subject) -> None:
+    """Says on the standard error stream which patterns decide no layer."""
+    for pattern, others in scheme.overridden(subject.network).items():
+        by = " and ".join(map(repr, others))
+        tell_note(f"pattern {pattern!r} decides no layer: {by} overrides it everywhere; later patterns and names win")
 
 
 def check_weights_run(subject: Subject, plan: Plan) -> None:

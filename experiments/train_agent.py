@@ -18,10 +18,10 @@ from plywise.env.walk.demand_sampler import DemandSampler
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.walk.vector_env import BatchedCompressionEnv
 from plywise.experiments.commands.compression_settings import SourceSettings
-from plywise.experiments.commands.mistakes import telling_mistakes
-from plywise.experiments.commands.options import OptionParser
 from plywise.experiments.commands.price_tables import dataset_for, own_pricing, price_networks
 from plywise.experiments.commands.study import check_seed
+from plywise.experiments.console.mistakes import telling_mistakes
+from plywise.experiments.console.options import OptionParser
 from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
 from plywise.experiments.handover.run_folder import alone_in, check_writable
 from plywise.experiments.networks.zoo import TRAINED_HERE, zoo_entry

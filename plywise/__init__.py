@@ -40,7 +40,7 @@ def compress(
     ignored: "str | type | Sequence[str | type]" = (),
     agent: str | Path | None = None,
     method: str | None = None,
-    plan: str | Path | None = None,
+    plan: "str | Path | Sequence[str | Path] | None" = None,
     front: str | Path | None = None,
     pick: int | None = None,
     knee: bool = False,
@@ -91,7 +91,8 @@ def compress(
         ignored: layers to leave as they are: names, patterns of names such as `head*`, types.
         agent: folder of a trained agent.
         method: who searches where no agent is given, such as `knapsack`.
-        plan: a plan to apply instead of searching, or a scheme: recipes by name pattern or type.
+        plan: a plan to apply instead of searching, or a scheme: recipes by name pattern or type; of several files the
+            last one wins.
         front: folder that `pareto` wrote; one of its plans is handed over, with network, data and device as they were
             there where not given and no ceiling that is not asked for.
         pick: number of that plan.

@@ -1,23 +1,27 @@
-"""The command line: `plywise train | compress | evaluate | profile | compare | init | list`, or `python -m plywise`."""
+"""The command line: `plywise train | compress | plan | pareto | evaluate | profile | compare | init | list`.
 
-import json
+`python -m plywise` does the same. What needs torch is imported once the names are known to be right.
+"""
+
 import os
 import sys
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
 
 from plywise import __version__
-from plywise.experiments.commands.mistakes import telling_mistakes
-from plywise.experiments.commands.options import OptionParser
+from plywise.experiments.console.arguments import parsed_form
+from plywise.experiments.console.known_names import check_names, check_technique
+from plywise.experiments.console.mistakes import telling_mistakes
+from plywise.experiments.console.options import OptionParser
+from plywise.experiments.console.output import show_result, shown
 
 DEMAND_NOT_MET = 3
 
-PICKING = ("front", "pick", "knee")
-"""Options that take the plan from a front."""
+NO_SETTINGS = ("out", "memory", "front", "pick", "knee", "quiet", "json")
+"""Options of `compress` that do not say what is compressed, or how."""
 
 
 def train(
@@ -67,6 +71,7 @@ def train(
         crop: as in 'plywise compress'
         channels: as in 'plywise compress'
     """
+    check_names({"networks": networks, "data": data, "devices": devices})
     from plywise.agent.learning.ppo import PPOSettings
     from plywise.compressors.errors import ConfigurationError
     from plywise.experiments.commands.compression_settings import SourceSettings
@@ -110,7 +115,7 @@ def compress(
     ignored: str | None = None,
     agent: Path | None = None,
     method: str | None = None,
-    plan: Path | None = None,
+    plan: list[Path] | None = None,
     front: Path | None = None,
     pick: int | None = None,
     knee: bool = False,
@@ -138,6 +143,8 @@ def compress(
     size: str | None = None,
     crop: float | None = None,
     channels: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
 ) -> None:
     """Compresses a network and writes plan.yaml, model.onnx, weights.safetensors, report.json and report.html.
 
@@ -155,7 +162,8 @@ def compress(
             as Embedding
         agent: folder of a trained agent, which looks for the plan (what 'plywise train' wrote, or runs/demo/agent)
         method: who looks for the plan where no agent is given: guided, knapsack, greedy, uniform, random
-        plan: a plan, or recipes by name pattern or type, to apply as they are instead of looking for a plan
+        plan: a plan, or recipes by name pattern or type, to apply as they are instead of looking for a plan; may be
+            given several times, the last one wins
         front: written --from as well: folder of a front, as 'plywise pareto' writes; one of its plans is handed over,
             with network, data and device as they were there where not given
         pick: number of that plan, as the front's table and picture show it
@@ -194,8 +202,11 @@ def compress(
         crop: share of the resized image that is cut out; 0.875 where not given, and 1 where all images have the size
             already
         channels: order of the channels that the network reads: rgb, bgr or gray; that of the images where not given
+        quiet: show only results and errors
+        json: print the report as JSON, and all else on the standard error stream
     """
-    options = {name: value for name, value in locals().items() if name not in ("out", "memory", *PICKING)}
+    options = {name: value for name, value in locals().items() if name not in NO_SETTINGS}
+    check_names(options)
     from plywise.env.storage.memory import limit_memory
     from plywise.experiments.commands.compression_settings import make_compression
     from plywise.experiments.compress_model import compress_model, show_report
@@ -205,9 +216,11 @@ def compress(
 
         options = picked_options(options, front, pick, knee)
     limit_memory(memory)
-    report = compress_model(make_compression(options), out)
-    show_report(report)
-    print(f"written to {out}")
+    with shown(quiet, json):
+        report = compress_model(make_compression(options), out)
+    show_result(report, json, lambda: show_report(report))
+    if not json:
+        print(f"written to {out}")
     if not report["demand_met"]:
         raise SystemExit(DEMAND_NOT_MET)
 
@@ -230,6 +243,7 @@ def pareto(
     size: str | None = None,
     crop: float | None = None,
     channels: str | None = None,
+    quiet: bool = False,
 ) -> None:
     """Finds what is attainable: the front of a network over accuracy, bytes, latency and energy.
 
@@ -255,14 +269,18 @@ def pareto(
         size: as in 'plywise compress'
         crop: as in 'plywise compress'
         channels: as in 'plywise compress'
+        quiet: as in 'plywise compress'
     """
-    options = {name: value for name, value in locals().items() if name not in ("out", "memory", "max_drop")}
+    options = {name: value for name, value in locals().items() if name not in ("out", "memory", "max_drop", "quiet")}
+    check_names(options)
     from plywise.env.storage.memory import limit_memory
     from plywise.experiments.commands.compression_settings import make_compression
     from plywise.experiments.front.find_front import find_front, show_front
 
     limit_memory(memory)
-    show_front(find_front(make_compression(options), max_drop, out, options))
+    with shown(quiet, as_json=False):
+        found = find_front(make_compression(options), max_drop, out, options)
+    show_front(found)
 
 
 def evaluate(
@@ -276,6 +294,8 @@ def evaluate(
     size: str | None = None,
     crop: float | None = None,
     channels: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
 ) -> None:
     """Measures the files of a compressed network again: accuracy in ONNX Runtime and in torch, bytes, latency.
 
@@ -290,11 +310,17 @@ def evaluate(
         size: likewise
         crop: likewise
         channels: likewise
+        quiet: show only results and errors
+        json: print the figures as JSON, and all else on the standard error stream
     """
-    from plywise.experiments.commands.evaluate_files import evaluate_files
+    check_names({"model": model, "data": data})
+    from plywise.experiments.commands.evaluate_files import evaluate_files, show_figures
     from plywise.experiments.data.preprocessing import make_preprocessing
 
-    evaluate_files(folder, data, model, make_preprocessing(mean, std, size, crop, channels), task, weights)
+    with shown(quiet, json):
+        preprocessing = make_preprocessing(mean, std, size, crop, channels)
+        figures = evaluate_files(folder, data, model, preprocessing, task, weights)
+    show_result(figures, json, lambda: show_figures(figures, folder))
 
 
 def profile(
@@ -309,6 +335,8 @@ def profile(
     size: str | None = None,
     crop: float | None = None,
     channels: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
 ) -> None:
     """Shows what a network is made of and what its layers cost on this machine or another device.
 
@@ -326,11 +354,17 @@ def profile(
         size: as in 'plywise compress'
         crop: as in 'plywise compress'
         channels: as in 'plywise compress'
+        quiet: show only results and errors
+        json: print the figures as JSON, and all else on the standard error stream
     """
-    from plywise.experiments.commands.profile_model import profile_model
+    check_names({"model": model, "data": data, "device": device})
+    from plywise.experiments.commands.profile_model import profile_model, show_profile
     from plywise.experiments.data.preprocessing import make_preprocessing
 
-    profile_model(model, data, weights, device, ask, make_preprocessing(mean, std, size, crop, channels), task)
+    with shown(quiet, json):
+        preprocessing = make_preprocessing(mean, std, size, crop, channels)
+        found = profile_model(model, data, weights, device, ask, preprocessing, task)
+    show_result(found, json, lambda: show_profile(found))
 
 
 def compare(runs: list[Path], changes: bool = False, page: Path | None = None, json: bool = False) -> None:
@@ -359,15 +393,19 @@ def init(out: Path = Path("task.py")) -> None:
     print(f"written to {out}; fill it in, then: plywise compress --model {out}:make_model --task {out}:make_task ...")
 
 
-def list_(what: str = "techniques") -> None:
-    """Lists techniques, networks, datasets, search methods or declared devices.
+def list_(what: str = "techniques", name: str | None = None, json: bool = False) -> None:
+    """Lists techniques, networks, datasets, search methods or devices; all about one: plywise list techniques low_rank.
 
     Args:
         what: techniques, networks, datasets, methods or devices
+        name: of the one to explain
+        json: print JSON
     """
+    if what == "techniques" and name is not None:
+        check_technique(name)
     from plywise.experiments.commands.listings import show_list
 
-    show_list(what)
+    show_list(what, name, json)
 
 
 COMMANDS: dict[str, Any] = {
@@ -386,11 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; exit code 2 and one clear message on every mistake of the user's."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    given = [_underscored(argument) for argument in given if argument != "--debug"]
-    if given[:1] == ["list"] and len(given) == 2 and not given[1].startswith("-"):
-        given.insert(1, "--what")
-    if given[:1] == ["compare"] and not {"-h", "--help"} & set(given):
-        given = ["compare", *_spelled_out(given[1:], switches=("--changes", "--json"))]
+    given = parsed_form([argument for argument in given if argument != "--debug"])
     if given == ["--version"]:
         print(f"plywise {__version__}")
         return
@@ -403,26 +437,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Compresses trained networks, layer by layer. Add --debug to any command for tracebacks.",
             parser_class=OptionParser,
         )
-
-
-def _spelled_out(arguments: Sequence[str], switches: Sequence[str]) -> list[str]:
-    """Lets people write folders one after the other, and switches without a value, for the parser takes neither."""
-    options, runs, left = [], [], iter(arguments)
-    for argument in left:
-        if argument in switches:
-            options.append(f"{argument}=true")
-        elif argument.startswith("-"):
-            options += [argument] if "=" in argument else [argument, *islice(left, 1)]
-        else:
-            runs.append(argument)
-    return [*options, f"--runs={json.dumps(runs)}"] if runs or "--runs" not in "".join(options) else options
-
-
-def _underscored(argument: str) -> str:
-    """Lets people write --max-storage for --max_storage."""
-    name, equals, value = argument.partition("=")
-    name = "--front" if name == "--from" else name  # `from` is no name for an argument in Python
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
 def _names(text: str | None) -> tuple[str, ...]:

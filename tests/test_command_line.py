@@ -30,7 +30,6 @@ from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.packing.packed_file import load_packed
 from plywise.compressors.recipes.plan import Plan
-from plywise.compressors.recipes.technique import techniques
 from plywise.env.bank.repair import make_repair
 from plywise.env.costs.latency import LatencyTable, RoughLatencyWarning
 from plywise.env.costs.network_latency import Overhead
@@ -51,14 +50,13 @@ from plywise.experiments.commands.compression_settings import (
     SourceSettings,
     make_compression,
 )
-from plywise.experiments.commands.mistakes import telling_mistakes
 from plywise.experiments.commands.near_chance import near_chance
 from plywise.experiments.commands.price_tables import Pricing, price_networks
+from plywise.experiments.console.mistakes import telling_mistakes
 from plywise.experiments.data.preprocessing import Preprocessing, make_preprocessing
 from plywise.experiments.handover import files, handover, measuring
 from plywise.experiments.handover.run_folder import alone_in, claimed
 from plywise.experiments.handover.running import Running
-from plywise.experiments.networks.zoo import ZOO
 from plywise.experiments.train_agent import train_agent
 
 FACTORIES = """
@@ -893,13 +891,13 @@ def test_debug_shows_the_traceback():
 
 def test_a_path_that_is_not_there_is_not_said_to_be_gone_on_from(refused, monkeypatch):
     monkeypatch.setattr(
-        "plywise.experiments.commands.listings.show_list", lambda _: Path("/nope/x.zip").write_bytes(b"")
+        "plywise.experiments.commands.listings.show_list", lambda *_: Path("/nope/x.zip").write_bytes(b"")
     )
     assert refused(["list"]).endswith("directory: /nope/x.zip; check that it is there and may be read or written\n")
 
 
 def test_defects_are_not_dressed_up_as_mistakes(monkeypatch):
-    def defect(_):
+    def defect(*_):
         raise ZeroDivisionError
 
     monkeypatch.setattr("plywise.experiments.commands.listings.show_list", defect)
@@ -1024,27 +1022,6 @@ def test_a_finished_training_run_is_loaded_without_pricing(tmp_path, monkeypatch
     assert found.weights_hash == agent.weights_hash
 
 
-# Lists
-
-
-@pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("what", ["techniques", "networks", "datasets", "methods"])
-def test_lists_are_readable(capsys, monkeypatch, width, what):
-    monkeypatch.setenv("COLUMNS", str(width))
-    main(["list", what])
-    shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= width
-    assert "…" not in shown
-    names = {
-        "techniques": ["identity", *techniques()],
-        "networks": ZOO,
-        "datasets": ["digits", "mnist:PATH", "cifar10:PATH", "folder:PATH"],
-        "methods": ["ppo", "random", "uniform", "greedy", "knapsack"],
-    }
-    first = {line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")}
-    assert set(names[what]) <= first
-
-
 # Normalisation
 
 
@@ -1150,7 +1127,7 @@ def test_flat_options_become_one_value_for_each_subject():
     assert found.source == SourceSettings(
         "zoo:x", "digits", preprocessing=Preprocessing((0.5,), (0.25,), (6, 8), 1.0, "bgr")
     )
-    assert found.search == SearchSettings(plan=Path("a.yaml"), seed=3)
+    assert found.search == SearchSettings(plan=(Path("a.yaml"),), seed=3)
     assert found.demand == Demand(max_storage=0.1)
     assert (found.recovery.mode, found.recovery.epochs, found.recovery.seed) == ("distill", 2, 3)
     assert found.recovery.gradients_of == ("weights", "errors")

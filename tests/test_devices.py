@@ -195,11 +195,10 @@ def test_only_one_thread_of_the_processor_is_timed_by_its_own_clock() -> None:
 
 
 def test_the_listing_names_every_device_and_its_sources() -> None:
-    said = io.StringIO()
-    Console(file=said, width=200).print(devices())
-    text = said.getvalue()
-    assert all(name in text for name in DECLARED)
-    assert "STREAM" in text
+    entries = devices()
+    assert [entry.name for entry in entries] == list(DECLARED)
+    assert all("STREAM" in str(entry.details) for entry in entries if entry.name == "raspberry-pi-4")
+    assert all(len(entry.details) == 7 for entry in entries)
 
 
 def test_the_questions_measure_themselves_without_plywise(tmp_path) -> None:

@@ -25,6 +25,7 @@ PACKAGES = (
     *("env.bank", "env.prices", "env.subject_key", "env.score", "env.exact_measurement", "env.subject"),
     *("env.exact_evaluator", "env.walk", "env.recovery"),
     *("agent.learning", "agent.search"),
+    "experiments.console",
     *("experiments.data", "experiments.families", "experiments.networks", "experiments.pages"),
     "experiments.handover",
     *("experiments.commands", "experiments.compress_model", "experiments.train_agent", "experiments.demo"),

@@ -84,14 +84,14 @@ class SearchSettings:
     Attributes:
         agent: folder of a trained agent, which looks for it.
         method: who looks for it instead: one of `SEARCH_METHODS`.
-        plan: a plan or a scheme to apply instead of searching.
+        plan: files of a plan or a scheme to apply instead of searching, of which the last one wins; empty for none.
         evaluations: how many plans are scored exactly, at most.
         seed: of every random choice.
     """
 
     agent: Path | None = None
     method: str | None = None
-    plan: Path | None = None
+    plan: tuple[Path, ...] = ()
     evaluations: int = 4
     seed: int = 0
 
@@ -146,9 +146,11 @@ def make_compression(options: Mapping[str, Any]) -> CompressionSettings:
     recovery = {name: left.pop(name) for name in ("recover", "epochs", "incremental", "gradients") if name in left}
     kinds, device = _names(left.pop("gradients_of", ())), left.pop("device", None)
     repair = make_repair(_names(left.pop("repair", ())))
-    for group, name in ((source, "weights"), (search, "agent"), (search, "plan")):
+    for group, name in ((source, "weights"), (search, "agent")):
         if group.get(name) is not None:
             group[name] = Path(group[name])
+    plans = search.get("plan") or ()
+    search["plan"] = tuple(map(Path, [plans] if isinstance(plans, str | Path) else plans))
     found = SearchSettings(**search)
     source["ignored"] = _listed(source.get("ignored"))
     limits, drop = make_limits(left.pop("limits", None))

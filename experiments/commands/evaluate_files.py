@@ -1,6 +1,6 @@
 """Measures the files of a hand-over folder again, with nothing but the files and the data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ def evaluate_files(
     preprocessing: Preprocessing = NOTHING_GIVEN,
     task: str | None = None,
     weights: Path | None = None,
-) -> None:
-    """Prints what the report says alongside what the files show now.
+) -> list[dict[str, Any]]:
+    """Returns what the report says alongside what the files show now: rows of `figure`, `report` and `now`.
 
     Args:
         folder: a hand-over folder.
@@ -83,13 +83,18 @@ def evaluate_files(
     if said.get("energy_source") == "measured":
         ((energy,), counter) = measured_energies(running, [onnx], inputs)
         rows.append((f"energy, mJ ({counter})", said["energy_mj"], energy))
-    table = Table("", "report", "now", title=str(folder))
-    for name, *values in rows:
-        table.add_row(name, *map(_shown, values))
-    Console().print(table)
     if dataset is not None:
         tell(preprocessing_warning(network, dataset, "the compressed network"))
         tell(chance_warning(found, dataset, "the compressed network"))
+    return [{"figure": name, "report": before, "now": now} for name, before, now in rows]
+
+
+def show_figures(figures: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Prints what `evaluate_files` returns."""
+    table = Table("", "report", "now", title=str(folder))
+    for row in figures:
+        table.add_row(row["figure"], _shown(row["report"]), _shown(row["now"]))
+    Console().print(table)
 
 
 def _dataset(report: Mapping[str, Any], data: str | None, task: str | None, given: Preprocessing) -> Dataset | None:

@@ -1,11 +1,13 @@
 """What a network is made of and what its layers cost on this machine."""
 
 import os
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.costs.device import DECLARED, Device
@@ -20,6 +22,13 @@ from plywise.experiments.commands.usual_preprocessing import preprocessing_warni
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
 
+HEADINGS = ("layer", "input", "output", "macs", "weights", "fp32 ms", "int8 ms", "recipes", "channels")
+GAP = 2
+"""Blanks between two columns."""
+
+FIXED = "fixed"
+"""What channels of a layer are that can neither be cut nor follow others."""
+
 
 def profile_model(
     model: str,
@@ -29,8 +38,8 @@ def profile_model(
     ask: Path | None = None,
     preprocessing: Preprocessing = NOTHING_GIVEN,
     task: str | None = None,
-) -> None:
-    """Prints a table of layers: shapes, macs, bytes, latency in float and in integers, recipes, what is pruned.
+) -> dict[str, Any]:
+    """Returns what each layer is: shapes, macs, weights, latency in float and in integers, recipes, what is pruned.
 
     Args:
         model, data, weights: as for `compress_model`.
@@ -58,40 +67,111 @@ def profile_model(
     chains = [network.operations[layer.name] for layer in network.layers]
     integers = [tuple(replace(operation, integer=True) for operation in chain) for chain in chains]
     plain, whole = latency.milliseconds(chains), latency.milliseconds(integers)
-    table = Table(title=f"{model} on {latency.device.name} ({_how(latency.device)}, layers one by one)")
-    for heading in ("layer", "input", "output", "macs", "weights", "fp32 ms", "int8 ms", "recipes", "channels"):
-        table.add_column(heading, justify="left" if heading in ("layer", "channels") else "right")
-    for row, layer in enumerate(network.layers):
-        table.add_row(
-            layer.name,
-            "x".join(map(str, layer.input_shape)),
-            "x".join(map(str, layer.output_shape)),
-            f"{network.macs[layer.name]:,}",
-            f"{network.modules[layer.name].get_parameter('weight').numel():,}",
-            f"{plain[row]:.4f}",
-            f"{whole[row]:.4f}",
-            _choices(subject, row),
-            layer.uncut or ("decides" if layer.leads else "follows"),
-        )
-    table.add_section()
-    table.add_row(
-        "sum", "", "", f"{sum(network.macs.values()):,}", "", f"{plain.sum():.4f}", f"{whole.sum():.4f}", "", ""
-    )
-    console = Console()
-    console.print(table)
-    console.print(
-        f"recipes: how many of the {len(catalogue())} in the catalogue a layer can take, and how many of these are "
-        "offered, as no other of its kind is at least as good in every price"
-        + ("" if subject.is_priced() else "; ?: not priced yet, 'plywise compress' does that")
-    )
-    console.print(f"latencies: {latency.source_of(chains)}")
-    for name, reason in network.skipped.items():
-        console.print(f"left as it is: {name}: {reason}")
     if ask is not None:
-        console.print(
+        print(
             f"written to {ask} ({asked.running}); on the target, with numpy and onnxruntime: "
-            f"python3 {ask.name} device.json"
+            f"python3 {ask.name} device.json",
+            file=sys.stderr,
         )
+    return {
+        "model": model,
+        "device": latency.device.name,
+        "latency": f"{_how(latency.device)}; {latency.source_of(chains)}",
+        "priced": subject.is_priced(),
+        "catalogue": len(catalogue()),
+        "layers": [
+            {
+                "name": layer.name,
+                "type": type(network.modules[layer.name]).__name__,
+                "input": list(layer.input_shape),
+                "output": list(layer.output_shape),
+                "macs": network.macs[layer.name],
+                "weights": network.modules[layer.name].get_parameter("weight").numel(),
+                "fp32_ms": float(plain[row]),
+                "int8_ms": float(whole[row]),
+                **_choices(subject, row),
+                "channels": FIXED if layer.uncut else "decides" if layer.leads else "follows",
+                "reason": layer.uncut,
+            }
+            for row, layer in enumerate(network.layers)
+        ],
+        "skipped": dict(network.skipped),
+    }
+
+
+def show_profile(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints what `profile_model` returns: a line a layer, and names that do not fit beside their figures above them.
+
+    Names are never cut, for plans need them; where nobody looks at a terminal, lines are as long as they have to be.
+
+    Args:
+        found: the figures.
+        console: to print on; that of the standard output where None.
+    """
+    console = console or Console()
+    layers = found["layers"]
+    rows = [_cells(layer) for layer in layers]
+    sums = {key: sum(layer[key] for layer in layers) for key in ("macs", "weights", "fp32_ms", "int8_ms")}
+    rows.append(_cells({"name": "sum", "input": (), "output": (), "channels": "", **sums}))
+    widths = [max(len(row[column]) for row in (HEADINGS, *rows)) for column in range(len(HEADINGS))]
+    figures = sum(widths[1:]) + GAP * (len(widths) - 1)
+    if console.is_terminal:
+        widths[0] = min(widths[0], max(console.width - figures, len(HEADINGS[0])))
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+    say(f"{found['model']} on {found['device']} ({found['latency']})")
+    for name, *cells in (HEADINGS, *rows):
+        beside = name if len(name) <= widths[0] else ""
+        if not beside:
+            console.print(name, markup=False, highlight=False, soft_wrap=True)
+        aligned = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        line = (" " * GAP).join((f"{beside:<{widths[0]}}", *aligned))
+        console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+    say("")
+    say("ms: latency of the layers one by one")
+    say(
+        f"recipes: how many of the {found['catalogue']} in the catalogue a layer can take, and how many of these are "
+        "offered, as no other of its kind is at least as good in every price"
+        + ("" if found["priced"] else "; ?: not priced yet, 'plywise compress' does that")
+    )
+    say("channels: of layers that share them, the first one decides which are cut and the others follow")
+    for reason, names in _by_reason(layers):
+        say(f"{FIXED}: {', '.join(names)}: {reason}")
+    for name, reason in found["skipped"].items():
+        say(f"left as it is: {name}: {reason}")
+
+
+def _cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    offered = "?" if layer.get("offered") is None else layer["offered"]
+    return (
+        layer["name"],
+        "x".join(map(str, layer["input"])),
+        "x".join(map(str, layer["output"])),
+        _short(layer["macs"]),
+        _short(layer["weights"]),
+        f"{layer['fp32_ms']:.4f}",
+        f"{layer['int8_ms']:.4f}",
+        f"{layer['legal']}/{offered}" if "legal" in layer else "",
+        layer["channels"],
+    )
+
+
+def _short(count: int) -> str:
+    """Returns a count with three digits, such as 14.2M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}" if count < 999.5 * size else f"{count / size:.0f}{unit}"
+    return str(count)
+
+
+def _by_reason(layers: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer["reason"]:
+            found.setdefault(layer["reason"], []).append(layer["name"])
+    return list(found.items())
 
 
 def _how(device: Device) -> str:
@@ -100,7 +180,7 @@ def _how(device: Device) -> str:
     return f"{device.latency_source}, ONNX Runtime, {device.running}"
 
 
-def _choices(subject: Subject, row: int) -> str:
+def _choices(subject: Subject, row: int) -> dict[str, int | None]:
     layer = subject.layers[row]
     legal = len(legal_recipes(layer, subject.network.modules[layer.name]))
-    return f"{legal}/{subject.price().legal[row].sum() if subject.is_priced() else '?'}"
+    return {"legal": legal, "offered": int(subject.price().legal[row].sum()) if subject.is_priced() else None}

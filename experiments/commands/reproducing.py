@@ -28,7 +28,8 @@ def reproducing_command(settings: CompressionSettings, out: Path) -> str:
         words = ["plywise", "compress"]
         for name, value in given.items():
             if value is not None or name == "max_accuracy_drop":
-                words += [f"--{name.replace('_', '-')}", _word(value)]
+                for each in value if name == "plan" else (value,):
+                    words += [f"--{name.replace('_', '-')}", _word(each)]
         return shlex.join(words)
     model = repr(source.model) if isinstance(source.model, str) else "model"
     data = [] if source.data is not None or source.task is None else [repr(source.task)]
@@ -47,10 +48,10 @@ def _options(settings: CompressionSettings) -> Options:
     images = source.preprocessing
     size = None if images.size is None else size_text(images.size)
     found |= {"mean": images.mean, "std": images.std, "size": size, "crop": images.crop, "channels": images.channels}
-    found |= {"agent": search.agent, "method": search.method, "plan": search.plan}
+    found |= {"agent": search.agent, "method": search.method, "plan": search.plan or None}
     usual, demand = asdict(Demand()), asdict(settings.demand)
     changed = {name: value for name, value in demand.items() if value != usual[name]}
-    if search.plan is None:
+    if not search.plan:
         changed |= {"evaluations": search.evaluations}
     found |= {"device": settings.device, "repair": _repair(settings.repair), **_recovery(settings.recovery)}
     return {name: value for name, value in found.items() if value is not None} | changed | {"seed": search.seed}
@@ -85,4 +86,6 @@ def _word(value: Any) -> str:
 
 
 def _literal(value: Any) -> str:
+    if isinstance(value, tuple) and any(isinstance(each, Path) for each in value):
+        return _literal(value[0]) if len(value) == 1 else repr([str(each) for each in value])
     return repr(str(value) if isinstance(value, Path) else value)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from plywise.experiments.commands.mistakes import fail
+from plywise.experiments.console.mistakes import fail
 
 KINDS = {"int": "a whole number", "float": "a number", "NoneType": "null", "str": "a text"}
 """How to call the parser's types."""
@@ -44,9 +44,9 @@ def _reworded(message: str, known: list[str]) -> str:
     command = re.match(r"argument subcommand: invalid choice: '(.*?)' \(choose from (.*)\)", message)
     if command:
         return f"unknown command {command[1]}.{_nearest(command[1], re.findall(r'[a-z]+', command[2]))}"
-    unknown = re.match(r"unrecognized arguments: (\S+)", message)
+    unknown = re.match(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown:
-        return f"unknown option {unknown[1]}.{_nearest(unknown[1].partition('=')[0], known)}"
+        return f"unknown option {unknown[1]}.{_nearest(unknown[1], known)}"
     wrong = re.match(r'Parser key "(?:\w+\.)?(\w+)":.*?(?:Got value|Given value): (.*)', message, re.DOTALL)
     if wrong:
         kinds = dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", message))

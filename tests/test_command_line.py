@@ -742,7 +742,7 @@ def test_profile_lists_layers(done, place, capsys, monkeypatch):
     row = json.loads((done / "report.json").read_text())["layers"][1]["choices"]
     assert row["legal"] > row["offered"] > 1
     assert f"{row['legal']}/{row['offered']}" in shown
-    assert "4,608" in shown  # 64 places x 8 channels x 9 weights
+    assert "4.61k" in shown  # 64 places x 8 channels x 9 weights
     assert "sum" in shown
 
 
@@ -1145,14 +1145,14 @@ def test_the_command_and_the_function_ask_for_the_same(call, monkeypatch, tmp_pa
     asked = []
     monkeypatch.setattr(compress_module, "compress_model", lambda settings, out: asked.append((settings, out)))
     monkeypatch.setattr(compress_module, "show_report", lambda _: None)
-    given = {"model": "zoo:x", "data": "digits", "method": "knapsack", "max_energy": 0.5, "evaluations": 7}
+    given = {"model": "zoo:digits-mlp", "data": "digits", "method": "knapsack", "max_energy": 0.5, "evaluations": 7}
     if call is main:
         with pytest.raises(TypeError):  # there is no report to read
             main(command("compress", {f"--{name}": str(value) for name, value in {**given, "out": tmp_path}.items()}))
     else:
         call(out=tmp_path, **given)
     expected = CompressionSettings(
-        SourceSettings("zoo:x", "digits"),
+        SourceSettings("zoo:digits-mlp", "digits"),
         SearchSettings(method="knapsack", evaluations=7),
         Demand(max_energy=0.5),
     )

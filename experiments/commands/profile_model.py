@@ -1,7 +1,6 @@
 """What a network is made of and what its layers cost on this machine."""
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,8 +69,7 @@ def profile_model(
     if ask is not None:
         print(
             f"written to {ask} ({asked.running}); on the target, with numpy and onnxruntime: "
-            f"python3 {ask.name} device.json",
-            file=sys.stderr,
+            f"python3 {ask.name} device.json"
         )
     return {
         "model": model,

@@ -71,7 +71,8 @@ def train(
         crop: as in 'plywise compress'
         channels: as in 'plywise compress'
     """
-    check_names({"networks": networks, "data": data, "devices": devices})
+    named = None if networks == "none" else networks
+    check_names({"networks": named, "model": model, "data": data, "devices": devices})
     from plywise.agent.learning.ppo import PPOSettings
     from plywise.compressors.errors import ConfigurationError
     from plywise.experiments.commands.compression_settings import SourceSettings

@@ -43,6 +43,6 @@ class WorkerError(PlywiseError):
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigurationError:
     """Builds the error for a name that is not in a list, with the nearest valid names."""
     choices = sorted(known)
-    near = difflib.get_close_matches(given, choices, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(str(given), choices, n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Known: {', '.join(choices)}."
     return ConfigurationError(f"unknown {kind} {given!r}. {hint}")

@@ -29,7 +29,7 @@ from plywise.env.prices.survey import Survey, surveyed
 from plywise.env.score.early_stopping import Hopeless, InterimResult
 from plywise.env.score.points_per_nat import points_per_nat
 from plywise.env.score.trial_plans import TrialPlans
-from plywise.env.storage.cache import cache_folder
+from plywise.env.storage.cache import cache_folder, tell_damaged
 from plywise.env.storage.result_store import ResultStore
 from plywise.env.storage.timing_lock import working
 from plywise.env.subject_key import digest_of, key_of
@@ -173,6 +173,7 @@ class Subject:
                 return replace(load_prices(path), network=self.network.name)
             except FileFormatError:
                 path.unlink(missing_ok=True)
+                tell_damaged(str(path))
         table = self._priced_anew()
         save_prices(table, path)
         return table

@@ -42,12 +42,16 @@ from plywise.experiments.commands.usual_preprocessing import preprocessing_warni
 from plywise.experiments.console.known_names import check_plans
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.handover.alternatives import Scored
+from plywise.experiments.handover.files import PLAN
 from plywise.experiments.handover.handover import hand_over
 from plywise.experiments.handover.report import Origin
 from plywise.experiments.handover.run_folder import check_folder, claimed
 from plywise.experiments.pages.wording import attainable_in_words, verdict
 
 Report = dict[str, Any]
+
+MOST_POINTS = 100.0
+"""That can be lost."""
 
 UNKNOWN = "-"
 """Stands for what could not be measured."""
@@ -71,6 +75,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
     latency = open_device(settings.device)
     network, data = load_both(source.model, source.data, source.weights, source.preprocessing, source.task)
     check_recovery(settings.recovery, data)
+    command = reproducing_command(settings, out)
     with claimed(out):
         warnings = input_warnings(network, source, data)
         studied = study_network(
@@ -81,7 +86,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
         for note in notes:
             tell_note(note)
         if settings.drop is not None:
-            demand = replace(demand, max_accuracy_drop=settings.drop / subject.validation.judge.point)
+            demand = replace(demand, max_accuracy_drop=points_of(settings.drop, subject))
         chance = chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None
         if chance is not None:
             tell(chance)
@@ -105,6 +110,7 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             chosen, evaluations, stopped = subject.plan(result.actions), evaluator.evaluations, evaluator.stopped
             started_from = evaluations - result.evaluations
             uniform, scored = subject.plan(result.uniform), result.scored
+        chosen.save(out / PLAN)  # before anything else: what a search has found is never lost
         origin = Origin(
             model=source.name,
             data=source.data_name,
@@ -125,13 +131,24 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
             scored=scored,
             attainable=what_was_attainable(subject.price(), demand, scored) if scored else {},
             architecture=source.model if isinstance(source.model, str) else None,
-            command=reproducing_command(settings, out),
+            command=command,
         )
         recovery = settings.recovery
         recovered = None
         if recovery is not None:
             recovered = fine_tune(subject, chosen, training_data(data, studied), recovery, out, demand)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
+
+
+def points_of(drop: float, subject: Subject) -> float:
+    """Returns a drop of the metric in points; raises ConfigurationError where it is more than the metric can lose."""
+    judge = subject.validation.judge
+    if drop > MOST_POINTS * judge.point:
+        raise ConfigurationError(
+            f"limits['drop']={drop:g} is more than {MOST_POINTS * judge.point:.4g} {judge.unit}, all that the "
+            f"original's {judge.name} can lose; give less, in {judge.unit}"
+        )
+    return drop / judge.point
 
 
 def tell_note(text: str | None) -> None:

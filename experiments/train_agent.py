@@ -12,14 +12,15 @@ from plywise.agent.learning.ppo import PPOSettings, train
 from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.compressors.plain_values import as_json
 from plywise.env.costs.devices import HERE
-from plywise.env.storage.memory import limit_memory
+from plywise.env.storage.memory import GIB, limit_memory, machine_memory
 from plywise.env.walk.demand_sampler import DemandSampler
 from plywise.env.walk.observation import CONTEXT_FEATURES, ROW_FEATURES
 from plywise.env.walk.vector_env import BatchedCompressionEnv
 from plywise.experiments.commands.compression_settings import SourceSettings
 from plywise.experiments.commands.price_tables import dataset_for, own_pricing, price_networks
-from plywise.experiments.commands.study import check_seed
+from plywise.experiments.commands.study import checked_seed
 from plywise.experiments.console.mistakes import telling_mistakes
 from plywise.experiments.console.options import OptionParser
 from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing
@@ -28,6 +29,9 @@ from plywise.experiments.networks.zoo import TRAINED_HERE, zoo_entry
 
 RUN = "run.json"
 """What the run in a folder was asked to do."""
+
+SLOTS, FLOAT_BYTES = 84, 4
+"""Rows of the longest menus among the zoo's networks, and bytes of each figure in them."""
 
 
 def train_agent(
@@ -58,7 +62,8 @@ def train_agent(
         PlywiseError: on anything that the user can fix.
     """
     settings = settings or PPOSettings()
-    check_seed(settings.seed)
+    checked_seed(settings.seed)
+    check_rollouts(settings)
     limit_memory(memory)
     seen = seen_networks(networks, hold_out) if networks or own is None else ()
     data = dataset_for(seen, data, preprocessing) if seen else None
@@ -77,7 +82,7 @@ def train_agent(
         if (out / "agent" / "agent.json").exists():
             return RecipeAgent.load(out / "agent", CONTEXT_FEATURES, ROW_FEATURES)
         tables = price_networks(seen, data, devices=devices, preprocessing=preprocessing, own=own)
-        write_atomically(out / RUN, f"{json.dumps(asked, indent=2)}\n".encode())
+        write_atomically(out / RUN, f"{json.dumps(as_json(asked), indent=2, allow_nan=False)}\n".encode())
         return train(
             BatchedCompressionEnv(tables, DemandSampler(), settings.num_envs, settings.seed),
             settings,
@@ -85,6 +90,18 @@ def train_agent(
             context_features=CONTEXT_FEATURES,
             recipe_features=ROW_FEATURES,
             tensorboard=out / "tensorboard",
+        )
+
+
+def check_rollouts(settings: PPOSettings) -> None:
+    """Raises ConfigurationError where a rollout would not fit into the memory, hours before it is needed."""
+    step = FLOAT_BYTES * (SLOTS * (len(ROW_FEATURES) + 1) + len(CONTEXT_FEATURES))
+    needed, there = settings.num_envs * settings.n_steps * step, machine_memory()
+    if needed > there / 2:
+        most = int(there / 2 / (settings.n_steps * step))
+        raise ConfigurationError(
+            f"envs={settings.num_envs:,} take about {needed / GIB:,.1f} GiB for a rollout, more than half of the "
+            f"machine's {there / GIB:.1f}; give at most {most:,}, such as --envs 128"
         )
 
 

@@ -144,7 +144,7 @@ def compress(
     if front is not None:
         from plywise.experiments.front.picking import picked_options
 
-        options = picked_options(options, Path(front), pick, knee)
+        options = picked_options(options, front, pick, knee)
     limit_memory(memory)
     return compress_model(make_compression(options), Path(out))
 
@@ -219,9 +219,10 @@ def load(path: str | Path, model: "nn.Module | str | None" = None) -> "nn.Module
     Raises:
         PlywiseError: if the file is damaged or the architecture is not known.
     """
+    from plywise.experiments.commands.option_kinds import checked_path
     from plywise.experiments.networks.loading import load_compressed
 
-    return load_compressed(Path(path), model)
+    return load_compressed(checked_path("path", path), model)
 
 
 def __getattr__(name: str) -> Any:

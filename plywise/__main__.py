@@ -73,16 +73,17 @@ def train(
     """
     named = None if networks == "none" else networks
     check_names({"networks": named, "model": model, "data": data, "devices": devices})
-    from plywise.agent.learning.ppo import PPOSettings
+    from plywise.agent.learning.ppo import BOUNDS, PPOSettings
     from plywise.compressors.errors import ConfigurationError
     from plywise.experiments.commands.compression_settings import SourceSettings
     from plywise.experiments.data.preprocessing import NOTHING_GIVEN, make_preprocessing
     from plywise.experiments.networks.zoo import TRAINED_HERE
     from plywise.experiments.train_agent import train_agent
 
-    for option, value in (("steps", steps), ("envs", envs)):
-        if value < 1:
-            raise ConfigurationError(f"--{option} {value} must be at least 1")
+    for option, value, field in (("steps", steps, "total_steps"), ("envs", envs, "num_envs")):
+        least, most = BOUNDS[field]
+        if not least <= value <= most:
+            raise ConfigurationError(f"--{option} {value} must be at least {least} and at most {most:,}")
     settings = PPOSettings(
         total_steps=steps, num_envs=envs, minibatch=16 * envs, learning_rate=learning_rate, seed=seed
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from plywise.compressors.errors import ConfigurationError, FileFormatError, UnsupportedLayerError
+from plywise.compressors.errors import ConfigurationError, UnsupportedLayerError
 from plywise.compressors.modules.static_quantized import ActivationRange, StaticQuantized
 from plywise.env.costs import latency
 from plywise.env.costs.device import Device
@@ -18,6 +18,7 @@ from plywise.env.execution import progress
 from plywise.env.network.operation import Operation, operations
 from plywise.env.runtime import target_program
 from plywise.env.runtime.target_program import Execution
+from plywise.env.storage.cache import CacheDamageWarning
 
 LAYERS = [
     (nn.Conv2d(6, 8, 3, stride=2, padding=1, dilation=2), (6, 11, 9)),
@@ -163,10 +164,12 @@ def test_a_table_of_another_version_is_left_alone(tmp_path: Path) -> None:
     LatencyTable(path)  # does not warn again
 
 
-def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "table.sqlite").write_bytes(b"no database at all, but longer than a header of one" * 10)
-    with pytest.raises(FileFormatError, match=r"table\.sqlite"):
+def test_a_file_that_is_no_database_is_kept_and_begun_anew(tmp_path: Path) -> None:
+    content = b"no database at all, but longer than a header of one" * 10
+    (tmp_path / "table.sqlite").write_bytes(content)
+    with pytest.warns(CacheDamageWarning, match=r"table\.sqlite .*file is not a database; kept as"):
         LatencyTable(tmp_path / "table.sqlite")
+    assert (tmp_path / "table.sqlite.damaged").read_bytes() == content
 
 
 def _measure(path: Path) -> list[float]:
@@ -179,7 +182,7 @@ def test_two_users_share_a_table(tmp_path: Path) -> None:
         results = list(pool.map(_measure, [path, path]))
     assert np.isfinite(results).all()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT count(*) FROM latency_3").fetchone() == (4,)
+        assert connection.execute("SELECT count(*) FROM latency_4").fetchone() == (4,)
 
 
 def test_who_measures_second_goes_by_the_reference_of_the_first(tmp_path: Path, monkeypatch) -> None:
@@ -196,7 +199,7 @@ def test_who_measures_second_goes_by_the_reference_of_the_first(tmp_path: Path, 
     found = LatencyTable(path).milliseconds([SMALL, LARGE], progress=False)
     assert (found == LatencyTable(path).milliseconds([SMALL, LARGE], progress=False)).all()
     with sqlite3.connect(path) as connection:
-        kept = [row for (row,) in connection.execute("SELECT milliseconds FROM latency_3")]
+        kept = [row for (row,) in connection.execute("SELECT milliseconds FROM latency_4")]
     assert sorted(kept) == [0.5, 0.5, 0.5, 1.0]
 
 

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ("compressors", "env", "agent", "experiments", "plywise")
 PACKAGES = (
-    *("compressors.errors", "compressors.atomic_file", "compressors.tensor_file", "compressors.discovery"),
+    *("compressors.errors", "compressors.plain_values", "compressors.atomic_file", "compressors.tensor_file"),
+    "compressors.discovery",
     *("compressors.modules", "compressors.formats", "compressors.statistics", "compressors.recipes"),
     *("compressors.packing", "compressors.structure", "compressors.sparsity", "compressors.quantization"),
     *(

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError
-from plywise.experiments.commands.study import samples
+from plywise.env.network.preparation import prepare
+from plywise.experiments.commands.study import load_both, samples
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.networks.model_loading import check_runs, load_model
 from plywise.experiments.networks.zoo import untrained
@@ -152,6 +153,14 @@ def test_a_file_without_its_function():
         load_model("net.py")
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("half", torch.float16), ("double", torch.float64)])
+def test_networks_in_other_floats_are_taken_by_name_too(factories, digits, name, dtype):
+    loaded = load_model(f"{factories}:{name}", dataset=digits)
+    assert {value.dtype for value in loaded.parameters()} == {dtype}  # studied in float32, as the report notes
+    network, _ = load_both(f"{factories}:{name}", "digits", None)
+    assert prepare(network).notes == (f"studied and handed over in float32; the network is in {str(dtype)[6:]}",)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -187,7 +196,6 @@ def test_other_floats_are_left_as_they_are(factories, digits, name, dtype):
     [
         ("not/there.py:factory", "not/there.py does not exist"),
         ("no_such_package.module:factory", "cannot be imported: ModuleNotFoundError"),
-        (":factory", "cannot be imported"),
     ],
 )
 def test_factory_that_is_not_there(spec, message):

@@ -494,7 +494,7 @@ def test_the_hand_over_is_of_the_recovered_network(subject, data, tmp_path, monk
     ("options", "said"),
     [
         ({"recover": "destill"}, "unknown way to recover 'destill'. Did you mean 'distill'"),
-        ({"recover": "finetune", "epochs": 0}, "epochs=0 must be at least 1"),
+        ({"recover": "finetune", "epochs": 0}, "epochs=0 must be 1 to 100,000"),
         ({"epochs": 3}, "epochs mean nothing without fine-tuning: add 'recover', one of finetune, distill"),
         ({"incremental": True, "gradients": "binary"}, "incremental, gradients mean nothing without"),
         ({"recover": "finetune", "gradients": "magnitude_pruning"}, "must be one quantiser of weights"),

@@ -1,9 +1,12 @@
+import ctypes
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
 
+from plywise.agent.search import knapsack
 from plywise.agent.search.methods import SEARCH_METHODS
 from plywise.agent.search.search_method import UNIFORM_SCORES, CountedSearch
 from plywise.agent.search.uniform_plans import uniform_plans
@@ -179,3 +182,20 @@ def test_the_best_uniform_plan_is_found_where_latencies_are_estimated_too_high(t
     counted = CountedSearch(Surprising(table, demand, harmless), 1)
     counted.start_uniform()
     assert list(counted.result().actions) == harmless
+
+
+def test_what_the_solver_prints_about_itself_stays_off_the_console(table, monkeypatch, capfd):
+    milp, printed = knapsack.milp, ctypes.CDLL(None).printf
+
+    def talkative(*arguments, **options):
+        printed(b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();\n")
+        os.write(1, b"of another thread\n")
+        return milp(*arguments, **options)
+
+    monkeypatch.setattr(knapsack, "milp", talkative)
+    print("before")
+    SEARCH_METHODS["knapsack"].search(SurrogateEvaluator(table, Demand(1.0, max_storage=0.2)), 1, seed=0)
+    print("after")
+    said = capfd.readouterr().out.splitlines()
+    assert (said[0], said[-1]) == ("before", "after")
+    assert set(said[1:-1]) == {"of another thread"}

@@ -219,7 +219,7 @@ def test_the_first_layer_that_gives_no_numbers_is_named():
         ({"limits": {"storage": 0.45}, "max_storage": 0.2}, "the same in limits"),
         ({"ignored": ("haed*",)}, "ignored='haed\\*' fits no module.*head"),
         ({"ignored": (nn.Conv2d,)}, "fits no module"),
-        ({"ignored": (3,)}, "ignored=3 must be a name"),
+        ({"ignored": (3,)}, r"ignored=\(3,\) is a tuple and must be a text or a type of layer"),
         ({"data": "digits"}, "calibration and data were given"),
         ({"weights": "x.pt"}, "leave out 'weights'"),
         ({"recover": "finetune"}, "needs a loss"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,31 @@ from plywise.agent.learning.policy import RecipePolicy
 from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.agent.learning.tensorboard import TensorBoardCallback
 from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.plain_values import as_number, as_whole
 from plywise.env.execution.progress import Progress
 from plywise.env.storage.timing_lock import pause, working
 
 LEAST_LEARNING_RATE = 0.05
 """Share of the learning rate that is left at the end: at 0 the last rollouts would teach nothing."""
+
+
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "total_steps": (1, 10**12),
+    "num_envs": (1, 10**6),
+    "n_steps": (1, 10**5),
+    "epochs": (1, 1000),
+    "minibatch": (2, 10**9),
+    "learning_rate": (1e-9, 0.1),  # beyond it, steps of Adam soon make weights that are no numbers
+    "clip": (1e-6, 1.0),
+    "entropy": (0.0, 100.0),
+    "value": (0.0, 100.0),
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "max_grad_norm": (1e-6, 1e6),
+    "hidden": (1, 4096),
+    "seed": (0, 2**32 - 1),
+}
+"""Least and most of each setting; whole numbers where the least one is."""
 
 
 @dataclass(frozen=True)
@@ -61,29 +81,17 @@ class PPOSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "total_steps",
-            "num_envs",
-            "n_steps",
-            "epochs",
-            "learning_rate",
-            "clip",
-            "max_grad_norm",
-            "hidden",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} must be above 0")
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} must lie between 0 and 1")
-        for name in ("entropy", "value", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} must be at least 0")
+        for name, (least, most) in BOUNDS.items():
+            given, whole = getattr(self, name), isinstance(least, int)
+            number = as_whole(given) if whole else as_number(given)
+            if number is None or not least <= number <= most:
+                raise ConfigurationError(
+                    f"{name}={given!r} must be a {'whole ' * whole}number between {least:,} and {most:,}"
+                )
+            object.__setattr__(self, name, number)
         rollout = self.num_envs * self.n_steps
-        if self.minibatch < 2 or rollout % self.minibatch:
-            raise ConfigurationError(
-                f"minibatch={self.minibatch!r} must be at least 2 and divide num_envs * n_steps = {rollout}"
-            )
+        if rollout % self.minibatch:
+            raise ConfigurationError(f"minibatch={self.minibatch!r} must divide num_envs * n_steps = {rollout}")
 
 
 def train(

@@ -105,7 +105,7 @@ class RecipeAgent:
             "weights_sha256": self.weights_hash,
         }
         write_atomically(folder / "policy.safetensors", self._weights())
-        write_atomically(folder / "agent.json", json.dumps(description, indent=2).encode())
+        write_atomically(folder / "agent.json", json.dumps(description, indent=2, allow_nan=False).encode())
 
     @classmethod
     def load(cls, folder: Path, context_features: Sequence[str] = (), recipe_features: Sequence[str] = ()) -> Self:
@@ -161,6 +161,13 @@ def _check_fields(path: Path, description: Mapping[str, Any]) -> None:
             raise FileFormatError(
                 f"{path}: {name!r} is {description.get(name)!r}, which must be a {kind.__name__}; restore the file"
             )
+    for name in ("context_features", "recipe_features"):
+        strange = [each for each in description[name] if not isinstance(each, str)]
+        if strange:
+            raise FileFormatError(f"{path}: {name!r} holds {strange[0]!r:.80}, which is no name; restore the file")
+    if isinstance(description["trained_steps"], bool) or description["trained_steps"] < 0:
+        given = description["trained_steps"]
+        raise FileFormatError(f"{path}: 'trained_steps' is {given!r}, which must be at least 0; restore the file")
     for name in ("context_size", "recipe_size", "hidden"):
         size = description.get(name)
         if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST_SIZE:

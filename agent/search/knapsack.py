@@ -14,6 +14,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from plywise.agent.search.search_method import CountedSearch, SearchMethod
+from plywise.agent.search.solver_output import without_solver_output
 from plywise.agent.search.uniform_plans import uniform_plans
 from plywise.env.arrays import Bools, Doubles, Floats, Ints
 from plywise.env.prices.price_stack import LATENCY
@@ -150,15 +151,16 @@ class _Program:
     def solve(self, cost: Doubles, crossing: Doubles, excess: float) -> Ints:
         """Returns the plan `(1, L)` of the least sum, or `(0, L)` where none was found; arguments as in `limit`."""
         size = len(self.layer)
-        solved = milp(
-            np.concatenate([cost[self.layer, self.slot], crossing, [excess]]),
-            integrality=np.append(np.ones(size), np.zeros(self.count + 1)),
-            bounds=Bounds(0, np.concatenate([np.ones(size + self.count), [np.inf]])),
-            constraints=self.constraints,
-            # A limit of nodes, not of seconds: the same plans on a busy machine. Dominated slots are gone already, and
-            # presolving what is left takes longer than it saves.
-            options={"node_limit": NODE_LIMIT, "mip_rel_gap": GAP, "presolve": False},
-        )
+        with without_solver_output():
+            solved = milp(
+                np.concatenate([cost[self.layer, self.slot], crossing, [excess]]),
+                integrality=np.append(np.ones(size), np.zeros(self.count + 1)),
+                bounds=Bounds(0, np.concatenate([np.ones(size + self.count), [np.inf]])),
+                constraints=self.constraints,
+                # A limit of nodes, not of seconds: the same plans on a busy machine. Dominated slots are gone already,
+                # and presolving what is left takes longer than it saves.
+                options={"node_limit": NODE_LIMIT, "mip_rel_gap": GAP, "presolve": False},
+            )
         taken = np.flatnonzero(solved.x[:size] > 0.5) if solved.x is not None else np.zeros(0, np.int64)
         plan: Ints = self.slot[taken].reshape(-1, self.count)
         return plan

@@ -17,6 +17,10 @@ def parse_recipe(text: str) -> list[tuple[str, Mapping[str, Any]]]:
     Raises:
         ConfigurationError: if the text has another fmt. Whether such techniques exist is not looked at.
     """
+    if not isinstance(text, str):
+        raise ConfigurationError(
+            f"{text!r} is a {type(text).__name__} and no recipe; write for example 'low_rank(ratio=0.5)'"
+        )
     if len(text) > LONGEST:
         raise ConfigurationError(f"a text of {len(text)} characters is not a recipe; at most {LONGEST} are read")
     try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from plywise.compressors.errors import FileFormatError, ModelError
 from plywise.compressors.packing.packed_file import load_packed, save_packed
-from plywise.env.storage.cache import cache_folder
+from plywise.env.storage.cache import cache_folder, tell_damaged
 
 CEILING = 1 << 30
 """Bytes of files in a folder; what is made beyond that is not stored."""
@@ -53,6 +53,7 @@ class BankFolder:
         try:
             return load_packed(path, layer).requires_grad_(False)  # as what is made here
         except FileFormatError:
+            tell_damaged(str(path))
             return None  # made again, and written over
 
     def put(self, key: str, layer: nn.Module, module: nn.Module) -> None:

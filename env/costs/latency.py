@@ -21,13 +21,13 @@ from plywise.env.network.operation import Operation
 from plywise.env.runtime.operation_graph import operation_graph
 from plywise.env.runtime.runtime import loaded_run
 from plywise.env.runtime.target_program import NOISY, block_times, relative_times, variation
-from plywise.env.storage.cache import cache_folder
-from plywise.env.storage.sqlite_file import open_sqlite
+from plywise.env.storage.cache import cache_folder, tell_damaged
+from plywise.env.storage.sqlite_file import made_anew, open_sqlite, row_checksum
 from plywise.env.storage.timing_lock import timing
 
 Chain = tuple[Operation, ...]
 
-TABLE = "latency_3"
+TABLE = "latency_4"
 """Name and version in one: other versions of Plywise keep tables of their own in the same file."""
 
 REFERENCE: Chain = (Operation("conv2d", 16, 16, (16, 16, 16), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),)
@@ -80,13 +80,16 @@ class LatencyTable:
         self.path = path if path is not None else cache_folder() / "latency.sqlite"
         self.device = device if device is not None else Device.here()
         self.reasons: dict[Chain, str] = {}
+        made_anew(self.path, self._begin)
+
+    def _begin(self) -> None:
         with open_sqlite(self.path) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if tables and TABLE not in tables:
-                warnings.warn(f"{self.path} is of another version; latencies will be measured again", stacklevel=2)
+                warnings.warn(f"{self.path} is of another version; latencies will be measured again", stacklevel=4)
             connection.execute(
                 f"CREATE TABLE IF NOT EXISTS {TABLE} (device TEXT, chain TEXT, milliseconds REAL, variation REAL, "
-                "reason TEXT, PRIMARY KEY (device, chain))"
+                "reason TEXT, checksum TEXT, PRIMARY KEY (device, chain))"
             )
 
     def milliseconds(self, chains: Sequence[Chain], progress: bool = True) -> NDArray[np.float64]:
@@ -99,6 +102,12 @@ class LatencyTable:
             chains: any number, repeats allowed.
             progress: whether to show a bar with the time left where measuring takes over 2 seconds.
         """
+        known = made_anew(self.path, lambda: self._found(chains, progress))
+        empty = known[()] or 0.0
+        return np.array([net_milliseconds(chain, known[chain], empty) for chain in chains])
+
+    def _found(self, chains: Sequence[Chain], progress: bool) -> dict[Chain, float | None]:
+        """Returns the milliseconds of chains, of the reference and of an empty graph; None where they cannot run."""
         wanted = {chain: chain_key(chain) for chain in (REFERENCE, (), *chains)}
         with open_sqlite(self.path) as connection:
             known = self._known(connection, wanted)
@@ -109,16 +118,15 @@ class LatencyTable:
             for chain in (tracked if progress else untracked)(missing, "measuring latencies", len(missing)):
                 known[chain], varied = self._measured(chain, known.get(REFERENCE))
                 rough += varied > NOISY
+                row = (self.device.fingerprint, wanted[chain], known[chain], varied, self.reasons.get(chain))
                 connection.execute(
-                    f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?, ?)",
-                    (self.device.fingerprint, wanted[chain], known[chain], varied, self.reasons.get(chain)),
+                    f"INSERT OR IGNORE INTO {TABLE} VALUES (?, ?, ?, ?, ?, ?)", (*row, row_checksum(*row))
                 )
                 # Where another process was first, its figure counts: all others are relative to the reference's.
                 known |= self._known(connection, {chain: wanted[chain]})
         what = f"{rough} of {len(missing)} latencies vary"
         tell_rough(rough, len(missing), what, f" and delete {self.path}")
-        empty = known[()] or 0.0
-        return np.array([net_milliseconds(chain, known[chain], empty) for chain in chains])
+        return known
 
     def why_refused(self, chain: Chain) -> str:
         """Returns the runtime's reason."""
@@ -129,14 +137,21 @@ class LatencyTable:
         return f"{self.device.latency_source}: on {self.device.name}"
 
     def _known(self, connection: sqlite3.Connection, wanted: dict[Chain, str]) -> dict[Chain, float | None]:
-        query = f"SELECT milliseconds, reason FROM {TABLE} WHERE device = ? AND chain = ?"
+        query = f"SELECT milliseconds, variation, reason, checksum FROM {TABLE} WHERE device = ? AND chain = ?"
         known: dict[Chain, float | None] = {}
         for chain, key in wanted.items():
             row = connection.execute(query, (self.device.fingerprint, key)).fetchone()
-            if row is not None:
-                known[chain] = row[0]
-                if row[1] is not None:
-                    self.reasons[chain] = row[1]
+            if row is None:
+                continue
+            *figures, checksum = row
+            if checksum != row_checksum(self.device.fingerprint, key, *figures):
+                tell_damaged(f"a latency in {self.path}")
+                delete = f"DELETE FROM {TABLE} WHERE device = ? AND chain = ?"
+                connection.execute(delete, (self.device.fingerprint, key))
+                continue
+            known[chain], reason = figures[0], figures[2]
+            if reason is not None:
+                self.reasons[chain] = reason
         return known
 
     def _measured(self, chain: Chain, reference: float | None) -> tuple[float | None, float]:

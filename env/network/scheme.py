@@ -36,6 +36,13 @@ class Scheme:
 
         >>> Scheme.of({"*": "uniform_quantization(bits=4)", "type:Linear": LowRank(0.4) + Codebook(bits=4)})
         """
+        if not isinstance(recipes, Mapping):
+            raise ConfigurationError(
+                f"recipes={recipes!r} is a {type(recipes).__name__} and must be a dictionary of recipes by name"
+            )
+        for name in recipes:
+            if not isinstance(name, str):
+                raise ConfigurationError(f"{name!r} is a {type(name).__name__}; names and patterns of layers are texts")
         return cls({name: Recipe.of(recipe) for name, recipe in recipes.items()})
 
     @classmethod

@@ -1,10 +1,10 @@
 """How a compressed network is fine-tuned."""
 
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from typing import Any
 
 from plywise.compressors.errors import ConfigurationError, unknown_name
+from plywise.compressors.plain_values import as_number, as_whole
 from plywise.compressors.quantization.weight_quantizer import WeightQuantizer
 from plywise.compressors.recipes.technique import Recipe
 
@@ -13,7 +13,7 @@ MODES = ("finetune", "distill")
 GRADIENTS = ("weights", "biases", "errors")
 """What a quantiser of gradients may act on; errors are the gradients with respect to the outputs of layers."""
 
-USUAL_EPOCHS = 3
+USUAL_EPOCHS, MOST_EPOCHS = 3, 100_000
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,19 @@ class RecoverySettings:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise unknown_name("way to recover", self.mode, MODES)
-        if not isinstance(self.epochs, Integral) or self.epochs < 1:
+        epochs, rate = as_whole(self.epochs), as_number(self.learning_rate)
+        if epochs is None or not 1 <= epochs <= MOST_EPOCHS:
             raise ConfigurationError(
-                f"epochs={self.epochs!r} must be at least 1, a whole number: give more or leave out 'recover'"
+                f"epochs={self.epochs!r} must be 1 to {MOST_EPOCHS:,}, a whole number: give such a one or leave out "
+                "'recover'"
             )
-        if self.batch_size < 1 or not 0 < self.learning_rate < 1:
+        if self.batch_size < 1 or rate is None or not 0 < rate < 1:
             raise ConfigurationError(
                 f"batch_size={self.batch_size} must be at least 1 and learning_rate={self.learning_rate!r} between 0 "
                 "and 1"
             )
+        object.__setattr__(self, "epochs", epochs)
+        object.__setattr__(self, "learning_rate", rate)
         for each in self.gradients_of:
             if each not in GRADIENTS:
                 raise unknown_name("kind of gradient", each, GRADIENTS)

@@ -1,12 +1,14 @@
 """What the user wants: ceilings that must hold and preferences among plans that hold them."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 
 from plywise.compressors.errors import ConfigurationError, unknown_name
+from plywise.compressors.plain_values import as_number
+
+MOST_WEIGHT = 1e6
+"""Beyond it the score's terms are of such different sizes that the smaller ones no longer count."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Demand:
     Attributes:
         max_accuracy_drop: percentage points of accuracy that may be lost; None for no ceiling.
         max_storage, max_latency, max_energy: share of the original's cost, in (0, 1]; None for no ceiling.
-        accuracy_weight: what one point of accuracy is worth.
+        accuracy_weight: what one point of accuracy is worth; each weight at most `MOST_WEIGHT`.
         storage_weight, latency_weight, energy_weight: what a factor e (2.72x) less of the cost is worth.
     """
 
@@ -31,9 +33,10 @@ class Demand:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            optional = name.startswith("max_")
-            if not isinstance(value, Real) and not (optional and value is None):
+            optional, number = name.startswith("max_"), as_number(value)
+            if number is None and not (optional and value is None):
                 raise ConfigurationError(f"{name}={value!r} must be a number{' or None' if optional else ''}")
+            object.__setattr__(self, name, number)
         for name in ("max_storage", "max_latency", "max_energy"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value <= 1.0:
@@ -44,8 +47,8 @@ class Demand:
         if drop is not None and not 0.0 <= drop <= 100.0:
             raise ConfigurationError(f"max_accuracy_drop={drop!r} must be percentage points between 0 and 100")
         weights = self.weights
-        if any(not math.isfinite(weight) or weight < 0.0 for weight in weights) or sum(weights) == 0.0:
-            raise ConfigurationError(f"weights {weights} must be at least 0, finite, and not all 0")
+        if any(not 0.0 <= weight <= MOST_WEIGHT for weight in weights) or sum(weights) == 0.0:
+            raise ConfigurationError(f"weights {weights} must lie between 0 and {MOST_WEIGHT:,.0f}, and not all be 0")
 
     @property
     def ceilings(self) -> tuple[float | None, float | None, float | None]:

@@ -1,9 +1,19 @@
 """Where files that can be made again are kept between runs."""
 
 import os
+import warnings
 from pathlib import Path
 
 from plywise.compressors.errors import ConfigurationError
+
+
+class CacheDamageWarning(UserWarning):
+    """Says that something in the cache was damaged and is made again."""
+
+
+def tell_damaged(what: str) -> None:
+    """Says that something in the cache is not as it was written, and is made again."""
+    warnings.warn(f"damaged and made again: {what}", CacheDamageWarning, stacklevel=3)
 
 
 def cache_folder(*parts: str) -> Path:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.plain_values import as_number
 
 SHARE = 0.25
 """Of the machine's memory, where nothing else is asked for."""
@@ -36,12 +37,12 @@ def limit_memory(gibibytes: float | None) -> None:
     if gibibytes is None:
         _asked.clear()
         return
-    machine = _machine()
-    if not 0 < gibibytes * GIB <= machine:
+    machine, number = machine_memory(), as_number(gibibytes)
+    if number is None or not 0 < number <= machine / GIB:
         raise ConfigurationError(
-            f"memory={gibibytes:g} GiB must be above 0 and at most what the machine has, {machine / GIB:.1f}"
+            f"memory={gibibytes!r} must be GiB, a number above 0 and at most what the machine has, {machine / GIB:.1f}"
         )
-    _asked[:] = [int(gibibytes * GIB)]
+    _asked[:] = [int(number * GIB)]
 
 
 def ceiling_of_layers() -> int:
@@ -72,10 +73,10 @@ def share(processes: int) -> float:
 
 
 def _ceiling() -> int:
-    return _asked[0] if _asked else int(SHARE * _machine())
+    return _asked[0] if _asked else int(SHARE * machine_memory())
 
 
-def _machine() -> int:
+def machine_memory() -> int:
     """Returns the bytes that are there, or that the container may take where that is less."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:

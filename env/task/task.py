@@ -1,5 +1,6 @@
 """What a user gives: data, how the network is run on them, and how it is judged."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.plain_values import as_number
 from plywise.env.task.batch import Batch
 from plywise.env.task.forward import Forward
 from plywise.env.task.judge import Loss
@@ -61,10 +63,23 @@ class Task:
                 raise ConfigurationError(f"{what} is a {type(given).__name__} and must be a function")
         if not isinstance(self.unit, str) or not self.unit:
             raise ConfigurationError(f"unit={self.unit!r} must be a text, such as '%' or 'mIoU'")
-        if self.point is not None and not (isinstance(self.point, int | float) and self.point > 0):
+        point = as_number(self.point)
+        if self.point is not None and not (point is not None and 0 < point < math.inf):
             raise ConfigurationError(f"point={self.point!r} must be a number above 0, in {self.unit}")
+        object.__setattr__(self, "point", point)
+        if self.bounds is not None:
+            object.__setattr__(self, "bounds", _checked_bounds(self.bounds))
+        if not isinstance(self.name, str):
+            raise ConfigurationError(f"name={self.name!r} must be a text")
         if self.metric is None and self.unit != "%":
             raise ConfigurationError(f"unit={self.unit!r} has no meaning without a metric; give one, or leave it out")
+
+
+def _checked_bounds(given: Any) -> tuple[float, float]:
+    ends = tuple(map(as_number, given)) if isinstance(given, list | tuple) else ()
+    if len(ends) != 2 or None in ends or not -math.inf < ends[0] < ends[1] < math.inf:  # type: ignore[operator]
+        raise ConfigurationError(f"bounds={given!r} must be two numbers, the lower one first, such as (0.0, 100.0)")
+    return ends  # type: ignore[return-value]
 
 
 def _check_iterable(given: Any, what: str) -> None:

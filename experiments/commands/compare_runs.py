@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from plywise.compressors import plain_values
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.experiments.handover.run_folder import UNFINISHED
 from plywise.experiments.pages import comparison
@@ -40,7 +41,7 @@ def compare_runs(
             )
     runs = read_runs(folders)
     if as_json:
-        print(json.dumps(comparison.as_json(runs, changes), indent=2))
+        print(json.dumps(plain_values.as_json(comparison.as_json(runs, changes)), indent=2, allow_nan=False))
     else:
         show_comparison(runs, changes, Console())
     if page is not None:

@@ -1,21 +1,27 @@
 """What a compression is asked to do: one frozen value for each subject, made from a user's flat options."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, unknown_name
+from plywise.compressors.plain_values import as_number, as_whole
 from plywise.env.bank.repair import FULL, Repair, make_repair
 from plywise.env.recovery.recovery_settings import RecoverySettings, make_recovery
 from plywise.env.score.demand import Demand, make_demand
 from plywise.env.task.task import Task
-from plywise.experiments.commands.study import check_seed
+from plywise.experiments.commands.option_kinds import plain_options
+from plywise.experiments.commands.study import checked_seed
 from plywise.experiments.data.preprocessing import NOTHING_GIVEN, Preprocessing, make_preprocessing
+from plywise.experiments.networks.model_loading import check_network
 from plywise.experiments.networks.zoo import zoo_entry
+
+MOST_EVALUATIONS = 10_000_000
+"""Plans that are scored; more would take years."""
 
 LIMITS = ("drop", "storage", "latency", "energy")
 """Short names of what a user may limit."""
@@ -48,12 +54,7 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if self.model is None:
             raise ConfigurationError("which network? Give model, or a front that says it (from=FOLDER)")
-        if not isinstance(self.model, str | nn.Module):
-            raise ConfigurationError(
-                f"model is a {type(self.model).__name__} and must be an nn.Module, or a text: 'zoo:NAME', "
-                "'package.module:function' or 'file.py:function', where the function returns the network; "
-                "'__main__:function' is one of your own script"
-            )
+        check_network(self.model)
         if self.data is not None and self.task is not None:
             raise ConfigurationError(f"data={self.data!r} and a task were given; one of them says what the data are")
         if self.weights is not None and not isinstance(self.model, str):
@@ -96,12 +97,14 @@ class SearchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        if not isinstance(self.evaluations, Integral) or self.evaluations < 1:
+        object.__setattr__(self, "seed", checked_seed(self.seed))
+        evaluations = as_whole(self.evaluations)
+        if evaluations is None or not 1 <= evaluations <= MOST_EVALUATIONS:
             raise ConfigurationError(
-                f"evaluations={self.evaluations!r} must be at least 1, a whole number: no plan can be chosen without "
-                "scoring one"
+                f"evaluations={self.evaluations!r} must be at least 1 and at most {MOST_EVALUATIONS:,}, a whole "
+                "number: no plan can be chosen without scoring one"
             )
+        object.__setattr__(self, "evaluations", evaluations)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def make_compression(options: Mapping[str, Any]) -> CompressionSettings:
     Raises:
         ConfigurationError: on values that are not allowed and on names that are not known.
     """
-    left = dict(options)
+    left = plain_options(options)
     preprocessing = make_preprocessing(
         **{name: left.pop(name) for name in ("mean", "std", "size", "crop", "channels") if name in left}
     )
@@ -178,9 +181,10 @@ def make_limits(limits: Mapping[str, float] | None) -> tuple[dict[str, float], f
         if name not in LIMITS:
             raise unknown_name("limit", name, LIMITS)
     drop = left.pop("drop", None)
-    if drop is not None and not (isinstance(drop, Real) and drop >= 0):
+    number = as_number(drop)
+    if drop is not None and (number is None or not 0 <= number < math.inf):
         raise ConfigurationError(f"limits['drop']={drop!r} must be a number of at least 0, in the metric's unit")
-    return {f"max_{name}": share for name, share in left.items()}, drop
+    return {f"max_{name}": share for name, share in left.items()}, number
 
 
 def _listed(given: str | type | Sequence[str | type] | None) -> tuple[str | type, ...]:

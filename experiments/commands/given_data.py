@@ -6,6 +6,7 @@ from typing import Any
 
 from plywise.compressors.errors import ConfigurationError
 from plywise.env.task.task import Task
+from plywise.experiments.commands.option_kinds import PATH, TEXT, check_kind
 
 
 def data_of(
@@ -22,8 +23,15 @@ def data_of(
     Raises:
         ConfigurationError: where several say what the data are, or parts come with no calibration data.
     """
-    if not str(out):
+    if out is None or not str(out):
         raise ConfigurationError("which folder shall be written? Give out, such as 'runs/mine'")
+    check_kind("out", out, PATH)
+    if data is not None:
+        check_kind("data", data, TEXT)
+    if task is not None and not isinstance(task, Task | str):
+        raise ConfigurationError(
+            f"task={task!r} is a {type(task).__name__} and must be a plywise.Task, or a text: 'path.py:make_task'"
+        )
     calibration = given["calibration"]
     parts = {name: value for name, value in given.items() if name != "calibration" and value not in (None, "%")}
     said = [name for name, value in (("calibration", calibration), ("data", data), ("task", task)) if value is not None]

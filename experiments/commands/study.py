@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError
+from plywise.compressors.plain_values import as_whole
 from plywise.env.bank.repair import FULL, Repair
 from plywise.env.costs.latency import Latencies
 from plywise.env.execution.progress import tracked, untracked
@@ -186,10 +186,12 @@ def validation_kind(model: str | nn.Module, data: Dataset | BoundTask, weights: 
     return f"{data.validation_source if isinstance(data, Dataset) else data.validation_kind}; {seen}"
 
 
-def check_seed(seed: int) -> None:
-    """Raises ConfigurationError unless every generator takes the seed."""
-    if not isinstance(seed, Integral) or not 0 <= seed <= MOST_SEED:
+def checked_seed(seed: int) -> int:
+    """Returns a seed as a plain number; raises ConfigurationError unless every generator takes it."""
+    number = as_whole(seed)
+    if number is None or not 0 <= number <= MOST_SEED:
         raise ConfigurationError(f"seed={seed!r} must lie between 0 and {MOST_SEED}, a whole number")
+    return number
 
 
 def samples(split: Split, most: int | None = None) -> Labelled:

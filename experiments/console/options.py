@@ -47,11 +47,12 @@ def _reworded(message: str, known: list[str]) -> str:
     unknown = re.match(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown:
         return f"unknown option {unknown[1]}.{_nearest(unknown[1], known)}"
-    wrong = re.match(r'Parser key "(?:\w+\.)?(\w+)":.*?(?:Got value|Given value): (.*)', message, re.DOTALL)
+    wrong = re.match(r'Parser key "(?:\w+\.)?(\w+)":', message)
     if wrong:
+        given = re.findall(r"(?:Got|Given) value: ([^\n]*)", message)[-1:]  # the last one is as it was typed
         kinds = dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", message))
         allowed = " or ".join(KINDS.get(kind, kind) for kind in kinds)
-        return f"--{wrong[1]} takes {allowed or 'another kind of value'}, not {wrong[2]!r}"
+        return f"--{wrong[1]} takes {allowed or 'another kind of value'}, not {''.join(given)!r}"
     return message
 
 

@@ -19,6 +19,8 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILES = ("test_batch",)
 VALUES = 3 * 32 * 32
+MOST_BYTES = 1 << 28
+"""Of a batch, whose originals have 31 million."""
 DOWNLOAD = "it is damaged: download it again"
 
 
@@ -39,6 +41,9 @@ def _read(folder: Path, suffix: str, read: Any) -> tuple[LabelledImages, Labelle
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise DataError(f"{folder} lacks {', '.join(missing)}; download CIFAR-10 again")
+        large = [path.name for path in paths if path.stat().st_size > MOST_BYTES]
+        if large:
+            raise DataError(f"{folder}: {large[0]} has more than {MOST_BYTES:,} bytes; {DOWNLOAD}")
         batches = [read(path) for path in paths]
         images = torch.cat([torch.from_numpy(values) for values, _ in batches]).view(-1, 3, 32, 32)
         parts.append(LabelledImages(images, torch.cat([torch.from_numpy(labels) for _, labels in batches])))

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from plywise.compressors.errors import DataError
@@ -192,4 +192,6 @@ def _opened(content: bytes, name: str) -> Image.Image:
 
 
 def _damaged(name: str, error: Exception) -> DataError:
+    if isinstance(error, UnidentifiedImageError):  # whose own words are about the object that was read from
+        return DataError(f"the image {name} cannot be decoded: it is no image file; replace it or remove it")
     return DataError(f"the image {name} cannot be decoded ({error}); replace it or remove it")

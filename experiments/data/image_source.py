@@ -9,6 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from plywise.compressors.errors import DataError
 
+MOST_BYTES = 1 << 28
+"""Of one file, in memory: no image that can be decoded is larger."""
+
 
 class ImageSource(ABC):
     """Named files that can be read."""
@@ -47,6 +50,7 @@ class FolderSource(ImageSource):
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""
         try:
+            _check_size(self.path / name, (self.path / name).stat().st_size)
             return (self.path / name).read_bytes()
         except OSError as error:
             raise DataError(f"{self.path / name} cannot be read ({error.strerror})") from error
@@ -78,9 +82,11 @@ class ZipSource(ImageSource):
         return sorted({*listed, *(str(parent) for name in self.names() for parent in PurePosixPath(name).parents)})
 
     def read(self, name: str) -> bytes:
-        """Returns the unpacked content of a file."""
+        """Returns the unpacked content of a file, which never gets longer than its header says."""
         try:
-            return self._archive.read(name)
+            _check_size(f"{name} in {self.path}", self._archive.getinfo(name).file_size)
+            with self._archive.open(name) as file:
+                return file.read(MOST_BYTES)
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise DataError(f"{name} in {self.path} cannot be read ({error}); download the archive again") from error
 
@@ -92,6 +98,14 @@ class ZipSource(ImageSource):
 def open_source(path: Path) -> ImageSource:
     """Opens a folder or a zip archive; raises DataError on any other file."""
     return FolderSource(path) if path.is_dir() else ZipSource(path)
+
+
+def _check_size(name: object, size: int) -> None:
+    if size > MOST_BYTES:
+        raise DataError(
+            f"{name} has {size:,} bytes, more than the {MOST_BYTES:,} of the largest image that is read; replace it or "
+            "remove it"
+        )
 
 
 def _digest(root: Path, files: Sequence[Path]) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.agent.search.front import FrontSearch, table_front
 from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.compressors.plain_values import as_number
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
@@ -51,8 +52,10 @@ def find_front(settings: CompressionSettings, max_drop: float, out: Path, option
     Raises:
         PlywiseError: on anything that the user can fix, before anything is computed where possible.
     """
-    if not 0.0 < max_drop <= 100.0:
-        raise ConfigurationError(f"max_drop={max_drop!r} must be points, above 0 and at most 100")
+    most = as_number(max_drop)
+    if most is None or not 0.0 < most <= 100.0:
+        raise ConfigurationError(f"max_drop={max_drop!r} must be points, a number above 0 and at most 100")
+    max_drop = most
     source, search = settings.source, settings.search
     kept = saved_options(options)
     check_same_front(out, kept)

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from plywise.agent.search.front import knee, unbeaten
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.compressors.plain_values import as_json, as_number, as_whole
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.prices.prices import METRICS
 from plywise.experiments.front.front_picture import Estimated, picture
@@ -126,7 +127,7 @@ class FrontFolder:
             "finished": self.finished,
             "points": points,
         }
-        write_atomically(self.path / FILE, json.dumps(content, indent=1, allow_nan=False).encode())
+        write_atomically(self.path / FILE, json.dumps(as_json(content), indent=1, allow_nan=False).encode())
         write_atomically(self.path / TABLE, _csv(points).encode())
         now = time.monotonic()
         if self.finished or now - self._drawn >= PICTURE_SECONDS:
@@ -163,12 +164,21 @@ class FrontFolder:
             content = json.loads((path / FILE).read_bytes())
             if content["plywise"] != FORMAT:
                 raise ValueError(content["plywise"])
-            rows = [Row(**{name: row[name] for name in Row.__dataclass_fields__}) for row in content["points"]]
+            rows = [_row(row) for row in content["points"]]
             options, about, most = dict(content["options"]), dict(content["about"]), float(content["max_drop"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             hint = "give the folder that 'plywise pareto' wrote"
             raise FileFormatError(f"{path} does not hold a front (no valid {FILE}: {error}); {hint}") from error
         return cls(path, options, about, most, rows, finished=bool(content.get("finished")))
+
+
+def _row(given: Mapping[str, Any]) -> Row:
+    """Returns what a file says of a plan; raises ValueError where a figure is no number."""
+    fields = {name: given[name] for name in Row.__dataclass_fields__}
+    figures = {name: as_number(value) for name, value in fields.items() if name != "found_by"}
+    if None in figures.values() or not isinstance(fields["found_by"], str) or as_whole(fields["number"]) is None:
+        raise ValueError(f"a point holds {fields}")
+    return Row(**fields)
 
 
 def _csv(points: Sequence[Mapping[str, Any]]) -> str:

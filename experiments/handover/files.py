@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from plywise.compressors.atomic_file import write_atomically
 from plywise.compressors.packing.packed_file import load_packed
+from plywise.compressors.plain_values import as_json
 from plywise.env.prices.pricing import original_storage
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.subject import Subject
@@ -190,5 +191,5 @@ def told(figure: float) -> float | None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Writes JSON, atomically."""
-    write_atomically(path, f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode())
+    """Writes JSON, atomically; whatever JSON cannot hold is written as None or as text, so that nothing is lost."""
+    write_atomically(path, f"{json.dumps(as_json(content), indent=2, allow_nan=False)}\n".encode())

@@ -7,7 +7,7 @@ from torch import nn
 from plywise.compressors.errors import ConfigurationError
 from plywise.compressors.packing.packed_file import load_packed, read_metadata
 from plywise.env.network.preparation import prepare
-from plywise.experiments.networks.model_loading import load_model
+from plywise.experiments.networks.model_loading import check_network, load_model
 from plywise.experiments.networks.zoo import ZOO, untrained
 
 WEIGHTS = "weights.safetensors"
@@ -25,6 +25,8 @@ def load_compressed(path: Path, model: nn.Module | str | None = None) -> nn.Modu
         FileFormatError: if the file is missing or damaged.
         ConfigurationError: if the network is not of the zoo and no architecture is given.
     """
+    if model is not None:
+        check_network(model)
     file = path / WEIGHTS if path.is_dir() else path
     if model is None:
         given = read_metadata(file).get("model", "")

@@ -1,6 +1,7 @@
 """A trained network from the zoo, or from a user's own factory and file of weights."""
 
 import importlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from plywise.compressors.errors import ModelError
+from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.env.network.preparation import prepare
 from plywise.env.task.task import Task
 from plywise.experiments.data.dataset import Dataset
@@ -21,10 +22,36 @@ from plywise.experiments.networks.zoo import trained, untrained, zoo_entry
 
 NAMED_AT_MOST = 5
 
+MOST_UNPACKED = 8
+"""Times the bytes of a file of weights that it may unpack to; torch packs nothing."""
+
 STEADY = 1e-4
 """Of the largest logit: how far two runs on the same images may lie apart."""
 ALONE = 1e-3
 """Likewise: how far an image's logits alone may lie from those in a batch, whose sums run in another order."""
+
+
+def check_network(model: Any) -> None:
+    """Raises ConfigurationError unless a network is given itself, or by a text that names a file and a function."""
+    if isinstance(model, nn.Module):
+        return
+    if not isinstance(model, str):
+        raise ConfigurationError(
+            f"model is a {type(model).__name__} and must be an nn.Module, or a text: 'zoo:NAME', "
+            "'package.module:function' or 'file.py:function', where the function returns the network; "
+            "'__main__:function' is one of your own script"
+        )
+    check_spec(model, "model")
+
+
+def check_spec(spec: str, option: str) -> None:
+    """Raises ConfigurationError where a text lacks what stands before or behind its colon."""
+    location, colon, name = spec.rpartition(":")
+    if not name.strip() or (colon and not location.removesuffix(".py").strip()):
+        raise ConfigurationError(
+            f"{option}={spec!r} lacks a name: write 'file.py:function' or 'package.module:function'"
+            + ("" if option == "task" else ", or 'zoo:NAME' (see 'plywise list networks')")
+        )
 
 
 def load_model(spec: str, weights: str | Path | None = None, dataset: Dataset | None = None) -> nn.Module:
@@ -43,6 +70,7 @@ def load_model(spec: str, weights: str | Path | None = None, dataset: Dataset | 
         ModelError: the network cannot be built or is of a kind that cannot be compressed, its weights do not fit or are
             not finite, or it does not run.
     """
+    check_spec(spec, "model")
     kind, colon, name = spec.rpartition(":")
     in_zoo = not colon or kind == "zoo"
     model = _from_zoo(name, weights, dataset) if in_zoo else _from_factory(spec, kind, name)
@@ -142,6 +170,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"the file of weights {path} does not exist; give a .safetensors or a torch file")
     if path.stat().st_size == 0:
         raise ModelError(f"the file of weights {path} is empty; save the weights again")
+    _check_unpacked(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -157,6 +186,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ModelError(f"{path} does not map names to tensors; save model.state_dict()")
     return dict(state)
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises ModelError where a torch file, a zip archive, unpacks to much more than it is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # of another kind
+    if unpacked > MOST_UNPACKED * max(path.stat().st_size, 1 << 20):
+        raise ModelError(
+            f"the file of weights {path} would unpack to {unpacked:,} bytes from {path.stat().st_size:,}, which "
+            "torch's own files never do; save model.state_dict() again"
+        )
 
 
 def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
@@ -196,6 +239,7 @@ def load_task(spec: str) -> Task:
     Raises:
         ModelError: where the file or the function is not there, fails or returns something else.
     """
+    check_spec(spec, "task")
     location, colon, name = spec.rpartition(":")
     if not colon:
         raise ModelError(f"{spec!r} names no function; write 'path/to/file.py:make_task'")

@@ -8,7 +8,7 @@ from toy_walk import CONTEXT, ROW, ToyWalk, mean_reward
 
 from plywise.agent.learning.ppo import PPOSettings, train
 from plywise.agent.learning.recipe_agent import RecipeAgent
-from plywise.agent.learning.tensorboard import EXPLANATIONS, Choices, explained_as, guide
+from plywise.agent.learning.tensorboard import EXPLANATIONS, LAYOUT, Choices, explained_as, guide
 from plywise.compressors.errors import ConfigurationError
 
 SHORT = PPOSettings(total_steps=512, num_envs=16, n_steps=8, minibatch=64, epochs=2, hidden=8)
@@ -127,3 +127,9 @@ def test_choices_count_each_technique_at_each_layer():
     names, shares = choices.shares()
     assert names == ["filter_pruning", "identity", "uniform_quantization"]
     assert shares.tolist() == [[0.0, 0.5, 0.5], [0.5, 0.0, 1.0]]
+
+
+def test_every_chart_shows_curves_that_there_are() -> None:
+    shown = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
+    assert len(shown) == len(set(shown))
+    assert {tag.replace(".*", "<name>") for tag in shown} <= set(EXPLANATIONS)

@@ -31,6 +31,21 @@ PLAN_METRICS = {
 }
 """Names of curves and where a finished plan holds their value."""
 
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "plans": {
+        "score": ["Multiline", ["plan/score"]],
+        "ceilings": ["Multiline", ["plan/met", "plan/broken"]],
+        "costs, shares of the original's": ["Multiline", ["plan/storage", "plan/latency", "plan/energy"]],
+        "points lost": ["Multiline", ["plan/drop"]],
+    },
+    "learning": {
+        "updates": ["Multiline", ["train/approx_kl", "train/clip_fraction"]],
+        "choices and values": ["Multiline", ["train/entropy_loss", "train/explained_variance"]],
+    },
+    "networks": {name: ["Multiline", [f"network/.*/{name}"]] for name in PLAN_METRICS},
+}
+"""Charts of TensorBoard's tab of custom scalars: plans first, what learning does, then the networks side by side."""
+
 _ACCURACY = "estimated accuracy drop of finished plans, percentage points"
 _MET = "share of finished plans that hold every ceiling of their demand"
 _SCORE = "mean score of finished plans: weighted log gains less penalties for broken ceilings and lost accuracy"
@@ -44,16 +59,22 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "plan/storage": ("storage of finished plans as a share of the original's", "falls towards the ceilings"),
     "plan/latency": ("latency of finished plans as a share of the original's", "falls towards the ceilings"),
     "plan/energy": ("energy of finished plans as a share of the original's", "falls towards the ceilings"),
-    "plan/met": (_MET, "above 0.95"),
-    "plan/broken": ("share of finished plans that break at least one ceiling", "below 0.05"),
-    "train/approx_kl": ("how far one update moves the policy (Kullback-Leibler divergence)", "0.003 to 0.03"),
-    "train/clip_fraction": ("share of samples whose update was clipped", "0.05 to 0.3"),
+    "plan/met": (_MET, "rises to 0.7 or more: choices are drawn, not the best ones, and many demands are tight"),
+    "plan/broken": ("share of finished plans that break at least one ceiling", "falls below 0.3, likewise"),
+    "train/approx_kl": (
+        "how far one update moves the policy (Kullback-Leibler divergence)",
+        "0.002 to 0.03, then falls with the learning rate",
+    ),
+    "train/clip_fraction": ("share of samples whose update was clipped", "up to 0.2, then towards 0 likewise"),
     "train/clip_range": ("PPO's clipping of the probability ratio", "constant: a setting"),
     "train/entropy_loss": (
         "minus the mean entropy of the choice, in nats",
         "rises slowly towards 0; a jump is a collapse",
     ),
-    "train/explained_variance": ("share of the returns' variance that the value head explains", "towards 1"),
+    "train/explained_variance": (
+        "share of the returns' variance that the value head explains",
+        "0 to 0.3: rewards are shaped by what the prices promise, and what is left depends on draws still to come",
+    ),
     "train/learning_rate": ("Adam's step size", "falls linearly: a setting"),
     "train/loss": ("the last minibatch's total loss", "no target: see its parts"),
     "train/policy_gradient_loss": ("PPO's clipped surrogate", "slightly negative, towards 0"),
@@ -63,7 +84,7 @@ EXPLANATIONS: dict[str, tuple[str, str]] = {
     "network/<name>/storage": ("storage as a share of this network's original", "as plan/storage"),
     "network/<name>/latency": ("latency as a share of this network's original", "as plan/latency"),
     "network/<name>/energy": ("energy as a share of this network's original", "as plan/energy"),
-    "network/<name>/met": (_MET + ", this network alone", "above 0.95"),
+    "network/<name>/met": (_MET + ", this network alone", "as plan/met"),
     "choices/<name>": (
         "picture: how often each technique was chosen at each layer of the network since the last picture",
         "from even columns to a pattern of bright and dark fields",
@@ -138,15 +159,15 @@ class Choices:
         """Draws the shares, one row per layer."""
         names, shares = self.shares()
         # Margins in inches from the longest names: letting matplotlib find them takes several times as long as drawing.
-        left, below = (0.3 + 0.055 * max(map(len, labels), default=0) for labels in (self.layers, names))
-        inner = 0.35 * len(names), 0.16 * len(self.layers)
+        left, below = (0.3 + 0.085 * max(map(len, labels), default=0) for labels in (self.layers, names))
+        inner = 0.4 * len(names), 0.2 * len(self.layers)
         width, height = left + inner[0] + 1.0, below + inner[1] + 0.4
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes((left / width, below / height, inner[0] / width, inner[1] / height))
         image = axes.imshow(shares, vmin=0.0, vmax=1.0, aspect="auto", cmap="viridis")
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(self.layers)), self.layers, fontsize=6)
-        axes.set_title(f"{network}: {self.plans} plans", fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=10)
+        axes.set_yticks(range(len(self.layers)), self.layers, fontsize=10)
+        axes.set_title(f"{network}: {self.plans} plans", fontsize=10)
         bar = figure.add_axes((1.0 - 0.7 / width, below / height, 0.15 / width, inner[1] / height))
         figure.colorbar(image, cax=bar, label="share of plans")
         return figure
@@ -199,6 +220,7 @@ class TensorBoardCallback(BaseCallback):
         for summary in hparams(dict(self.settings), metrics):
             self._writer.file_writer.add_summary(summary)
         self._writer.add_text("guide", guide(), 0)
+        self._writer.add_custom_scalars(LAYOUT)
 
     def _on_step(self) -> bool:
         infos = self.locals["infos"]

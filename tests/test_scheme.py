@@ -177,12 +177,12 @@ def test_techniques_add_up_to_recipes_in_the_order_of_their_stages():
         bits + 4
 
 
-# The examples of the README
+# The examples of the page on plans
 
 
 def example(language, part):
-    """Returns the one block of a language in the README that holds a part."""
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    """Returns the one block of a language on the page that holds a part."""
+    text = (Path(__file__).parents[1] / "docs" / "plans.md").read_text(encoding="utf-8")
     (found,) = (block for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if part in block)
     return found
 

@@ -66,7 +66,11 @@ class ActivationRange:
 
 def _learns(*tensors: Tensor | None) -> bool:
     """Whether a gradient is asked for."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()
+        and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    )
 
 
 class _RoundThrough(torch.autograd.Function):
@@ -91,8 +95,8 @@ class StaticQuantized(AroundLayer):
     The runtime has integer kernels only for a layer whose input *and* output are integers, hence both.
     Where a ReLU follows the layer, `output_range` starts at zero and the ReLU costs nothing any more.
     A layer for which there is an integer kernel is computed as the kernel does it, number by number: one code that
-    differs would spread through all layers behind it. Where gradients are asked for, or hooks watch the layer, it is
-    computed in floats, which gives another code once in some hundred.
+    differs would spread through all layers behind it. Where gradients are asked for, hooks watch the layer, or a user
+    exports it, it is computed in floats, which gives another code once in some hundred.
 
     Attributes:
         layer: the layer (or the chain of smaller ones) that runs inside.
@@ -124,7 +128,7 @@ class StaticQuantized(AroundLayer):
         # A layer of another class may do more than its kernel: mix in groups, take means before.
         plain = type(layer).forward in [kind.forward for kind in PLAIN]
         hooks = layer._forward_hooks or layer._forward_pre_hooks
-        return not plain or bool(hooks) or _learns(inputs, *layer.parameters())
+        return not plain or bool(hooks) or torch.compiler.is_exporting() or _learns(inputs, *layer.parameters())
 
 
 def join(before: nn.Module, after: nn.Module) -> None:

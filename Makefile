@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow check format bench size clean
+.PHONY: setup demo test test-slow check format bench api size clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ format: setup
 
 bench: setup           ## the tables under experiments/results
 	$(BIN)/python -m plywise.experiments.studies.bench
+
+api: setup             ## the API reference, from docstrings, in docs/api
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation --editable .[docs]
+	$(BIN)/pdoc --docformat google --output-directory docs/api plywise '!plywise.experiments.breadth'
 
 size: setup            ## lines per file and in total
 	$(BIN)/python -m plywise.experiments.workbench.size

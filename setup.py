@@ -54,6 +54,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest>=9", "pytest-xdist>=3.8", "mypy>=2", "ruff>=0.17", "types-PyYAML"],
+        "docs": ["pdoc>=16"],
         "study": ["torchao>=0.18"],
         "breadth": ["timm>=1.0", "torchvision>=0.28", "transformers>=5"],
     },

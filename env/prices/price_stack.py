@@ -176,7 +176,8 @@ class PriceStack:
         row = np.arange(len(table))[:, None]
         level = np.take_along_axis(self.slot_level[table[:, None], leader], plans[row, leader], 2)  # (n, G + 1, P)
         lost = 1.0 - self.levels[table[:, None, None], level]
-        kept = 1.0 - np.matmul(self.in_share[table], lost)
+        with np.errstate(invalid="ignore"):  # BLAS may raise the flag for what lies behind a row; all of this is finite
+            kept = 1.0 - np.matmul(self.in_share[table], lost)
         return kept, level[row, self.follows[table]]
 
     def plan_costs(self, table: Ints, plans: Ints) -> Floats:

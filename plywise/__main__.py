@@ -432,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with telling_mistakes(debug):
         auto_cli(
-            COMMANDS,
+            {given[0]: COMMANDS[given[0]]} if given and given[0] in COMMANDS else COMMANDS,  # parsers take long to make
             args=given or ["--help"],
             as_positional=False,
             prog="plywise",

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from plywise.compressors.errors import ModelError
 from plywise.compressors.packing.packed_file import load_packed, save_packed
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
@@ -14,7 +15,9 @@ from plywise.env.costs.graph_template import GraphTemplate
 from plywise.env.network.network import Network
 from plywise.env.runtime.onnx_export import export_onnx
 from plywise.env.runtime.runtime import run_model, time_model
+from plywise.env.task.binding import bind
 from plywise.env.task.samples import labelled
+from plywise.env.task.task import Task
 
 IMAGES = torch.randn(48, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(48) % 5
@@ -181,3 +184,64 @@ def test_an_expert_that_gets_no_input_once_compressed_is_not_repaired():
     with torch.no_grad():
         assert made(IMAGES[:1]).isfinite().all()
     assert all(parameter.isfinite().all() for parameter in made.parameters())
+
+
+class WritesInput(Body):
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))
+
+
+class Counts(Body):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        self.count += 1
+        return super().forward(x) * (1 + self.count)
+
+
+class Draws(Body):
+    def forward(self, x):
+        return F.dropout(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (WritesInput, r"writes over its input.*x = x\.clone\(\)"),
+        (Counts, "changes count of the network each time it runs"),
+        (Draws, r"on the same inputs again .*training=self\.training"),
+    ],
+)
+def test_forwards_whose_outputs_depend_on_more_than_their_inputs_are_refused_with_advice(kind, said):
+    network, batch = kind().eval(), IMAGES.clone()
+    with pytest.raises(ModelError, match=said):
+        bind(Task([batch, batch]), network)
+    assert torch.equal(batch, IMAGES)
+
+
+class WritesWhatGradientsNeed(Body):
+    def forward(self, x):
+        first = torch.exp(self.a(x))
+        outputs = self.f(F.relu(self.b(first)).mean((2, 3)))
+        return outputs + 0 * first.zero_().sum()
+
+
+def test_channels_are_ranked_without_gradients_where_torch_computes_none():
+    network = Network.of(WritesWhatGradientsNeed().eval(), IMAGES[:4])
+    with pytest.warns(UserWarning, match="ranked without gradients"):
+        found = calibrate(network, labelled(IMAGES, LABELS), seed=0)
+    assert found is not None
+
+
+class Branches(Body):
+    def forward(self, x):
+        outputs = super().forward(x)
+        return 2 * outputs if outputs.mean() > 0 else outputs
+
+
+def test_a_forward_that_branches_on_values_is_told_without_its_whole_graph(tmp_path, capfd):
+    with pytest.raises(ModelError, match=r"branches on the values of a tensor.*torch\.where"):
+        export_onnx(Branches().eval(), IMAGES[:2], tmp_path / "branches.onnx")
+    assert capfd.readouterr() == ("", "")

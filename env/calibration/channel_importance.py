@@ -1,5 +1,6 @@
 """How important each output channel is, by several criteria; filter pruning keeps the most important ones."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 
@@ -128,6 +129,19 @@ def _without_gradient(deviation: Tensor) -> dict[str, Tensor]:
     return dict.fromkeys(("taylor", "taylor_batch", "taylor_second"), deviation.square())
 
 
+def _gradients(objective: Tensor, read: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Returns gradients, None for each where torch cannot compute them, which is said."""
+    try:
+        return torch.autograd.grad(objective, read, allow_unused=True) if read else ()
+    except RuntimeError as error:  # a forward may write over what its gradient needs
+        warnings.warn(
+            "channels are ranked without gradients, for torch cannot compute them: "
+            f"{str(error).splitlines()[0][:200]}; write y = x * 2 in place of x.mul_(2) for a better ranking",
+            stacklevel=2,
+        )
+        return (None,) * len(read)
+
+
 def _gate_gradients(network: Network, judge: Judge, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
     """Returns for each layer the gradient of each sample's loss by a factor on each channel, `(samples, out)`.
 
@@ -145,7 +159,7 @@ def _gate_gradients(network: Network, judge: Judge, batch: Batch, generator: tor
     with gradients(network.model), layer_outputs(network, keep):
         objective = judge.objective(network.forward(network.model, batch), batch, generator) * items_in(batch)
         read = [outputs for _, outputs in kept] if objective.requires_grad else []
-        found_gradients = torch.autograd.grad(objective, read, allow_unused=True) if read else ()
+        found_gradients = _gradients(objective, read)
     found: dict[str, list[Tensor]] = {}
     for (name, outputs), gradient in zip(kept, found_gradients, strict=bool(read)):
         if gradient is None:

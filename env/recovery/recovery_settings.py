@@ -95,7 +95,7 @@ def make_recovery(
     """
     if recover is None:
         options = {"epochs": epochs, "incremental": incremental, "gradients": gradients, "gradients_of": gradients_of}
-        given = [name for name, value in options.items() if value]
+        given = [name for name, value in options.items() if value or (value == 0 and value is not False)]
         if given:
             raise ConfigurationError(
                 f"{', '.join(given)} mean nothing without fine-tuning: add 'recover', one of {', '.join(MODES)}"

@@ -1,9 +1,11 @@
 """Writes a network as a file that ONNX Runtime runs."""
 
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,13 @@ def exported(
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ModelError(f"the network cannot be exported to ONNX: {_first_line(error)}") from error
+        reason = _first_line(error)
+        if "data-dependent" in reason:
+            reason = (
+                "its forward branches on the values of a tensor, which no file of it can: write torch.where(condition, "
+                f"a, b) in place of 'if' ({reason})"
+            )
+        raise ModelError(f"the network cannot be exported to ONNX: {reason}") from error
     assert program is not None
     return program.model_proto
 
@@ -118,17 +126,26 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what the exporter says about itself: torchvision's absence and a deprecation inside torch."""
+    """Silences what the exporter says about itself: torchvision's absence, a deprecation inside torch, failed graphs.
+
+    A graph that it cannot export it prints as a whole; the error that it raises then says why.
+    """
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
 
     def not_torchvision(record: logging.LogRecord) -> bool:
         return "torchvision is not installed" not in record.msg
 
     logger.addFilter(not_torchvision)
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level, said = shapes.level, io.StringIO()
+    shapes.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
             warnings.filterwarnings("ignore", message="# The axis name: .* will not be used")
-            yield
+            with redirect_stderr(said):
+                yield
+        sys.stderr.write(said.getvalue())
     finally:
+        shapes.setLevel(level)
         logger.removeFilter(not_torchvision)

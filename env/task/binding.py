@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ConfigurationError, ModelError
-from plywise.env.task.batch import Batch, items_in, shapes_of
+from plywise.env.task.batch import Batch, items_in, mapped, shapes_of
 from plywise.env.task.forward import Forward, rule_for
 from plywise.env.task.function_digest import function_digest
 from plywise.env.task.judge import Judge, Loss, Reference
@@ -17,6 +17,7 @@ from plywise.env.task.metrics import Metric, UserMetric, agreement
 from plywise.env.task.outputs import checked_distance, default_distance, floats_in, logits_in
 from plywise.env.task.reading import batches_of, calibration_batches
 from plywise.env.task.samples import Samples
+from plywise.env.task.steadiness import check_steady
 from plywise.env.task.task import Task
 
 
@@ -67,6 +68,7 @@ def bind(task: Task, model: nn.Module) -> BoundTask:
         notes.append("no test data were given: the figures of the report are of the validation data")
     forward = task.forward_step or rule_for(model, calibration[0])
     outputs = _first_outputs(model, forward, calibration[0])
+    check_steady(model, forward, calibration[0])
     reference = Reference(model, forward)
     metric: Metric = agreement(reference)
     name = "agreement with the original"
@@ -127,7 +129,7 @@ def _with_metric(task: Task, judge: Judge, model: nn.Module, validation: Iterabl
 def _first_outputs(model: nn.Module, forward: Forward, batch: Batch) -> Any:
     try:
         with torch.no_grad():
-            outputs = forward(model, batch)
+            outputs = forward(model, mapped(batch, Tensor.clone))
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
             f"the network does not run on a batch ({shapes_of(batch)}): {type(error).__name__}: {error}. Give batches "

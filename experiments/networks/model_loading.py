@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.env.network.preparation import prepare
+from plywise.env.task.steadiness import apart, check_steady
 from plywise.env.task.task import Task
 from plywise.experiments.data.dataset import Dataset
 from plywise.experiments.networks.user_file import import_file
@@ -25,10 +26,8 @@ NAMED_AT_MOST = 5
 MOST_UNPACKED = 8
 """Times the bytes of a file of weights that it may unpack to; torch packs nothing."""
 
-STEADY = 1e-4
-"""Of the largest logit: how far two runs on the same images may lie apart."""
 ALONE = 1e-3
-"""Likewise: how far an image's logits alone may lie from those in a batch, whose sums run in another order."""
+"""Of the largest logit: how far those of an image alone may lie from those in a batch, summed in another order."""
 
 
 def check_network(model: Any) -> None:
@@ -90,19 +89,13 @@ def check_runs(model: nn.Module, dataset: Dataset) -> None:
         ModelError: as `check_fits`, or the logits of an image are not always the same.
     """
     logits = check_fits(model, dataset)
-    again = check_fits(model, dataset)
-    if _apart(again, logits) > STEADY:
-        raise ModelError(
-            f"the network gives other logits when it runs on the same images again (by {_apart(again, logits):.2g} of "
-            "the largest); nothing in it may be random in eval mode: call .eval() and not .train(), write "
-            "F.dropout(..., training=self.training), and draw no random numbers in forward"
-        )
+    check_steady(model, nn.Module.__call__, dataset.train.inputs(0, 2))
     with torch.inference_mode():
         try:
             alone = torch.cat([model(dataset.train.inputs(index, index + 1)).reshape(1, -1) for index in range(2)])
         except Exception:  # networks that want a batch can be compressed all the same
             return
-    if alone.shape != logits.shape or _apart(alone, logits) > ALONE:
+    if alone.shape != logits.shape or apart(alone, logits) > ALONE:
         raise ModelError(
             "the network gives other logits for an image alone than for the same image in a batch of two; each must "
             "depend on its own image: do not mix images of a batch (no mean over axis 0, no BatchNorm with "
@@ -131,11 +124,6 @@ def check_fits(model: nn.Module, dataset: Dataset) -> Tensor:
     if not logits.isfinite().all():
         raise ModelError(f"the network gives NaN or infinite logits on {given}; its weights or its inputs are wrong")
     return logits
-
-
-def _apart(found: Tensor, expected: Tensor) -> float:
-    """Returns the largest difference, as a share of the largest number that is expected."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

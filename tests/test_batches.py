@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 from plywise.env.task.batch import alike, as_studied, items_in, joined, mapped, named_tensors, part, shapes_of, splits
+from plywise.env.task.interface import Interface
 
 
 class Pair(NamedTuple):
@@ -89,6 +91,20 @@ def test_names_say_where_a_tensor_is():
     assert list(named_tensors(Outputs(torch.zeros(2), (torch.zeros(2),)))) == ["logits", "hidden.0"]
     assert list(named_tensors({"a": [torch.zeros(1), {"b": torch.zeros(1)}]})) == ["a.0", "a.1.b"]
     assert list(named_tensors(torch.zeros(1))) == [""]
+
+
+def test_tensors_of_one_name_are_told_apart_and_none_is_lost():
+    one, two = torch.zeros(1), torch.ones(1)
+    assert named_tensors({"a.b": one, "a": {"b": two}, "a.b_2": one}) == {"a.b": one, "a.b_2": two, "a.b_2_2": one}
+
+    class Clashing(nn.Module):
+        def forward(self, x, given):
+            return {"a.b": x, "a": {"b": 2 * x}, "a_b": 3 * x, "x": 4 * x}
+
+    inputs = {"x": torch.ones(2, 3), "given": {"y.z": one, "y_z": two}}
+    interface = Interface.of(Clashing(), lambda model, batch: model(**batch), inputs)
+    assert interface.output_names == ("a_b", "a_b_2", "a_b_3", "x_output")
+    assert list(interface.inputs) == ["x", "given_y_z", "given_y_z_2"]
 
 
 def test_batches_of_other_lengths_or_types_are_not_alike():

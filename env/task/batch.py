@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,18 @@ def named_leaves(value: Any, name: str = "") -> dict[str, Any]:
         return {name: value}
     found: dict[str, Any] = {}
     for key, each in entries:
-        found |= named_leaves(each, f"{name}.{key}" if name else str(key))
+        for inner, leaf in named_leaves(each, f"{name}.{key}" if name else str(key)).items():
+            found[free_name(inner, found)] = leaf
     return found
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """Returns a name, with a number behind it where it is taken: `{"a.b": x, "a": {"b": y}}` has two of one name."""
+    number = 2
+    free = name
+    while free in taken:
+        free, number = f"{name}_{number}", number + 1
+    return free
 
 
 def named_tensors(value: Any) -> dict[str, Tensor]:

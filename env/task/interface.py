@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plywise.compressors.errors import ModelError
-from plywise.env.task.batch import Batch, items_in, mapped, named_tensors, tensors_in
+from plywise.env.task.batch import Batch, free_name, items_in, mapped, named_tensors, tensors_in
 from plywise.env.task.forward import Forward, arguments_of
 
 INPUT, OUTPUT = "input", "output"
@@ -58,9 +58,13 @@ class Interface:
         """Of the tensors among the outputs."""
         if isinstance(self.outputs, Tensor):
             return (OUTPUT,)
-        names = [str(name).replace(".", "_") for name in named_tensors(self.outputs)]
-        names = [f"{OUTPUT}_{name}" if name[:1].isdigit() else name for name in names]
-        return tuple(f"{name}_{OUTPUT}" if name in self.inputs else name for name in names)
+        found: list[str] = []
+        for given in named_tensors(self.outputs):
+            name = given.replace(".", "_")
+            name = f"{OUTPUT}_{name}" if name[:1].isdigit() else name
+            name = f"{name}_{OUTPUT}" if name in self.inputs else name
+            found.append(free_name(name, {*found, *self.inputs}))
+        return tuple(found)
 
     @property
     def is_simple(self) -> bool:
@@ -140,7 +144,10 @@ class Interface:
         for name, value in arguments.items():
             keywords = self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
             spread |= value if keywords else {name: value}
-        return {str(name).replace(".", "_"): tensor for name, tensor in named_tensors(spread).items()}
+        found: dict[str, Tensor] = {}
+        for name, tensor in named_tensors(spread).items():
+            found[free_name(name.replace(".", "_"), found)] = tensor
+        return found
 
 
 def with_forward(model: nn.Module, forward: Callable[..., Any]) -> nn.Module:

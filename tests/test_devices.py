@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from tiny_networks import Plain, build, images, labels
 from torch import nn
 from torch_runtime import TorchRuntime
 
+import plywise
 from plywise.compressors.errors import ConfigurationError, FileFormatError
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
@@ -50,6 +52,20 @@ from plywise.experiments.handover.running import Running
 
 LINEAR: Chain = operations(nn.Linear(1000, 500), (1000,))
 WIDE: Chain = operations(nn.Conv2d(64, 64, 3, padding=1), (64, 32, 32))
+
+
+@pytest.mark.slow
+def test_a_device_file_gives_the_same_files_from_an_empty_cache(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 4))
+    batches = [torch.randn(32, 16) for _ in range(16)]
+    device_file(tmp_path)
+    for name in ("one", "two"):
+        monkeypatch.setenv("PLYWISE_CACHE", str(tmp_path / f"{name} cache"))
+        options = {"method": "guided", "evaluations": 4, "device": tmp_path / "device.json"}
+        plywise.compress(network, batches, tmp_path / name, max_storage=0.3, **options)
+    for name in ("plan.yaml", "weights.safetensors", "model.onnx"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def integer(chain: Chain) -> Chain:

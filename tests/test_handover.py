@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from plywise.compressors.errors import ConfigurationError, ModelError
 from plywise.compressors.packing.packed_file import load_packed, read_metadata
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe, Stage
+from plywise.env.costs import latency
+from plywise.env.costs.latency import LatencyTable
 from plywise.env.runtime.runtime import run_model
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
@@ -30,7 +33,7 @@ from plywise.experiments.compress_model import show_report
 from plywise.experiments.handover import files
 from plywise.experiments.handover.checks import Checks
 from plywise.experiments.handover.handover import hand_over
-from plywise.experiments.handover.report import Origin
+from plywise.experiments.handover.report import Origin, _timing
 from plywise.experiments.handover.run_folder import UNFINISHED, check_folder, check_writable, claimed
 from plywise.experiments.handover.uniform_int8 import uniform_plan
 
@@ -197,6 +200,22 @@ def test_the_report_says_where_its_figures_come_from(finished):
     assert report["validation"]["compressed_accuracy"] == finished.subject.measure(finished.plan).accuracy
     assert report["machine"]["processors"] >= 1
     assert report["versions"]["torch"] == torch.__version__
+
+
+def test_the_report_says_that_stored_latencies_give_the_same_plan(finished):
+    assert "ends with the same plan" in finished.report["timing"]["in_words"]
+
+
+def test_the_report_says_how_far_measured_latencies_vary(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        latency, "_time_chain", lambda chain, *_: (0.5, 0.01 * len(chain[0].input_shape if chain else ()))
+    )
+    table, operations = LatencyTable(tmp_path / "latency.sqlite"), finished.subject.network.operations
+    table.milliseconds(list(operations.values()), progress=False)
+    found = _timing(SimpleNamespace(latency=table, network=finished.subject.network))
+    assert (found["median_variation"], found["largest_variation"]) == (0.03, 0.03)
+    assert "may end with another plan" in found["in_words"]
+    assert "by over 3.0 %" in found["in_words"]
 
 
 def test_parameters_and_macs_are_counted_after_the_cut(finished):

@@ -65,6 +65,7 @@ class LatencyTable:
 
     Attributes:
         reasons: why the runtime refuses a chain, for every chain that came back as nan.
+        variations: by how much the milliseconds of each known chain varied while it was timed, as a share of them.
     """
 
     def __init__(self, path: Path | None = None, device: Device | None = None) -> None:
@@ -80,6 +81,7 @@ class LatencyTable:
         self.path = path if path is not None else cache_folder() / "latency.sqlite"
         self.device = device if device is not None else Device.here()
         self.reasons: dict[Chain, str] = {}
+        self.variations: dict[Chain, float] = {}
         made_anew(self.path, self._begin)
 
     def _begin(self) -> None:
@@ -149,7 +151,7 @@ class LatencyTable:
                 delete = f"DELETE FROM {TABLE} WHERE device = ? AND chain = ?"
                 connection.execute(delete, (self.device.fingerprint, key))
                 continue
-            known[chain], reason = figures[0], figures[2]
+            known[chain], self.variations[chain], reason = figures
             if reason is not None:
                 self.reasons[chain] = reason
         return known

@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 from plywise.compressors.modules.layers import weight_of
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.costs.device import Device
+from plywise.env.costs.latency import LatencyTable
 from plywise.env.network.menu import legal_recipes
 from plywise.env.prices.prices import METRICS
 from plywise.env.recovery.recovery import Recovered
@@ -27,6 +29,14 @@ VERSIONED = ("plywise", "torch", "onnxruntime", "numpy")
 """What figures depend on, for the report."""
 
 OFF_TABLE = "not on the price list of this layer: applied as written, priced only as part of the whole network"
+
+STORED = (
+    "Latencies are read from the device's file or model: from an empty cache the same command ends with the same plan."
+)
+MEASURED = (
+    "Latencies are measured, and vary from moment to moment: the same command may end with another plan, of about the "
+    "same score, from an empty cache; while the cache is kept, and for a --device FILE, it ends with the same."
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ def make_report(
         "architecture": origin.architecture,
         "command": origin.command,
         "device": asdict(subject.latency.device),
+        "timing": _timing(subject),
         "metric": {"name": metric.name, "unit": metric.unit, "point": metric.point, "agreement": metric.faithful},
         "demand_latency": latency,
         "demand": asdict(demand),
@@ -157,6 +168,20 @@ def make_report(
         "search": {"scored": others.scored, "estimated_front": others.front()},
         "layers": _layers(subject, plan, origin.refused, others, by_layer),
     }
+
+
+def _timing(subject: Subject) -> dict[str, Any]:
+    """Returns by how much the latencies vary that plans were compared by, shares of them, and what that means."""
+    latency = subject.latency
+    if not isinstance(latency, LatencyTable):
+        return {"in_words": STORED}
+    varied = [latency.variations[chain] for chain in subject.network.operations.values() if chain in latency.variations]
+    if not varied:
+        return {"in_words": MEASURED}
+    middle, most = statistics.median(varied), max(varied)
+    shown = f"half of the layers' latencies vary by over {100 * middle:.1f} % while they are timed"
+    shown += f", the most by {100 * most:.1f} %"
+    return {"median_variation": middle, "largest_variation": most, "in_words": f"{MEASURED} Here {shown}."}
 
 
 def _judged(

@@ -4,6 +4,7 @@ A row says what is called and a piece of the message. Families of bad values ove
 nothing here prices a network, and nothing is written.
 """
 
+import dataclasses
 import gzip
 import io
 import json
@@ -32,9 +33,11 @@ from plywise.env.prices.price_file import load_prices
 from plywise.env.score.demand import Demand
 from plywise.env.task.binding import bind
 from plywise.env.task.task import Task
+from plywise.experiments.commands.compression_settings import make_compression
 from plywise.experiments.data.datasets import load_dataset
 from plywise.experiments.data.image_source import MOST_BYTES
 from plywise.experiments.front.front_folder import FrontFolder
+from plywise.experiments.handover.files import write_json
 from plywise.experiments.networks.model_loading import load_model, load_task, read_state_dict
 from plywise.experiments.pages.report_file import read_report
 from plywise.experiments.train_agent import check_rollouts, train_agent
@@ -602,3 +605,19 @@ def test_commands_refuse(words, said, capsys):
 
 def test_the_table_is_long_enough():
     assert len({name for name, *_ in ROWS}) + len({name for name, *_ in COMMANDS}) >= 500
+
+
+def test_numbers_of_numpy_and_torch_are_taken_as_plain_ones():
+    odd = {"max_latency": np.float32(0.5), "storage_weight": torch.tensor(0.25), "evaluations": np.int64(3)}
+    odd |= {"seed": np.array(7), "limits": {"storage": np.float64(0.5), "drop": np.float32(0.5)}}
+    found = make_compression({"model": NETWORK, "data": "digits", "method": "knapsack", **odd})
+    values = [*dataclasses.asdict(found.demand).values(), found.drop, found.search.evaluations, found.search.seed]
+    assert {type(value) for value in values} == {float, int, type(None)}
+    assert (found.demand.max_latency, found.demand.max_storage, found.drop, found.search.seed) == (0.5, 0.5, 0.5, 7)
+
+
+def test_whatever_is_in_a_report_it_is_written_as_json():
+    content = {"a": np.float32(0.5), "b": NAN, 3: (np.int64(2), -INF), "c": np.arange(2), "d": Path("x"), "e": None}
+    write_json(content, Path("report.json"))
+    read = json.loads(Path("report.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"a": 0.5, "b": None, "3": [2, None], "c": [0, 1], "d": "x", "e": None}

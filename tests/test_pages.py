@@ -366,13 +366,22 @@ IMAGES = {"mean": "0.4,0.5,0.6", "std": "0.2,0.31234567,0.3", "size": "224x320",
     [
         {"model": "zoo:digits-resnet-a", "data": "digits", "method": "knapsack", "max_storage": 0.15},
         {"model": "my net.py:make", "task": "t.py:make", "agent": "runs/a b", "max_accuracy_drop": None, "seed": 3},
-        {"model": "zoo:x", "data": "digits", "plan": "p.yaml", **IMAGES, "ignored": "a*,b"},
-        {"model": "zoo:x", "data": "digits", "method": "greedy", "recover": "distill", "epochs": 2, "repair": "means"},
-        {"model": "zoo:x", "data": "digits", "method": "greedy", "incremental": True, "recover": "finetune"},
-        {"model": "zoo:x", "data": "digits", "method": "greedy", "device": "here:4", "repair": "none"},
+        {"model": "digits-mlp", "data": "digits", "plan": "p.yaml", **IMAGES, "ignored": "a*,b"},
+        {
+            "model": "digits-mlp",
+            "data": "digits",
+            "method": "greedy",
+            "recover": "distill",
+            "epochs": 2,
+            "repair": "means",
+        },
+        {"model": "digits-mlp", "data": "digits", "method": "greedy", "incremental": True, "recover": "finetune"},
+        {"model": "digits-mlp", "data": "digits", "method": "greedy", "device": "here:4", "repair": "none"},
     ],
 )
 def test_the_command_asks_for_the_same_again(monkeypatch, options, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text("plywise: plan/1\npatterns: {'*': identity}\n")
     caught = []
 
     def compress(settings, out):
@@ -454,7 +463,7 @@ def test_folders_that_cannot_be_compared_are_refused(made, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "given 1 folder and takes 2" in refused(made.folder)
-    assert "given 0 folders" in refused()
+    assert "missing: --runs" in refused()
     (tmp_path / "empty").mkdir()
     assert "holds no finished run" in refused(made.folder, tmp_path / "empty")
     (tmp_path / "empty" / "UNFINISHED").write_text("")

@@ -476,7 +476,7 @@ def test_the_hand_over_is_of_the_recovered_network(subject, data, tmp_path, monk
         found = recovered(subject, data, BAD, tmp_path / STATE_FILE, epochs=2, learning_rate=0.02)
         assert (tmp_path / STATE_FILE).exists()
         report = hand_over(subject, plan_of(BAD), Demand(50.0), test, tmp_path, origin, found)
-    files = ["model.onnx", "plan.yaml", "report.html", "report.json", "weights.safetensors"]
+    files = ["model.onnx", "model.onnx.xz", "plan.yaml", "report.html", "report.json", "weights.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert report["compressed"]["torch_accuracy"] == test.score(found.model).value
     assert report["validation"]["compressed_accuracy"] == found.accuracy > found.accuracies[0]

@@ -1,7 +1,7 @@
 """Scores plans for real: stitched, run over the validation samples, every layer priced in its real shapes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from plywise.env.prices.prices import PriceTable
@@ -29,18 +29,21 @@ class ExactEvaluator:
         stopped: how many of them were not run to the end.
     """
 
-    def __init__(self, subject: Subject, demand: Demand, early: bool = True) -> None:
+    def __init__(
+        self, subject: Subject, demand: Demand, early: bool = True, watch: Callable[[int], None] | None = None
+    ) -> None:
         """Starts without a best plan.
 
         Args:
             subject: the network under study.
             demand: what is wanted.
             early: whether plans may be stopped early.
+            watch: told how many plans are scored, after each.
         """
         self.subject = subject
         self.demand = demand
         self.evaluations = self.stopped = 0
-        self._early = early
+        self._early, self._watch = early, watch
         self._estimator = PlanEstimator(subject.price())
         self._best = -math.inf
 
@@ -59,6 +62,8 @@ class ExactEvaluator:
 
         found = self.subject.race(self.subject.plan(actions), hopeless)
         self.evaluations += 1
+        if self._watch is not None:
+            self._watch(self.evaluations)
         if isinstance(found, InterimResult):
             self.stopped += 1
             least = self.subject.accuracy - found.most_accuracy

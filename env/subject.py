@@ -18,7 +18,7 @@ from plywise.env.calibration.calibration import calibrate
 from plywise.env.costs.latency import Latencies, LatencyTable
 from plywise.env.costs.network_latency import NetworkLatency
 from plywise.env.exact_measurement import ExactMeasurement, Measured
-from plywise.env.execution.progress import Tracker, untracked
+from plywise.env.execution.progress import Tracker, phase, untracked
 from plywise.env.network.network import Layer, Network
 from plywise.env.prices.plan_costs import PlanCosts
 from plywise.env.prices.price_file import load_prices, save_prices
@@ -99,15 +99,16 @@ class Subject:
         self.latency: Latencies = latency or LatencyTable()
         self.key = key_of(self.network, calibration, validation, seed, repair)
         laid_out = calibration.laid_out(self.network.memory_format)
-        with working():
+        with working(), phase(track, f"{name}: calibrating"):
             calibrated = calibrate(self.network, laid_out, seed)
         self.bank = Bank(self.network, calibrated, BankFolder.cached(self.key), repair)
         self.store = ResultStore(cache_folder() / "results.sqlite")
         self.reference = Reference(self.network.model, judge.forward)
-        for batch in self.validation:
-            if not all(bool(tensor.isfinite().all()) for tensor in floats_in(self.reference(batch))):
-                raise ModelError(f"{name}: some outputs are no numbers on the validation samples; are its weights?")
-        self._original = self.validation.score(self.network.model)
+        with phase(track, f"{name}: scoring the original"):
+            for batch in self.validation:
+                if not all(bool(tensor.isfinite().all()) for tensor in floats_in(self.reference(batch))):
+                    raise ModelError(f"{name}: some outputs are no numbers on the validation samples; are its weights?")
+            self._original = self.validation.score(self.network.model)
         self.accuracy = self._original.value
         self._track, self._calibration = track, calibration
 
@@ -190,7 +191,8 @@ class Subject:
         )
         drops = baseline.accuracy - tried.accuracies
         points = points_per_nat(tried.nats, drops, baseline.room, baseline.samples)
-        return pricer.price(found, points, tried.bytes_outside, baseline)
+        with phase(self._track, f"{self.network.name}: putting prices together"):
+            return pricer.price(found, points, tried.bytes_outside, baseline)
 
     @property
     def _chance(self) -> float:
@@ -212,7 +214,9 @@ class Subject:
     def _measures(self) -> tuple[str, ...]:
         """What latencies rest on: figures of another measurement must not meet them."""
         device = self.latency.device
-        return device.fingerprint, str(device.integer_weight_bits), repr(self.whole.overhead)
+        with phase(self._track, f"{self.network.name}: timing whole graphs"):
+            overhead = self.whole.overhead
+        return device.fingerprint, str(device.integer_weight_bits), repr(overhead)
 
     @cached_property
     def _scorer(self) -> Scorer:

@@ -16,13 +16,13 @@ from plywise.agent.learning.recipe_agent import RecipeAgent
 from plywise.agent.search.agent_search import AgentSearch
 from plywise.agent.search.attainable import check_attainable, what_was_attainable
 from plywise.agent.search.methods import SEARCH_METHODS
-from plywise.agent.search.search_method import SearchMethod
+from plywise.agent.search.search_method import UNIFORM_SCORES, SearchMethod
 from plywise.compressors.errors import ConfigurationError, FileFormatError, unknown_name
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.costs.devices import open_device
 from plywise.env.exact_evaluator import ExactEvaluator
-from plywise.env.execution.progress import tracked
+from plywise.env.execution.progress import Progress, phase, tracked
 from plywise.env.network.preparation import prepare
 from plywise.env.network.scheme import Scheme
 from plywise.env.prices.pricing import original_storage
@@ -73,7 +73,8 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
     given = None if not search.plan else read_plan(search.plan, search.agent, search.method)
     searcher = find_method(search.method, search.agent) if given is None else None
     latency = open_device(settings.device)
-    network, data = load_both(source.model, source.data, source.weights, source.preprocessing, source.task)
+    with phase(tracked, f"{source.name}: loading network and data"):
+        network, data = load_both(source.model, source.data, source.weights, source.preprocessing, source.task)
     check_recovery(settings.recovery, data)
     command = reproducing_command(settings, out)
     with claimed(out):
@@ -105,8 +106,11 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
         else:
             refused = {}
             tell_note(check_attainable(subject.price(), demand))
-            evaluator = ExactEvaluator(subject, demand)
-            result = searcher.search(evaluator, search.evaluations, search.seed, from_uniform=True)
+            most = search.evaluations + UNIFORM_SCORES
+            with Progress(f"{source.name}: scoring plans, at most", most) as bar:
+                evaluator = ExactEvaluator(subject, demand, watch=bar.update)
+                result = searcher.search(evaluator, search.evaluations, search.seed, from_uniform=True)
+                bar.update(most)
             chosen, evaluations, stopped = subject.plan(result.actions), evaluator.evaluations, evaluator.stopped
             started_from = evaluations - result.evaluations
             uniform, scored = subject.plan(result.uniform), result.scored

@@ -16,7 +16,7 @@ from plywise.experiments.console.arguments import parsed_form
 from plywise.experiments.console.known_names import check_names, check_technique
 from plywise.experiments.console.mistakes import telling_mistakes
 from plywise.experiments.console.options import OptionParser
-from plywise.experiments.console.output import show_result, shown
+from plywise.experiments.console.output import show_result, shown, starting
 
 DEMAND_NOT_MET = 3
 
@@ -209,9 +209,10 @@ def compress(
     """
     options = {name: value for name, value in locals().items() if name not in NO_SETTINGS}
     check_names(options)
-    from plywise.env.storage.memory import limit_memory
-    from plywise.experiments.commands.compression_settings import make_compression
-    from plywise.experiments.compress_model import compress_model, show_report
+    with starting(quiet):
+        from plywise.env.storage.memory import limit_memory
+        from plywise.experiments.commands.compression_settings import make_compression
+        from plywise.experiments.compress_model import compress_model, show_report
 
     if front is not None:
         from plywise.experiments.front.picking import picked_options
@@ -275,9 +276,10 @@ def pareto(
     """
     options = {name: value for name, value in locals().items() if name not in ("out", "memory", "max_drop", "quiet")}
     check_names(options)
-    from plywise.env.storage.memory import limit_memory
-    from plywise.experiments.commands.compression_settings import make_compression
-    from plywise.experiments.front.find_front import find_front, show_front
+    with starting(quiet):
+        from plywise.env.storage.memory import limit_memory
+        from plywise.experiments.commands.compression_settings import make_compression
+        from plywise.experiments.front.find_front import find_front, show_front
 
     limit_memory(memory)
     with shown(quiet, as_json=False):

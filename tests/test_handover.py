@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import lzma
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -240,6 +241,11 @@ def test_each_layer_names_its_recipe_and_its_price(finished):
 
 def test_the_plan_can_be_applied_again(finished):
     assert Plan.load(finished.folder / "plan.yaml") == finished.plan
+    lines = (finished.folder / "plan.yaml").read_text().splitlines()[-len(finished.plan) :]
+    shares = [re.search(r"  # bytes (.*) -> (.*) %, ms (.*) -> .* %$", line).groups() for line in lines]
+    assert sum(float(share[0]) for share in shares) == pytest.approx(100.0, abs=0.5)
+    assert sum(float(share[2]) for share in shares) == pytest.approx(100.0, abs=0.5)
+    assert sum(float(share[1]) for share in shares) < 100.0
 
 
 def test_the_packed_file_knows_its_network(finished):

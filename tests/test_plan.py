@@ -38,6 +38,22 @@ def test_looks_as_documented(tmp_path):
     ]
 
 
+def test_comments_stand_behind_layers_and_are_no_part_of_the_plan(tmp_path):
+    PLAN.save(tmp_path / "plan.yaml", comments={"head": "bytes 3.0 %"}, heading="two\nlines")
+    lines = (tmp_path / "plan.yaml").read_text().splitlines()
+    assert lines[:3] == ["# two", "# lines", "plywise: plan/1"]
+    assert lines[-1] == "  head: uniform_quantization(bits=2, scheme=affine)  # bytes 3.0 %"
+    assert Plan.load(tmp_path / "plan.yaml") == PLAN
+
+
+def test_long_names_and_recipes_stay_whole(tmp_path):
+    long = Plan(
+        "tiny", {f"{'block.' * 40}conv": Recipe.parse("filter_pruning(ratio=0.25) + uniform_quantization(bits=4)")}
+    )
+    long.save(tmp_path / "plan.yaml", comments={next(iter(long)): "bytes 3.0 %"})
+    assert Plan.load(tmp_path / "plan.yaml") == long
+
+
 def test_names_that_look_like_numbers_stay_names(tmp_path):
     plan = Plan("tiny", {name: Recipe() for name in ("0", "1.5", "yes", "null", "1e3")})
     plan.save(tmp_path / "plan.yaml")

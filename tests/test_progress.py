@@ -1,11 +1,12 @@
 """How far work is: nothing where it is quick, a bar in a terminal, lines with the time elsewhere."""
 
 import re
+import time
 
 import pytest
 
 from plywise.env.execution import progress
-from plywise.env.execution.progress import Progress, tracked
+from plywise.env.execution.progress import Progress, phase, tracked
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
@@ -89,3 +90,59 @@ def test_nothing_is_shown_where_nobody_asked(clock, capsys, terminal):
         clock[0] += 100.0
         bar.update(5)
     assert capsys.readouterr().err == ""
+
+
+def eventually(seen, what):
+    """Waits until a thread has shown something."""
+    deadline = time.monotonic() + 20.0
+    while what not in (text := seen()):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.002)
+    return text
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Shows at once what takes any time."""
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.001)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.001)
+
+
+def test_one_long_step_shows_lines_while_it_runs(impatient, capfd):
+    with phase(tracked, "Calibrating"):
+        text = eventually(lambda: capfd.readouterr().err, "Calibrating: 0 s so far")
+    assert re.match(STAMP, text)
+    assert "Calibrating: done after 0 s" in capfd.readouterr().err
+    count = iter(tracked(range(3), "Layers"))
+    next(count)
+    eventually(lambda: capfd.readouterr().err, "Layers: 0 of 3")
+    count.close()
+
+
+def test_a_bar_is_shown_while_the_first_step_runs(impatient, terminal, capfd):
+    with phase(tracked, "Calibrating"):
+        eventually(lambda: capfd.readouterr().err, "Calibrating")
+
+
+def test_of_nested_work_the_innermost_is_shown(clock, capsys):
+    for _ in tracked(range(1), "Outer", 2):
+        for _ in tracked(range(2), "Inner"):
+            clock[0] += 70.0
+    said = [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == [
+        "Inner: 1 of 2, about 70 s left",
+        "Inner: 2 of 2",
+        "Inner: done after 2 min",
+        "Outer: 1 of 2, about 2 min left",
+    ]
+
+
+def test_what_fails_is_not_called_done(clock, capsys):
+    def fails():
+        clock[0] += 100.0
+        return 1 / 0
+
+    with pytest.raises(ZeroDivisionError), phase(tracked, "Calibrating"):
+        fails()
+    assert capsys.readouterr().err == ""
+    assert progress._STACK == []

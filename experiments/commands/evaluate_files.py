@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from plywise.compressors.errors import ConfigurationError, FileFormatError
+from plywise.env.execution.progress import phase, tracked
 from plywise.env.network.preparation import prepare
 from plywise.env.runtime.runtime import running_model, time_models, timing_inputs
 from plywise.env.task.binding import bind
@@ -65,13 +66,15 @@ def evaluate_files(
         check_fits(network, dataset)
         test = samples(dataset.test)
     onnx, judge, running = folder / "model.onnx", test.judge, Running.reported(report)
-    found = test.score(network).value * judge.point
+    with phase(tracked, f"{folder}: scoring the network in torch"):
+        found = test.score(network).value * judge.point
     interface = Interface.of(network, judge.forward, test.joined(ITEMS))
     inputs = timing_inputs(interface, running.batch)
     accuracy = size = latency = None
     if onnx.is_file() or said["onnx_bytes"] is not None:  # some networks cannot be exported
-        timing = time_models([onnx], inputs, running.execution)[0]
-        accuracy = test.score(running_model(onnx, interface, network)).value * judge.point
+        with phase(tracked, f"{folder}: timing and running model.onnx"):
+            timing = time_models([onnx], inputs, running.execution)[0]
+            accuracy = test.score(running_model(onnx, interface, network)).value * judge.point
         size, latency = onnx.stat().st_size, timing.median_ms
     rows: list[tuple[str, float | None, float | None]] = [
         (f"{judge.name} in torch, {judge.unit}", said["torch_accuracy"], found),

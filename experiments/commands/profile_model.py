@@ -12,6 +12,7 @@ from plywise.compressors.errors import ConfigurationError
 from plywise.env.costs.device import DECLARED, Device
 from plywise.env.costs.device_file import write_questions
 from plywise.env.costs.devices import open_device
+from plywise.env.execution.progress import phase, tracked
 from plywise.env.network.menu import catalogue, legal_recipes
 from plywise.env.prices.pricing import Pricer
 from plywise.env.subject import Subject
@@ -53,7 +54,8 @@ def profile_model(
     if ask is not None and (ask.is_dir() or not os.access(ask.parent, os.W_OK)):
         raise ConfigurationError(f"--ask {ask}: name a file in a folder that is there and may be written to")
     latencies = open_device(device)
-    loaded, found = load_both(model, data, weights, preprocessing, task)
+    with phase(tracked, f"{model}: loading network and data"):
+        loaded, found = load_both(model, data, weights, preprocessing, task)
     subject = study_network(loaded, model, found, latency=latencies).subject
     if isinstance(found, Dataset):
         if not trained_here(model, weights):

@@ -27,6 +27,15 @@ def shown(quiet: bool, as_json: bool) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def starting(quiet: bool) -> Iterator[None]:
+    """Shows that a command is being imported, torch above all, which may take ten seconds."""
+    from plywise.env.execution.progress import phase, tracked, untracked
+
+    with phase(untracked if quiet else tracked, "starting"):
+        yield
+
+
 def show_result(result: Any, as_json: bool, show: Callable[[], None]) -> None:
     """Prints a result as one JSON document, or as `show` does."""
     if as_json:

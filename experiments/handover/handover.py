@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plywise.compressors.recipes.plan import Plan
+from plywise.env.execution.progress import phase, tracked
 from plywise.env.recovery.recovery import Recovered
 from plywise.env.recovery.recovery_state import STATE_FILE
 from plywise.env.score.demand import Demand
@@ -23,7 +24,7 @@ from plywise.experiments.handover.files import (
     write_json,
     write_network,
 )
-from plywise.experiments.handover.layer_costs import layer_costs
+from plywise.experiments.handover.layer_costs import SHARES, layer_costs, share_comments
 from plywise.experiments.handover.measuring import figures, measure_files, score_file
 from plywise.experiments.handover.report import Origin, make_report
 from plywise.experiments.handover.run_folder import UNFINISHED
@@ -61,17 +62,21 @@ def hand_over(
         OSError: where a file cannot be written; the same command goes on from there.
     """
     plans = {UNIFORM_INT8: uniform_plan(subject), UNIFORM: origin.uniform, COMPRESSED: plan}
-    models = {ORIGINAL: subject.network.model}
-    models |= {name: subject.bank.stitch(each).model.eval() for name, each in plans.items() if each is not None}
+    models, called = {ORIGINAL: subject.network.model}, subject.network.name
+    with phase(tracked, f"{called}: putting the networks together"):
+        models |= {name: subject.bank.stitch(each).model.eval() for name, each in plans.items() if each is not None}
     if recovered is not None:
         models[COMPRESSED] = recovered.model
     checks = Checks()
     plan.save(folder / PLAN)
     with tempfile.TemporaryDirectory() as scratch:
         places = {name: folder if name == COMPRESSED else Path(scratch) / name for name in models}
-        files = {name: write_network(subject, models[name], places[name], name, checks) for name in reversed(models)}
-        measured = measure_files(subject, {name: files[name] for name in models}, test, checks)
-        scores = {name: test.score(model) for name, model in models.items()}
+        each = tracked(list(reversed(models)), f"{called}: writing files")
+        files = {name: write_network(subject, models[name], places[name], name, checks) for name in each}
+        with phase(tracked, f"{called}: running and timing the files"):
+            measured = measure_files(subject, {name: files[name] for name in models}, test, checks)
+        each = tracked(list(models), f"{called}: scoring the networks in torch")
+        scores = {name: test.score(models[name]) for name in each}
         blocks = {
             name: figures(subject, model, scores[name], files[name], measured.files[name]) | {"batch": measured.batch}
             for name, model in models.items()
@@ -85,7 +90,9 @@ def hand_over(
         plainly = partial(score_file, subject.network, onnx, test, optimised=False)
         check_onnx(onnx, test.judge, scores[COMPRESSED], found, plainly, checks)
     by_layer = {"before": layer_costs(subject, models[ORIGINAL]), "after": layer_costs(subject, models[COMPRESSED])}
-    report = make_report(subject, plan, demand, origin, blocks, checks, recovered, by_layer)
+    plan.save(folder / PLAN, comments=share_comments(plan, by_layer), heading=SHARES)
+    with phase(tracked, f"{called}: writing the report"):
+        report = make_report(subject, plan, demand, origin, blocks, checks, recovered, by_layer)
     report |= {"energy_counter": measured.counter, "checksums": checksums(folder)}
     report["interface"] = subject.network.interface.report(bool(files[COMPRESSED].any_batch))
     write_json(report, folder / REPORT)

@@ -230,8 +230,8 @@ def tell_refused(refused: Mapping[str, str]) -> None:
 def tell_overridden(scheme: Scheme, subject: Subject) -> None:
     """Says on the standard error stream which patterns decide no layer."""
     for pattern, others in scheme.overridden(subject.network).items():
-        by = " and ".join(map(repr, others))
-        tell_note(f"pattern {pattern!r} decides no layer: {by} overrides it everywhere; later patterns and names win")
+        by = ", ".join(map(repr, others))
+        tell_note(f"pattern {pattern!r} decides no layer: what comes later or is a name overrides it everywhere ({by})")
 
 
 def check_weights_run(subject: Subject, plan: Plan) -> None:

@@ -228,6 +228,51 @@ def compress(
         raise SystemExit(DEMAND_NOT_MET)
 
 
+def plan_(
+    plan: list[Path],
+    model: str,
+    data: str | None = None,
+    task: str | None = None,
+    ignored: str | None = None,
+    weights: Path | None = None,
+    device: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    size: str | None = None,
+    crop: float | None = None,
+    channels: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
+) -> None:
+    """Checks and prices a plan without building it: plywise plan FILE FILE --model zoo:digits-lenet --data digits.
+
+    Args:
+        plan: files of a plan, or of recipes by name pattern or type; the last one wins
+        model: as in 'plywise compress'
+        data: as in 'plywise compress'
+        task: as in 'plywise compress'
+        ignored: as in 'plywise compress'
+        weights: as in 'plywise compress'
+        device: as in 'plywise compress'
+        mean: as in 'plywise compress'
+        std: as in 'plywise compress'
+        size: as in 'plywise compress'
+        crop: as in 'plywise compress'
+        channels: as in 'plywise compress'
+        quiet: show only results and errors
+        json: print the prices as JSON, and all else on the standard error stream
+    """
+    options = {name: value for name, value in locals().items() if name not in NO_SETTINGS}
+    check_names(options)
+    with starting(quiet):
+        from plywise.experiments.commands.compression_settings import make_compression
+        from plywise.experiments.price_plan import price_plan, show_plan_price
+
+    with shown(quiet, json):
+        found = price_plan(make_compression(options))
+    show_result(found, json, lambda: show_plan_price(found))
+
+
 def pareto(
     model: str,
     out: Path,
@@ -415,6 +460,7 @@ def list_(what: str = "techniques", name: str | None = None, json: bool = False)
 COMMANDS: dict[str, Any] = {
     "train": train,
     "compress": compress,
+    "plan": plan_,
     "pareto": pareto,
     "evaluate": evaluate,
     "profile": profile,

@@ -735,6 +735,82 @@ def test_mistakes_in_python(changes, said):
         plywise.compress(**{"model": "net.py:make", "data": "digits", "out": "out", "method": "knapsack", **changes})
 
 
+@pytest.fixture
+def given_plan(place):
+    """Two files of a plan for the tiny network: one imports the other."""
+    (place / "base.yaml").write_text(
+        "plywise: plan/1\nrecipes: {light: low_rank(ratio=0.5) + uniform_quantization(bits=5)}\n"
+        "patterns: {'*': light, '[02]': light(bits=8), 'type:Conv2d': identity}\n"
+    )
+    (place / "mine.yaml").write_text(
+        "plywise: plan/1\nimport: base.yaml\nlayers: {'2': uniform_quantization(bits=4)}\n"
+    )
+    return place
+
+
+@pytest.mark.usefixtures("given_plan")
+def test_a_plan_is_checked_and_priced_without_building_it(capsys, monkeypatch):
+    monkeypatch.setattr("plywise.env.bank.bank.Bank.stitch", lambda *_, **__: pytest.fail("it is put together"))
+    arguments = ["plan", "mine.yaml", "--model", "net.py:make", "--data", "digits"]
+    main([*arguments, "--json"])
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert "pattern '[02]' decides no layer" in shown.err
+    assert [layer["recipe"] for layer in found["layers"]] == [
+        "identity",
+        "uniform_quantization(bits=4)",
+        "low_rank(ratio=0.5) + uniform_quantization(bits=5)",
+    ]
+    assert 0.1 < found["shares"]["storage"] < 0.5
+    assert found["layers"][0]["accuracy_drop"] == 0.0
+    assert found["accuracy_drop"] > 0.0 < found["spread"]
+    assert not found["layers"][2]["on_price_list"]
+    main([*arguments, "--quiet"])
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "The plan fits net.py:make: storage 0." in " ".join(shown.out.split())
+    assert "\n  low_rank(ratio=0.5) + uniform_quantization(bits=5)\n" in shown.out
+
+
+def test_what_the_plan_command_tells_of_one_recipe_is_what_the_report_tells(given_plan, done, capsys):
+    main(["plan", str(done / "plan.yaml"), "--model", "net.py:make", "--data", "digits", "--json"])
+    found, report = json.loads(capsys.readouterr().out), json.loads((done / "report.json").read_text())
+    told = [layer["costs"]["after"]["storage_bytes"] for layer in report["layers"] if "costs" in layer]
+    assert [layer["after"]["storage_bytes"] for layer in found["layers"]] == pytest.approx(told, rel=0.05)  # unrepaired
+    share = report["compressed"]["storage_bytes"] / report["original"]["storage_bytes"]
+    assert found["shares"]["storage"] == pytest.approx(share, rel=0.1)  # what is no layer is priced at its most
+
+
+@pytest.mark.usefixtures("given_plan", "cheap")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan"], "missing: --plan"),
+        (["plan", "mine.yaml"], "missing: --model"),
+        (["plan", "none.yaml", "--model", "net.py:make"], "none.yaml does not exist"),
+        (["plan", "mine.yaml", "wrong.yaml", "--model", "net.py:make"], "pattern *: unknown technique 'ligt'"),
+        (["compress", "--plan=mine.yaml", "--plan=none.yaml", "--model=x", "--out=o"], "unknown network 'x'"),
+        (["compress", "--plan=mine.yaml", "--plan=none.yaml", "--model=net.py:make", "--out=o"], "none.yaml does not"),
+    ],
+)
+def test_mistakes_of_plans(refused, arguments, said):
+    Path("wrong.yaml").write_text("plywise: plan/1\npatterns: {'*': ligt}\n")
+    assert said in refused(arguments)
+
+
+@pytest.mark.usefixtures("given_plan", "quick")
+def test_several_plans_are_applied_and_the_last_wins(capsys):
+    Path("last.yaml").write_text("plywise: plan/1\nrecipes: {light: uniform_quantization(bits=6)}\n")
+    plans = ["--plan", "mine.yaml", "--plan", "last.yaml"]
+    with suppress(SystemExit):
+        main([*command("compress", {**COMPRESS, "--max-accuracy-drop": "null"}), *plans, "--json"])
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert report == json.loads(Path("out/report.json").read_text())
+    assert report["layers"][2]["recipe"] == "uniform_quantization(bits=6)"
+    assert "--plan mine.yaml --plan last.yaml" in report["command"]
+
+
 def test_profile_lists_layers(done, place, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     main(["profile", "--model", "net.py:make", "--data", "digits"])

@@ -29,7 +29,8 @@ PACKAGES = (
     "experiments.console",
     *("experiments.data", "experiments.families", "experiments.networks", "experiments.pages"),
     "experiments.handover",
-    *("experiments.commands", "experiments.compress_model", "experiments.train_agent", "experiments.demo"),
+    *("experiments.commands", "experiments.compress_model", "experiments.price_plan", "experiments.train_agent"),
+    "experiments.demo",
     *("experiments.workbench", "experiments.front", "experiments.studies", "experiments.breadth"),
     "plywise",
 )

@@ -200,9 +200,20 @@ def test_the_scheme_in_python(tmp_path, monkeypatch):
 
 
 def test_the_scheme_in_yaml(tmp_path):
-    (tmp_path / "scheme.yaml").write_text(example("yaml", "patterns"))
+    (tmp_path / "scheme.yaml").write_text(example("yaml", "layers:"))
     scheme = Scheme.load(tmp_path / "scheme.yaml")
     assert list(scheme.recipes) == ["*", "layer3.*", "type:Linear", "conv1"]
+
+
+def test_the_scheme_of_several_files(write, tmp_path):
+    write("base.yaml", "patterns: {'conv*': identity}")
+    (tmp_path / "mine.yaml").write_text(example("yaml", "import:"))
+    assert texts(tmp_path / "mine.yaml") == {
+        "conv*": "identity",
+        "*": "low_rank(ratio=0.4) + uniform_quantization(bits=6)",
+        "layer3.*": "low_rank(ratio=0.4) + uniform_quantization(bits=4)",
+        "type:Linear": "low_rank(ratio=0.4) + codebook(bits=4)",
+    }
 
 
 def test_one_threshold_over_the_network_goes_with_other_techniques():

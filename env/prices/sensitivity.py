@@ -178,7 +178,7 @@ class Probing:
 
 def _sensitivity(bank: Bank, layer: Layer, recipes: Sequence[Recipe], probe: Probe) -> Sensitivity:
     inner = {recipe: recipe.without(Stage.ACTIVATIONS) for recipe in recipes}
-    errors = {base: _output_error(bank, layer, base) for base in dict.fromkeys(inner.values())}
+    errors = {base: output_error(bank, layer, base) for base in dict.fromkeys(inner.values())}
     cuts = {cut: probe(layer.name, Recipe((cut,))) for cut in dict.fromkeys(map(_pruning, errors)) if cut}
     kinds: dict[str, list[Recipe]] = {}
     for base in sorted(errors, key=errors.__getitem__):
@@ -204,10 +204,10 @@ def _kind(recipe: Recipe) -> str:
 
 def _line(
     recipes: Sequence[Recipe], errors: Mapping[Recipe, float], probe: Callable[[Recipe], float]
-) -> "_MonotoneLine":
+) -> "MonotoneLine":
     """Probes as few of the recipes, sorted by error, as tell the divergence as a function of the error."""
     if not recipes:
-        return _MonotoneLine([], [])
+        return MonotoneLine([], [])
     logs = np.log(np.maximum([errors[recipe] for recipe in recipes], LEAST))
     span = logs[-1] - logs[0]
     first, middle, last = (int(np.abs(logs - goal).argmin()) for goal in np.linspace(logs[0], logs[-1], PROBES))
@@ -215,7 +215,7 @@ def _line(
     if span > APART and abs(math.log(found[last] / found[first]) / span - 1.0) > PROPORTION:
         found[middle] = probe(recipes[middle])
     places = sorted(found)
-    return _MonotoneLine([errors[recipes[place]] for place in places], [found[place] for place in places])
+    return MonotoneLine([errors[recipes[place]] for place in places], [found[place] for place in places])
 
 
 def _pruning(recipe: Recipe) -> FilterPruning | None:
@@ -227,8 +227,8 @@ def _besides_pruning(recipe: Recipe) -> Recipe:
     return recipe if _pruning(recipe) is None else recipe.without(Stage.STRUCTURE)
 
 
-def _output_error(bank: Bank, layer: Layer, recipe: Recipe) -> float:
-    """Relative squared error of the layer's output, of the channels that stay."""
+def output_error(bank: Bank, layer: Layer, recipe: Recipe) -> float:
+    """Returns the relative squared error of a layer's output, of the channels that stay; inputs are not rounded."""
     if not recipe.techniques:
         return 0.0
     cut = _pruning(recipe)
@@ -238,14 +238,16 @@ def _output_error(bank: Bank, layer: Layer, recipe: Recipe) -> float:
     return relative_output_error(before, after, bank.calibration.statistics[layer.name].covariance)
 
 
-class _MonotoneLine:
+class MonotoneLine:
     """Divergence over output error, straight in logarithms between probes, never falling."""
 
     def __init__(self, errors: Sequence[float], values: Sequence[float]) -> None:
+        """Goes through values at errors that rise."""
         self.x = np.log(np.maximum(errors, LEAST))
         self.y = np.maximum.accumulate(np.log(np.maximum(values, LEAST)))
 
     def __call__(self, error: float) -> float:
+        """Returns the value at an error."""
         x = np.log(max(error, LEAST))
         if not len(self.x):
             return float(np.exp(x))

@@ -85,12 +85,15 @@ class Surrogate:
         Returns:
             Costs as shares of the original's `(P, M)`; drops `(P,)` and their spreads `(P,)`, points.
         """
-        drops = self._by_layer(plans)
+        return self._estimator.estimate(plans)[0], *self.expected(self._by_layer(plans))
+
+    def expected(self, drops: Doubles) -> tuple[Doubles, Doubles]:
+        """Returns the drops `(P,)` of plans whose layers lose `drops` `(P, L)` alone, and their spreads, points."""
         _, drop, slope = self._lost(drops)
         variance = (NETWORK**2 + PAIR**2) * drops.sum(1) ** 2 + LAYER**2 * np.square(drops).sum(1)
         variance -= np.square(self._halfway(_shared(self._seen, drops))).sum(0)
         variance = np.maximum(variance, 0.0) * slope**2 + self._noise_of(drop)
-        return self._estimator.estimate(plans)[0], drop, np.sqrt(self._scale * variance)
+        return drop, np.sqrt(self._scale * variance)
 
     @property
     def _factors(self) -> Doubles:

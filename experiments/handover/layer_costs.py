@@ -40,15 +40,20 @@ def share_comments(layers: Iterable[str], costs: Mapping[str, Sequence[Mapping[s
 
 
 def layer_costs(subject: Subject, model: nn.Module) -> list[dict[str, Any]]:
+    """Returns what `costs_of` does of the network as it was, or of what it was made into."""
+    return costs_of(subject, dict(model.named_modules()))
+
+
+def costs_of(subject: Subject, modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
     """Returns what each layer costs in the shapes that it really has, in the order of the walk.
 
     Latencies are those of the layers in place, as the price table has them: what is no layer is not in them.
 
     Args:
         subject: the network under study.
-        model: the network as it was, or what it was made into.
+        modules: the layers, by name.
     """
-    modules, units = dict(model.named_modules()), subject.latency.device.energies
+    units = subject.latency.device.energies
     chains = {layer.name: realised_chain(modules[layer.name], layer) for layer in subject.layers}
     return [
         {

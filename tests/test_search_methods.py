@@ -24,7 +24,7 @@ def table():
 
 
 @pytest.mark.parametrize("name", SEARCH_METHODS)
-@pytest.mark.parametrize("budget", [1, 7, 40])
+@pytest.mark.parametrize("budget", [1, 7, 20])
 def test_every_method_keeps_to_its_budget(name, budget, table):
     evaluator = SurrogateEvaluator(table, Demand(1.0, max_storage=0.2))
     result = SEARCH_METHODS[name].search(evaluator, budget, seed=0)

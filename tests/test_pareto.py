@@ -72,6 +72,15 @@ def test_a_folder_holds_table_picture_and_a_plan_for_each_point(made) -> None:
     page = (made.path / "front.html").read_text()
     assert page.count("<tr>") == 1 + len(made.shown)
     assert "search goes on" not in page
+    assert "Rough:" not in page
+
+
+def test_a_front_of_uniform_plans_says_that_it_is_rough(tmp_path) -> None:
+    found = FrontFolder(tmp_path, {}, {}, 5.0)
+    found.add(Row(0, "uniform", 0.0, 1, 1, 1, 1, 1, 1), Plan("lenet", {}))
+    page = (tmp_path / "front.html").read_text()
+    assert "Rough:" in page
+    assert "search goes on" in page
 
 
 def test_a_folder_is_read_again_as_it_was(made) -> None:

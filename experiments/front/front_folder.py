@@ -92,6 +92,11 @@ class FrontFolder:
         return sorted((row for row, good in zip(self.rows, kept, strict=True) if good), key=lambda row: row.drop)
 
     @property
+    def rough(self) -> bool:
+        """Whether there are only plans with one recipe for all layers yet, which need no price table."""
+        return all(row.found_by == "uniform" for row in self.rows)
+
+    @property
     def shown(self) -> list[Row]:
         """The plans of the front that are worth looking at: those that lose at most `max_drop`."""
         return [row for row in self.front if row.drop <= self.max_drop]

@@ -212,7 +212,8 @@ from test_execution import NoSetup, ProcessPool, Sleeping
 from plywise.env.execution.progress import tracked
 opened = ProcessPool(2, NoSetup(), forked={forked})
 with opened:
-    opened.submit(Sleeping(0.0)).result()
+    for begun in [opened.submit(Sleeping(0.2)) for _ in range(2 if {forked} else 1)]:
+        begun.result()  # both workers are up, and deaf to Ctrl-C
     results = opened.results([Sleeping()] * (1 if {forked} else 2))  # a forked one waits, fresh ones start as needed
     print(*opened._pool._processes, flush=True)
     list(results)

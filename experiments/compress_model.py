@@ -21,6 +21,7 @@ from plywise.compressors.errors import ConfigurationError, FileFormatError, unkn
 from plywise.compressors.recipes.plan import Plan
 from plywise.compressors.recipes.technique import Recipe
 from plywise.env.costs.devices import open_device
+from plywise.env.costs.latency import Latencies
 from plywise.env.exact_evaluator import ExactEvaluator
 from plywise.env.execution.progress import Progress, phase, tracked
 from plywise.env.network.preparation import prepare
@@ -78,20 +79,10 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
     check_recovery(settings.recovery, data)
     command = reproducing_command(settings, out)
     with claimed(out):
-        warnings = input_warnings(network, source, data)
-        studied = study_network(
-            network, source.name, data, search.seed, latency=latency, repair=settings.repair, ignored=source.ignored
-        )
+        studied, notes, warnings = studied_aloud(settings, network, data, latency)
         subject, task = studied.subject, studied.task
-        notes = (*subject.network.notes, *(() if task is None else task.notes))
-        for note in notes:
-            tell_note(note)
         if settings.drop is not None:
             demand = replace(demand, max_accuracy_drop=points_of(settings.drop, subject))
-        chance = chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None
-        if chance is not None:
-            tell(chance)
-            warnings += (chance,)
         scored: tuple[Scored, ...] = ()
         if searcher is None:
             assert given is not None
@@ -142,6 +133,38 @@ def compress_model(settings: CompressionSettings, out: Path) -> Report:
         if recovery is not None:
             recovered = fine_tune(subject, chosen, training_data(data, studied), recovery, out, demand)
         return hand_over(subject, chosen, demand, studied.test, out, origin, recovered)
+
+
+def studied_aloud(
+    settings: CompressionSettings, network: nn.Module, data: Dataset | Task, latency: Latencies
+) -> tuple[Study, tuple[str, ...], tuple[str, ...]]:
+    """Studies a network and says what a user should know about it.
+
+    Args:
+        settings: source, seed and repair are looked at.
+        network, data: as `load_both` returns them.
+        latency: of the device.
+
+    Returns:
+        The study; notes; and what casts doubt on all figures.
+    """
+    source = settings.source
+    warnings = input_warnings(network, source, data)
+    studied = study_network(
+        network,
+        source.name,
+        data,
+        settings.search.seed,
+        latency=latency,
+        repair=settings.repair,
+        ignored=source.ignored,
+    )
+    notes = (*studied.subject.network.notes, *(() if studied.task is None else studied.task.notes))
+    for note in notes:
+        tell_note(note)
+    chance = chance_warning(studied.subject.accuracy, data) if isinstance(data, Dataset) else None
+    tell(chance)
+    return studied, notes, warnings if chance is None else (*warnings, chance)
 
 
 def points_of(drop: float, subject: Subject) -> float:
@@ -215,16 +238,13 @@ def read_plan(plans: Sequence[Path], agent: Path | None = None, method: str | No
 def tell_other_network(scheme: Scheme, subject: Subject) -> None:
     """Says on the standard error stream where a plan that fits was made for another network."""
     if scheme.network not in ("", subject.network.name):
-        print(
-            f"note: the plan was made for {scheme.network!r} and fits {subject.network.name!r} too; applied as written",
-            file=sys.stderr,
-        )
+        tell_note(f"the plan was made for {scheme.network!r} and fits {subject.network.name!r} too; applied as written")
 
 
 def tell_refused(refused: Mapping[str, str]) -> None:
     """Says on the standard error stream which layers a pattern's recipe does not fit."""
     for layer, reason in refused.items():
-        print(f"note: layer {layer} is {reason}", file=sys.stderr)
+        tell_note(f"layer {layer} is {reason}")
 
 
 def tell_overridden(scheme: Scheme, subject: Subject) -> None:
@@ -254,7 +274,7 @@ def tell_off_table(subject: Subject, plan: Plan) -> None:
             found.setdefault(plan[layer], []).append(layer)
     for recipe, layers in found.items():
         where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(layers)}"
-        print(f"note: {recipe} is not on the price list of {where}; applied as written", file=sys.stderr)
+        tell_note(f"{recipe} is not on the price list of {where}; applied as written")
 
 
 def find_method(name: str | None, agent: Path | None) -> SearchMethod:

@@ -21,8 +21,13 @@ from plywise.env.score.surrogate import Surrogate
 from plywise.env.subject import Subject
 from plywise.experiments.commands.compression_settings import CompressionSettings
 from plywise.experiments.commands.study import load_both, study_network
-from plywise.experiments.compress_model import check_weights_run, read_plan, tell_other_network, tell_overridden
-from plywise.experiments.compress_model import tell_refused as tell_refused_layers
+from plywise.experiments.compress_model import (
+    check_weights_run,
+    read_plan,
+    tell_other_network,
+    tell_overridden,
+    tell_refused,
+)
 from plywise.experiments.handover.files import told
 from plywise.experiments.handover.layer_costs import costs_of, share_comments
 
@@ -52,7 +57,7 @@ def price_plan(settings: CompressionSettings) -> dict[str, Any]:
     check_weights_run(subject, plan)
     state = subject.bank.check(plan)
     tell_other_network(scheme, subject)
-    tell_refused_layers(refused)
+    tell_refused(refused)
     tell_overridden(scheme, subject)
     table = subject.price()
     before = {layer.name: subject.network.modules[layer.name] for layer in subject.layers}

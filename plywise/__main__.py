@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from plywise import __version__
-from plywise.experiments.console.arguments import parsed_form
+from plywise.experiments.console.arguments import names_in, parsed_form
 from plywise.experiments.console.known_names import check_names, check_technique
 from plywise.experiments.console.mistakes import telling_mistakes
 from plywise.experiments.console.options import OptionParser
@@ -94,12 +94,12 @@ def train(
     elif task is not None or weights is not None:
         raise ConfigurationError("--task and --weights belong to a network of your own: give --model as well")
     agent = train_agent(
-        () if networks == "none" else _names(networks) or TRAINED_HERE,
-        _names(hold_out),
+        () if networks == "none" else names_in(networks) or TRAINED_HERE,
+        names_in(hold_out),
         data,
         out,
         settings,
-        _names(devices) or ("here",),
+        names_in(devices) or ("here",),
         memory,
         preprocessing,
         own,
@@ -487,10 +487,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Compresses trained networks, layer by layer. Add --debug to any command for tracebacks.",
             parser_class=OptionParser,
         )
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 if __name__ == "__main__":

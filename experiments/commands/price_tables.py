@@ -33,14 +33,16 @@ USUAL_DATASET = "digits"
 
 @dataclass(frozen=True)
 class Pricing:
-    """The task of training and pricing one network; the cache keeps all that it finds.
+    """The task of loading, perhaps training, and pricing one network; the cache keeps all that it finds.
 
     Attributes:
-        network: of the zoo.
+        network: of the zoo, or a user's, as for `load_model`.
         data: spec of the dataset that it runs on; None where it has a task of its own.
         seed: of every random choice.
         device: as for `open_device`.
         preprocessing: as for `load_dataset`.
+        task: of a user's network, `path.py:make_task`.
+        weights: of a user's network, a state dict.
     """
 
     network: str
@@ -48,6 +50,8 @@ class Pricing:
     seed: int = 0
     device: str = HERE
     preprocessing: Preprocessing = NOTHING_GIVEN
+    task: str | None = None
+    weights: Path | None = None
     key: None = None
 
     def run(self, _: None = None) -> tuple[PriceTable, bool]:
@@ -61,33 +65,12 @@ class Pricing:
 
     def price(self) -> PriceTable:
         """Returns the price table."""
-        network, data = load_both(self.network, self.data, None, self.preprocessing)
-        latency = open_device(self.device)
-        return study_network(network, self.network, data, self.seed, progress=False, latency=latency).subject.price()
-
-
-@dataclass(frozen=True)
-class OwnPricing(Pricing):
-    """The task of pricing a user's network.
-
-    Attributes:
-        network: as for `load_model`.
-        data: its dataset, where it is a classifier of images.
-        task: `path.py:make_task` otherwise.
-        weights: a state dict.
-    """
-
-    task: str | None = None
-    weights: Path | None = None
-
-    def price(self) -> PriceTable:
-        """Returns the price table."""
         network, data = load_both(self.network, self.data, self.weights, self.preprocessing, self.task)
         latency = open_device(self.device)
         return study_network(network, self.network, data, self.seed, progress=False, latency=latency).subject.price()
 
 
-def own_pricing(source: SourceSettings, seed: int = 0, device: str = HERE) -> OwnPricing:
+def own_pricing(source: SourceSettings, seed: int = 0, device: str = HERE) -> Pricing:
     """Returns the task of pricing a user's network, which must be given by name.
 
     Raises:
@@ -95,9 +78,7 @@ def own_pricing(source: SourceSettings, seed: int = 0, device: str = HERE) -> Ow
     """
     if not isinstance(source.model, str) or not isinstance(source.task, str | None):
         raise ConfigurationError("an agent is trained on networks and tasks by name: 'path.py:function'")
-    return OwnPricing(
-        source.model, source.data, seed, device, source.preprocessing, task=source.task, weights=source.weights
-    )
+    return Pricing(source.model, source.data, seed, device, source.preprocessing, source.task, source.weights)
 
 
 def dataset_for(networks: Sequence[str], data: str | None, preprocessing: Preprocessing = NOTHING_GIVEN) -> str | None:

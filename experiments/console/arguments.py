@@ -51,6 +51,11 @@ def parsed_form(words: Sequence[str]) -> list[str]:
     ]
 
 
+def names_in(text: str | None) -> tuple[str, ...]:
+    """Returns names that have commas between them."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
 def _underscored(word: str) -> str:
     name, equals, value = word.partition("=")
     name = "--front" if name == "--from" else name  # `from` is no name for an argument in Python

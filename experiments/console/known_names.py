@@ -13,6 +13,7 @@ from typing import Any
 from plywise.compressors.errors import ConfigurationError, FileFormatError, unknown_name
 from plywise.compressors.recipes.notation import IDENTITY, parse_recipe
 from plywise.compressors.recipes.plan_file import read_plan_files
+from plywise.experiments.console.arguments import names_in
 
 AGENT = "ppo"
 METHODS = ("random", "uniform", "greedy", "knapsack", "guided")
@@ -39,7 +40,7 @@ def check_names(options: Mapping[str, Any]) -> None:
         ConfigurationError: on a name that is not known.
         FileFormatError: where a plan is missing or is none.
     """
-    for network in filter(None, (_zoo_name(options.get("model")), *_names(options.get("networks")))):
+    for network in filter(None, (_zoo_name(options.get("model")), *names_in(options.get("networks")))):
         if network not in NETWORKS:
             raise unknown_name("network", network, NETWORKS)
     method, agent, plans = options.get("method"), options.get("agent"), options.get("plan")
@@ -48,7 +49,7 @@ def check_names(options: Mapping[str, Any]) -> None:
     data = options.get("data")
     if data is not None and data.partition(":")[0] not in DATASETS:
         raise unknown_name("dataset", data.partition(":")[0], DATASETS)
-    for device in filter(None, (options.get("device"), *_names(options.get("devices")))):
+    for device in filter(None, (options.get("device"), *names_in(options.get("devices")))):
         check_device(device)
     if plans and agent is None and method is None:  # else they do not go together, which is told first
         check_plans(plans)
@@ -120,7 +121,3 @@ def _zoo_name(model: object) -> str | None:
         return None
     kind, colon, name = model.rpartition(":")
     return name if (not colon or kind == "zoo") and not name.endswith(".py") else None
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",")) if text else ()

@@ -1,7 +1,6 @@
 """Finds the front of one network: `plywise pareto --help`."""
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ from plywise.env.prices.prices import METRICS, PriceTable
 from plywise.env.score.demand import Demand
 from plywise.env.subject import Subject
 from plywise.experiments.commands.compression_settings import CompressionSettings
-from plywise.experiments.commands.near_chance import chance_warning, tell
-from plywise.experiments.commands.study import load_both, study_network
-from plywise.experiments.compress_model import input_warnings, load_agent
-from plywise.experiments.data.dataset import Dataset
+from plywise.experiments.commands.study import load_both
+from plywise.experiments.compress_model import load_agent, studied_aloud
 from plywise.experiments.front.front_folder import FILE, PAGE, TABLE, FrontFolder, Row
 from plywise.experiments.front.front_picture import Estimated
 from plywise.experiments.front.picking import saved_options
-from plywise.experiments.handover.run_folder import alone_in, check_writable
+from plywise.experiments.handover.alternatives import slots_of
+from plywise.experiments.handover.run_folder import alone_in, check_empty, check_writable
 from plywise.experiments.handover.uniform_int8 import uniform_recipe
 
 BITS = (6, 4, 3)
@@ -64,17 +62,7 @@ def find_front(settings: CompressionSettings, max_drop: float, out: Path, option
     latency = open_device(settings.device)
     network, data = load_both(source.model, source.data, source.weights, source.preprocessing, source.task)
     with alone_in(out):
-        input_warnings(network, source, data)
-        studied = study_network(
-            network, source.name, data, search.seed, latency=latency, repair=settings.repair, ignored=source.ignored
-        )
-        subject = studied.subject
-        notes = (*subject.network.notes, *(() if studied.task is None else studied.task.notes))
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
-        warning = chance_warning(subject.accuracy, data) if isinstance(data, Dataset) else None
-        if warning is not None:
-            tell(warning)
+        subject = studied_aloud(settings, network, data, latency)[0].subject
         judge = subject.validation.judge
         about = {
             "model": source.name,
@@ -107,9 +95,8 @@ def check_same_front(out: Path, options: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"{out} holds the front of another run ({', '.join(changed)} differ); name another folder or delete it"
             )
-    elif out.is_dir() and any(out.iterdir()):
-        some = ", ".join(sorted(path.name for path in out.iterdir())[:5])
-        raise ConfigurationError(f"{out} holds other files ({some}); name a new or an empty folder")
+    else:
+        check_empty(out)
 
 
 def _rows(
@@ -118,15 +105,16 @@ def _rows(
     original = subject.measure(Scheme.of({"*": "identity"}).on(subject.network)[0])
     first = uniform_plans(subject)
     for plan in tracked(first, "plans with one recipe for all layers"):
-        yield _row(len(found.rows), "uniform", subject, original, subject.measure(plan)), plan
+        each = subject.measure(plan)
+        yield _row(len(found.rows), "uniform", original, subject.accuracy - each.accuracy, each.cost), plan
     table = subject.price()
     found.estimated = Estimated(*table_front(table, max_drop)[:2])
     looking = FrontSearch(ExactEvaluator(subject, Demand(None), early=False), max_drop, agent)
     for actions in filter(None, (actions_of(table, plan) for plan in first)):
         looking.learn(actions)
     for point in tracked(looking.points(budget, seed), "plans scored", budget):
-        plan = subject.plan(point.actions)
-        yield _row(len(found.rows), point.found_by, subject, original, subject.measure(plan)), plan
+        row = _row(len(found.rows), point.found_by, original, point.outcome.drop, point.outcome.cost)
+        yield row, subject.plan(point.actions)
 
 
 def uniform_plans(subject: Subject) -> list[Plan]:
@@ -138,19 +126,15 @@ def uniform_plans(subject: Subject) -> list[Plan]:
 
 
 def actions_of(table: PriceTable, plan: Plan) -> tuple[int, ...] | None:
-    """Returns the slots of a plan, None where a recipe of it is not on the menu."""
-    found = []
-    for layer, menu, legal in zip(table.layers, table.recipes, table.legal, strict=True):
-        slot = menu.index(str(plan[layer])) if str(plan[layer]) in menu else -1
-        if slot < 0 or not legal[slot]:
-            return None
-        found.append(slot)
-    return tuple(found)
+    """Returns the slots of a plan, None where a recipe of it is not on the menu or not legal."""
+    slots = slots_of(table, plan)
+    legal = slots is not None and all(allowed[slot] for allowed, slot in zip(table.legal, slots, strict=True))
+    return slots if legal else None
 
 
-def _row(number: int, found_by: str, subject: Subject, original: Measured, plan: Measured) -> Row:
-    storage, latency, energy = (after / before for after, before in zip(plan.cost, original.cost, strict=True))
-    return Row(number, found_by, subject.accuracy - plan.accuracy, storage, latency, energy, *plan.cost)
+def _row(number: int, found_by: str, original: Measured, drop: float, cost: Sequence[float]) -> Row:
+    shares = [after / before for after, before in zip(cost, original.cost, strict=True)]
+    return Row(number, found_by, drop, *shares, *cost)
 
 
 def show_front(found: FrontFolder, console: Console | None = None) -> None:

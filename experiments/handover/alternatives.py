@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
+from plywise.agent.search.front import unbeaten
 from plywise.compressors.recipes.plan import Plan
 from plywise.env.arrays import Doubles, Ints
 from plywise.env.prices.prices import METRICS, PriceTable
@@ -57,10 +59,8 @@ class Alternatives:
         """Returns the plans that are estimated best, from careful to small, without those that another one beats."""
         plans = np.unique(PlanEstimator(self._table).priced(Demands.of([self._demand])), axis=0)
         rows = [self._estimate(plan) for plan in plans]
-        costs = np.array([[row["accuracy_drop"], *(row[name] for name in METRICS)] for row in rows])
-        beaten = [bool(((costs <= each).all(1) & (costs < each).any(1)).any()) for each in costs]
-        kept = [row for row, worse in zip(rows, beaten, strict=True) if not worse]
-        return sorted(kept, key=lambda row: float(row["accuracy_drop"]))
+        good = unbeaten([[row["accuracy_drop"], *(row[name] for name in METRICS)] for row in rows])
+        return sorted(compress(rows, good), key=lambda row: float(row["accuracy_drop"]))
 
     def runner_up(self, layer: int) -> dict[str, Any] | None:
         """Returns the next best recipe of a layer, where another plan comes of it, and by how much; None without one.

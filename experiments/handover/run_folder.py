@@ -21,10 +21,16 @@ def check_folder(folder: Path) -> None:
     """
     if (folder / "report.json").exists():
         raise ConfigurationError(f"{folder} holds a finished run; name another folder or delete it")
-    if folder.is_dir() and not (folder / UNFINISHED).exists() and any(folder.iterdir()):
+    if not (folder / UNFINISHED).exists():
+        check_empty(folder)
+    check_writable(folder)
+
+
+def check_empty(folder: Path) -> None:
+    """Raises ConfigurationError where a folder is there and holds files."""
+    if folder.is_dir() and any(folder.iterdir()):
         some = ", ".join(sorted(path.name for path in folder.iterdir())[:5])
         raise ConfigurationError(f"{folder} holds other files ({some}); name a new or an empty folder")
-    check_writable(folder)
 
 
 def check_writable(folder: Path) -> None:
